@@ -1,0 +1,106 @@
+"""What every run writes beside its results, so that a number can be traced to what made it."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+import geomem
+from geomem import data
+
+__all__ = ["Phases", "dataset_facts", "environment", "make_folder", "write_json"]
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+
+
+class Phases:
+    """Seconds per phase of a run.
+
+    >>> phases = Phases()
+    >>> with phases("load"):
+    ...     pass
+    >>> list(phases.seconds)
+    ['load']
+    """
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the body of a `with` block under `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, as plain JSON values."""
+    devices = jax.devices()
+    return {
+        "geomem": geomem.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": devices[0].device_kind,
+        "device_count": len(devices),
+        "process_count": jax.process_count(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
+    """Name, sizes and SHA-256 of the images and indices in use."""
+    return {
+        "name": pathlib.Path(dataset.name).name,
+        "train": {"count": len(dataset.train_split), "sha256": dataset.train_split.sha256()},
+        "test": {"count": len(dataset.test_split), "sha256": dataset.test_split.sha256()},
+        "image_shape": list(dataset.train_split.pixels.shape[1:]),
+    }
+
+
+def make_folder(out: str | os.PathLike) -> pathlib.Path:
+    """Create the output folder, or say in one line why it cannot be written.
+
+    Raises:
+      ValueError: `out` is a file, or its file system refuses writing.
+    """
+    folder = pathlib.Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".geomem-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
+    pathlib.Path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _commit() -> str | None:
+    root = pathlib.Path(geomem.__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

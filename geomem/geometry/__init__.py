@@ -1,0 +1,1 @@
+"""What a data set says about memorization before any network is trained."""
