@@ -12,6 +12,7 @@ import importlib.resources
 import os
 import pathlib
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -122,7 +123,7 @@ class Dataset:
           The smaller Dataset.
 
         Raises:
-          ValueError: an unknown class, or a count that is not in 1..available.
+          ValueError: an unknown class, a negative seed, a count that is not in 1..available.
         """
         train, test = (
             _select(split, self._class_ids(classes), number, seed, argument)
@@ -207,6 +208,8 @@ def _select(split, class_ids, count, seed, argument):
     positions = np.arange(len(split))
     if class_ids is not None:
         positions = positions[np.isin(split.labels, class_ids)]
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed: {seed}, wanted 0 or more")
     if seed is not None:
         positions = np.random.default_rng(seed).permutation(positions)
     if count is not None and not 1 <= count <= len(positions):
@@ -337,9 +340,10 @@ def _read_image(path, mode, resize):
 
 def _square(image, side):
     """The centre square of a PIL image, resized with antialiasing to side x side."""
-    from PIL import ImageOps
-
-    return ImageOps.fit(image, (side, side))
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    # Cropped first: resize(box=...) would look beyond the box.
+    return image.crop((left, top, left + edge, top + edge)).resize((side, side))
 
 
 def _open_array(path):
@@ -360,8 +364,8 @@ def _open_array(path):
             raise ValueError(
                 f"has shape {array.shape}, wanted [N, H, W] or [N, H, W, C] with C <= 4"
             )
-    except (OSError, ValueError) as error:
-        reason = "holds Python objects" if "allow_pickle" in str(error) else error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        reason = "holds Python objects" if "object" in str(error).lower() else error
         raise ValueError(f"dataset: {path}: {reason}") from None
     return _from_array(array), None, ()
 

@@ -1,7 +1,53 @@
 """Eight virtual CPU devices, set before JAX starts: every parallel path is really parallel."""
 
+import contextlib
 import os
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+import jax
+import numpy as np
+import pytest
+
+from geomem import data
+
+_compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: _compiled.append(event) if "backend_compile" in event else None
+)
+
+
+@pytest.fixture(scope="session")
+def count_compilations():
+    """A context manager whose value, a list, holds one entry for each compilation inside it."""
+
+    @contextlib.contextmanager
+    def counting():
+        before, seen = len(_compiled), []
+        yield seen
+        seen.extend(_compiled[before:])
+
+    return counting
+
+
+@pytest.fixture(scope="session")
+def cifar():
+    """The bundled sample, flattened: training and held-out points, float32 [1000, 3072] each."""
+    dataset = data.load()
+    return dataset.train.reshape(1000, -1), dataset.test.reshape(1000, -1)
+
+
+@pytest.fixture(scope="session")
+def prepared_cifar10():
+    """Skips unless TFDS finds all of CIFAR-10 prepared (TFDS_DATA_DIR)."""
+    try:
+        return data.load("cifar10")
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

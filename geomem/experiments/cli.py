@@ -21,7 +21,12 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
     """
     import tyro
 
-    parsed = tyro.cli(config, config=(tyro.conf.FlagConversionOff,))
+    module = sys.modules["__main__"].__spec__
+    parsed = tyro.cli(
+        config,
+        prog=f"python -m {module.name}" if module else None,
+        config=(tyro.conf.FlagConversionOff,),
+    )
     try:
         run(parsed)
     except (ValueError, OSError) as error:

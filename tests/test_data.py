@@ -1,0 +1,314 @@
+"""Data sets: values, order, provenance, selections, and one clear line for bad input."""
+
+import hashlib
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geomem import data
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    """Twelve 6x5 RGB images in two class folders, as PNG (lossless) and one JPEG."""
+    pixels = rng.integers(0, 256, (12, 5, 6, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images", pixels
+
+
+def test_bundled_sample_is_cifar10_in_canonical_order():
+    dataset = data.load()
+    assert dataset.train.shape == dataset.test.shape == (1000, 32, 32, 3)
+    assert dataset.train.dtype == np.float32
+    # The published facts of CIFAR-10: the first training images are frog, truck, truck, deer,
+    # automobile; the first test images cat, ship, ship, airplane, frog.
+    names = [
+        [dataset.class_names[label] for label in split.labels[:5]]
+        for split in (dataset.train_split, dataset.test_split)
+    ]
+    assert names[0] == ["frog", "truck", "truck", "deer", "automobile"]
+    assert names[1] == ["cat", "ship", "ship", "airplane", "frog"]
+    # ... and the first pixel of the first training image is (59, 62, 63).
+    np.testing.assert_array_equal(dataset.train_split.pixels[0, 0, 0], [59, 62, 63])
+
+
+def test_values_are_x_over_127_5_minus_1():
+    pixels = np.arange(256, dtype=np.uint8)
+    values = data.to_unit_interval(pixels)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, np.arange(256) / 127.5 - 1, atol=1e-7)
+    assert (values[0], values[-1]) == (-1, 1)
+
+
+def test_damaged_sample_is_noticed(monkeypatch):
+    monkeypatch.setattr(data, "_SAMPLE_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"bundled files .* are damaged"):
+        data.load()
+
+
+def test_digits_have_a_fixed_split():
+    dataset = data.load("digits")
+    assert dataset.train.shape == (900, 8, 8, 1)
+    assert dataset.test.shape == (897, 8, 8, 1)
+    assert (dataset.train.min(), dataset.train.max()) == (-1, 1)
+    np.testing.assert_array_equal(dataset.train_split.labels[:10], np.arange(10))
+
+
+def test_subsets_are_nested_seeded_and_by_class():
+    dataset = data.load()
+    small = dataset.subset(count=10, heldout_count=5, seed=3)
+    large = dataset.subset(count=200, heldout_count=50, seed=3)
+    np.testing.assert_array_equal(large.train_split.index[:10], small.train_split.index)
+    np.testing.assert_array_equal(large.test[:5], small.test)
+    assert len(set(large.train_split.index)) == 200
+    other = dataset.subset(count=10, seed=4)
+    assert set(other.train_split.index) != set(small.train_split.index)
+    np.testing.assert_array_equal(dataset.subset(count=7).train, dataset.train[:7])
+
+    cars = dataset.subset(classes=["automobile", "truck"], count=20, seed=0)
+    assert {dataset.class_names[label] for label in cars.train_split.labels} == {
+        "automobile",
+        "truck",
+    }
+    np.testing.assert_array_equal(cars.train, dataset.train[cars.train_split.index])
+    again = dataset.subset(classes=["automobile", "truck"], seed=0)
+    np.testing.assert_array_equal(again.train_split.index[:20], cars.train_split.index)
+
+
+def test_digest_sees_pixels_and_indices():
+    dataset = data.load("digits")
+    one, other = dataset.subset(count=5), dataset.subset(count=5, seed=1)
+    assert one.train_split.sha256() == data.load("digits").subset(count=5).train_split.sha256()
+    assert one.train_split.sha256() != other.train_split.sha256()
+    repeated = data.Split(lambda index: one.train_split.pixels, np.arange(5, 10))
+    assert repeated.sha256() != one.train_split.sha256()
+    wanted = hashlib.sha256(b"(5, 8, 8, 1)float32")
+    wanted.update(np.arange(5, dtype="<i8").tobytes() + one.train_split.pixels.tobytes())
+    assert one.train_split.sha256() == wanted.hexdigest()
+
+
+def test_folder_of_images(folder):
+    path, pixels = folder
+    dataset = data.load(str(path), heldout=0.25, seed=1)
+    assert (len(dataset.train_split), len(dataset.test_split)) == (9, 3)
+    assert dataset.class_names == ("cat", "dog")
+    assert not set(dataset.train_split.index) & set(dataset.test_split.index)
+    # Sorted by path: first all of cat (the odd ones), then all of dog.
+    order = [*range(1, 12, 2), *range(0, 12, 2)]
+    np.testing.assert_array_equal(
+        dataset.train_split.pixels, pixels[order][dataset.train_split.index]
+    )
+    again = data.load(str(path), heldout=0.25, seed=1)
+    np.testing.assert_array_equal(again.test, dataset.test)
+
+
+def test_folder_and_heldout_folder(folder, tmp_path):
+    path, pixels = folder
+    Image.fromarray(pixels[0]).save(tmp_path / "held.png")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "held.png").rename(tmp_path / "more" / "held.png")
+    dataset = data.load(str(path), heldout=str(tmp_path / "more"))
+    assert (len(dataset.train_split), len(dataset.test_split)) == (12, 1)
+    assert data.count_shared(dataset.test_split.pixels, dataset.train_split.pixels) == 1
+
+
+def test_gray_folder_has_one_channel_and_resize_crops(tmp_path):
+    gradient = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (12, 1))
+    Image.fromarray(gradient).save(tmp_path / "a.png")
+    Image.fromarray(gradient.T).save(tmp_path / "b.jpg", quality=100)
+    dataset = data.load(str(tmp_path), resize=4, heldout="digits")
+    assert dataset.train.shape == (2, 4, 4, 1)
+    # The centre square, averaged: columns 6..17 in four groups of three.
+    np.testing.assert_allclose(dataset.train_split.pixels[0, 0, :, 0], [70, 100, 130, 160], atol=6)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_arrays(tmp_path, rng, suffix, channels):
+    shape = (10, 4, 4) + (channels,) * bool(channels)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    path = tmp_path / f"images.{suffix}"
+    np.save(path, pixels) if suffix == "npy" else np.savez(path, images=pixels, other=pixels[:1])
+    dataset = data.load(str(path))
+    assert dataset.train.shape == (8, 4, 4, channels or 1)
+    whole = np.concatenate([dataset.train_split.pixels, dataset.test_split.pixels])
+    order = np.concatenate([dataset.train_split.index, dataset.test_split.index])
+    np.testing.assert_array_equal(whole.reshape(shape), pixels[order])
+
+
+def test_float_arrays_are_taken_as_they_are(tmp_path, rng):
+    pixels = rng.uniform(-1, 1, (10, 4, 4, 3))
+    np.save(tmp_path / "images.npy", pixels)
+    dataset = data.load(str(tmp_path / "images.npy"))
+    assert dataset.train.dtype == np.float32
+    np.testing.assert_array_equal(dataset.train, pixels[dataset.train_split.index].astype("f4"))
+    np.save(tmp_path / "images.npy", np.abs(pixels))
+    with pytest.warns(UserWarning, match=r"span \[0, 1\]"):
+        _ = data.load(str(tmp_path / "images.npy")).train
+
+
+def test_duplicates_are_counted(rng):
+    pixels = rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    pixels[5] = pixels[7] = pixels[2]
+    assert data.count_duplicates(pixels) == 2
+    assert data.count_shared(pixels[[2, 3]], pixels[5:]) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((4, 2, 2, 1), np.nan), r"16 pixel\(s\) are NaN or infinite|are NaN or infinite"),
+        (np.full((4, 2, 2, 1), 200.0), r"float pixels span \[200, 200\], wanted \[-1, 1\]"),
+        (np.zeros((4, 2, 2, 1), int), "holds int64 values, wanted uint8 or float"),
+        (np.zeros((4, 3, 32, 32), np.uint8), r"has shape \(4, 3, 32, 32\), wanted"),
+        (np.zeros((4, 12), np.uint8), r"has shape \(4, 12\), wanted"),
+        (np.array([{}, {}, {}]), "holds Python objects"),
+        (np.zeros((1, 2, 2, 1), np.uint8), r"has 0 training image\(s\), wanted 2 or more"),
+    ],
+)
+def test_bad_arrays_are_named(tmp_path, array, message):
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message) as error:
+        _ = data.load(str(tmp_path / "bad.npy")).train
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", b"PK\x03\x04broken"])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_broken_files_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"bad.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset: .*bad\.np"):
+        data.load(str(path))
+
+
+def test_several_arrays_need_a_name(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.zeros((3, 2, 2)), b=np.zeros((3, 2, 2)))
+    with pytest.raises(ValueError, match=r"has the arrays \['a', 'b'\], wanted one"):
+        data.load(str(tmp_path / "two.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such", "dataset: 'no_such' is neither cifar10_sample, cifar10"),
+        ("missing/folder", "dataset: 'missing/folder' is neither"),
+        ("missing.npy", "dataset: 'missing.npy' is neither"),
+        ("tfds:no_such", "dataset: TFDS has no data set 'no_such'"),
+    ],
+)
+def test_unknown_data_sets_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no PNG or JPEG image in the folder"):
+        data.load(str(tmp_path))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"has 0 training image\(s\), wanted 2 or more"):
+        data.load(str(tmp_path))
+    Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
+    message = r"images of 2 sizes \(a.png is 4x4, b.png is 5x4\), wanted one size, or --resize"
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path))
+    Image.new("I;16", (4, 4)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="images of mode I;16, wanted 8 bits a channel"):
+        data.load(str(tmp_path))
+    (tmp_path / "b.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read the image .*b\.png"):
+        data.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 901}, r"count: 901, wanted 1 to 900"),
+        ({"count": 0}, r"count: 0, wanted 1 to 900"),
+        ({"heldout_count": 898}, r"heldout_count: 898, wanted 1 to 897"),
+        ({"seed": -1}, r"seed: -1, wanted 0 or more"),
+        ({"classes": ["ten"]}, r"classes: 'ten' is not a class of digits \(has: 0, 1, 2"),
+    ],
+)
+def test_bad_subsets_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.load("digits").subset(**arguments)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
+def test_bad_fractions_are_named(fraction):
+    with pytest.raises(ValueError, match=r"heldout: .*, wanted a fraction between 0 and 1"):
+        data.load("digits", heldout=fraction)
+
+
+# TFDS: without TensorFlow, without downloads
+
+
+@pytest.fixture
+def mocked_tfds(monkeypatch, tmp_path):
+    """TFDS's own mock data, as if the data sets were prepared."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
+    # The mock replaces the reader's __getitems__ by a function that is not bound (TFDS 4.9.10).
+    monkeypatch.setattr(
+        "tensorflow_datasets.core.data_sources.base.BaseDataSource.__getitems__",
+        lambda source, positions: [source[position] for position in positions],
+    )
+    with tfds.testing.mock_data(num_examples=12):
+        yield tfds
+
+
+def test_celeba_gray_is_cropped_and_gray(mocked_tfds):
+    dataset = data.load("celeba_gray").subset(count=5, heldout_count=3)
+    assert dataset.train.shape == (5, 32, 32, 1)
+    assert dataset.test.shape == (3, 32, 32, 1)
+    image = np.zeros((218, 178, 3), np.uint8)
+    image[20:198] = [255, 0, 0]  # the centre square, all red: luma 0.299 * 255
+    np.testing.assert_array_equal(np.unique(data._celeba_gray(image)), [76])
+
+
+def test_canonical_order_is_that_of_the_ids():
+    """TFDS stores shuffled; the position in canonical order is the number in `id`."""
+
+    facts = [{"id": name} for name in (b"train_2", b"train_10", b"train_0")]
+
+    class Source(list):
+        def __getitems__(self, positions):
+            return [self[position] for position in positions]
+
+    examples = Source(
+        {"image": np.full((2, 2, 1), position, np.uint8), **fact}
+        for position, fact in enumerate(facts)
+    )
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(features={"image": None, "id": None}),
+        as_data_source=lambda split, decoders=None: examples,
+    )
+    split = data._tfds_split(builder, "train", None)
+    np.testing.assert_array_equal(split.pixels[:, 0, 0, 0], [2, 0, 1])
+    np.testing.assert_array_equal(split.take(np.array([2])).pixels[:, 0, 0, 0], [1])
+
+
+def test_unprepared_data_without_tensorflow_say_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
+    with pytest.raises(ValueError, match=r"cifar10 is not prepared under .*pip install") as error:
+        data.load("cifar10")
+    assert "\n" not in str(error.value)
+
+
+def test_cifar10_through_tfds_continues_the_sample(prepared_cifar10):
+    whole, sample = data.load("cifar10"), data.load()
+    assert (len(whole.train_split), len(whole.test_split)) == (50_000, 10_000)
+    first = whole.subset(count=1000, heldout_count=1000)
+    np.testing.assert_array_equal(first.train_split.pixels, sample.train_split.pixels)
+    np.testing.assert_array_equal(first.test_split.pixels, sample.test_split.pixels)
+    np.testing.assert_array_equal(first.train_split.labels, sample.train_split.labels)
+    cars = whole.subset(classes=["automobile"], count=2000)
+    assert set(cars.train_split.labels) == {1}
