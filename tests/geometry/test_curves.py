@@ -1,0 +1,294 @@
+"""Curves against published numbers, plain loops, and identities of the noise's law."""
+
+import csv
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from geomem.geometry import bounds, curves, danger_zone, posterior, shells, sweep
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def published():
+    """An independent reproduction's C and W on 20 sigmas: (rows of coverage, rows of weight)."""
+
+    def rows(name):
+        with open(DATA / f"cifar10_first1k_{name}.csv") as file:
+            return list(csv.DictReader(file))
+
+    return rows("coverage"), rows("max_weight")
+
+
+@pytest.fixture(scope="module")
+def estimated(cifar, published):
+    sigmas = np.array([float(row["sigma"]) for row in published[0]])
+    return curves.estimate(jax.random.key(0), *cifar, sigmas)
+
+
+def standard_error(low, high):
+    return (float(high) - float(low)) / (2 * 1.96)
+
+
+def test_agrees_with_the_published_curves(published, estimated):
+    for estimate, rows in zip((estimated.coverage, estimated.max_weight), published, strict=True):
+        for mean, low, high, row in zip(
+            estimate.mean, estimate.low, estimate.high, rows, strict=True
+        ):
+            theirs = standard_error(row["ci95_low"], row["ci95_high"])
+            error = np.hypot(standard_error(low, high), theirs)
+            # Where neither sample saw anything but 0 or 1: a rate below 1 in 4,000 draws.
+            assert abs(mean - float(row["estimate"])) <= max(3 * error, 2.5e-4), row["sigma"]
+
+
+def test_the_zone_is_2_to_5(estimated):
+    high = (estimated.coverage.mean >= 0.8) & (estimated.max_weight.mean >= 0.8)
+    np.testing.assert_array_equal(estimated.sigma[high], [2, 3, 4, 5])
+    zone = danger_zone.find(estimated)
+    assert 1.5 < zone.low < 2
+    assert 5 < zone.high < 8
+
+
+def test_bounds_bracket_the_curves(estimated):
+    half_width = 1e-4 + (estimated.coverage.high - estimated.coverage.low) / 2
+    assert (estimated.coverage_lower_bound <= estimated.coverage.mean + 2 * half_width).all()
+    assert (estimated.coverage.mean <= estimated.coverage_upper_bound + 2 * half_width).all()
+    assert (estimated.own_weight <= estimated.max_weight.mean + 1e-6).all()
+    assert (estimated.own_weight_lower_bound <= estimated.own_weight + 0.01).all()
+    assert (estimated.own_weight <= estimated.own_weight_upper_bound + 0.01).all()
+    # Not vacuous: the lower bound is near 1 on the calm end of small noise.
+    assert estimated.own_weight_lower_bound[0] >= 0.998
+
+
+def test_certificate_is_that_of_the_shells(cifar, estimated):
+    for s in (8, 10, 12):
+        lower, upper = shells.coverage_bounds(*cifar[::-1], float(estimated.sigma[s]))
+        assert estimated.coverage_lower_bound[s] == pytest.approx(float(lower.mean()), abs=1e-5)
+        assert estimated.coverage_upper_bound[s] == pytest.approx(float(upper.mean()), abs=1e-5)
+
+
+def test_own_weight_bounds_are_those_of_the_formulas(cifar, estimated):
+    squares = oracles.squared_distances(cifar[0], cifar[0])
+    distances = np.sort(np.sqrt(squares), axis=1)[:, 1:]
+    for s in (11, 13, 16, 18):
+        sigma = float(estimated.sigma[s])
+        lower = max(
+            (1 - delta) * float(bounds.own_weight_lower_bound(distances, sigma, delta).mean())
+            for delta in (0.001, 0.01, 0.1)
+        )
+        assert estimated.own_weight_lower_bound[s] == pytest.approx(lower, rel=1e-3, abs=1e-7)
+        upper = min(
+            delta
+            + (1 - delta)
+            * float(
+                bounds.own_weight_upper_bound(
+                    distances, np.arange(1, 1000), sigma, delta, 1 - delta * tail
+                ).mean()
+            )
+            for delta in (0.001, 0.01, 0.1)
+            for tail in (0.25, 0.5)
+        )
+        # The sweep counts neighbours on a grid of radii: never tighter, and hardly looser.
+        assert upper - 1e-4 <= estimated.own_weight_upper_bound[s] <= 1.1 * upper + 0.01
+
+
+SMALL_SIGMAS = np.float32([0.3, 1.0, 3.0])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """30 training and 12 held-out points in 50 dimensions, two training points alike."""
+    rng = np.random.default_rng(0)
+    train = rng.standard_normal((30, 50)).astype(np.float32) + 5
+    train[7] = train[3]
+    return train, rng.standard_normal((12, 50)).astype(np.float32) + 5
+
+
+def direct_coverage(key, train, heldout, draws):
+    return np.array(
+        [shells.coverage(key, heldout, train, sigma, draws=draws).mean() for sigma in SMALL_SIGMAS]
+    )
+
+
+def direct_weight(rng, train, draws):
+    """W and the own weight by noising every point, with the exact posterior."""
+    rows = []
+    for sigma in SMALL_SIGMAS:
+        y = np.repeat(train, draws, axis=0)
+        y = (y + sigma * rng.standard_normal(y.shape)).astype(np.float32)
+        weights = np.exp(oracles.log_weights(y, train, sigma))
+        own = weights[np.arange(len(y)), np.repeat(np.arange(len(train)), draws)]
+        rows.append((weights.max(axis=1).mean(), own.mean()))
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
+    """Same expectation as noising the points themselves, within 4.5 standard errors."""
+    train, heldout = small
+    frame = (sweep.reduced_frame if reduced else sweep.direct_frame)(train, heldout)
+    draws = 2000
+    table = shells.probability_table(50, 5.0)
+    covered, _, _ = sweep.coverage_sweep(
+        jax.random.key(1),
+        jnp.arange(12),
+        frame,
+        sigmas=SMALL_SIGMAS,
+        limits=jnp.square(jnp.asarray(shells.radii(50))),
+        table=table,
+        draws=draws,
+    )
+    direct = direct_coverage(jax.random.key(2), train, heldout, draws)
+    error = np.sqrt(np.maximum(direct * (1 - direct), 1e-4) * 2 / (12 * draws))
+    assert (np.abs(covered.mean(axis=0) - direct) <= 4.5 * error).all()
+    assert 0.05 < direct[1] < 0.95  # the comparison says something
+
+    largest, own, _, _ = sweep.weight_sweep(
+        jax.random.key(3), jnp.arange(30), frame.of_points(), sigmas=SMALL_SIGMAS, draws=draws
+    )
+    wanted = direct_weight(rng, train, 200)
+    np.testing.assert_allclose(largest.mean(axis=0), wanted[0], atol=4.5 * 0.35 / np.sqrt(6000))
+    np.testing.assert_allclose(own.mean(axis=0), wanted[1], atol=4.5 * 0.35 / np.sqrt(6000))
+
+
+def test_reduced_coordinates_keep_all_inner_products(cifar):
+    """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
+    train, heldout = cifar[0][:200], cifar[1][:5]
+    frame = sweep.reduced_frame(train, heldout)
+    assert frame.point_coordinates.shape == (200, 201)
+    assert frame.missing == 3072 - 201
+    for query, coordinates in zip(heldout, np.float64(frame.query_coordinates), strict=True):
+        wanted = np.float64(query) - train
+        found = coordinates - np.float64(frame.point_coordinates)
+        np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, rtol=1e-4, atol=1e-3)
+
+
+def test_noise_has_the_same_norm_in_both_frames(small):
+    """||z||^2 is chi-square with 50 degrees of freedom: mean 50, variance 100."""
+    train, heldout = small
+    for frame in (sweep.reduced_frame(train, heldout), sweep.direct_frame(train, heldout)):
+        _, norms = sweep._noise_and_norm(jax.random.key(0), jnp.arange(12), frame, 2000)
+        assert norms.shape == (2000, 12)
+        assert norms.mean() == pytest.approx(50, abs=5 * np.sqrt(100 / norms.size))
+        assert norms.var() == pytest.approx(100, rel=0.1)
+
+
+def test_blocks_change_nothing(small, monkeypatch):
+    train, heldout = small
+    key = jax.random.key(0)
+    whole = curves.estimate(key, train, heldout, SMALL_SIGMAS)
+    monkeypatch.setattr(curves, "_QUERIES", 7)  # divides neither 30 nor 12
+    parts = curves.estimate(key, train, heldout, SMALL_SIGMAS)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_points_in_chunks_change_nothing(small, monkeypatch):
+    train, heldout = small
+    frame = sweep.direct_frame(train, heldout).of_points()
+    arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
+    whole = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
+    jax.clear_caches()
+    fold = sweep.fold_chunks
+    monkeypatch.setattr(sweep, "fold_chunks", lambda *a: fold(*a, 8))  # 30 is no multiple of 8
+    parts = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
+    monkeypatch.undo()
+    jax.clear_caches()
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_copies_share_the_weight_at_small_noise(small):
+    """Two equal points have weight 1/2 each, however small sigma."""
+    train, _ = small
+    weight, own, _, upper = curves.estimate_weight(jax.random.key(0), train, [0.002])
+    assert weight.mean[0] == pytest.approx(1 - 1 / 30, abs=1e-4)  # 28 points at 1, 2 at 1/2
+    assert own[0] == pytest.approx(1 - 1 / 30, abs=1e-4)
+    assert own[0] <= upper[0] + 1e-6
+
+
+def test_near_copies_keep_their_posterior(small, rng):
+    """At distance 1e-3 and sigma 0.001 the pair's weight is a known function of one normal."""
+    train = small[0].copy()
+    offset = rng.standard_normal(50)
+    train[7] = train[3] + np.float32(1e-3 * offset / np.linalg.norm(offset))
+    distance = np.sqrt(oracles.squared_distances(train[3:4], train[7:8])[0, 0])
+    sigma = np.float32(0.001)
+    z = rng.standard_normal(1_000_000)
+    logit = -(distance**2) / (2 * sigma**2) - distance / sigma * z
+    expected = (1 / (1 + np.exp(-np.abs(logit)))).mean()
+    weight = curves.estimate_weight(jax.random.key(0), train[[3, 7]], [sigma], draws=20_000)[0]
+    assert weight.mean[0] == pytest.approx(expected, abs=0.004)
+
+
+def test_the_bootstrap_band_has_the_width_of_the_standard_error(rng):
+    values = rng.standard_normal((400, 3)).astype(np.float32) * np.float32([1, 2, 3])
+    estimate = curves.bootstrap_mean(jax.random.key(0), values, 4000)
+    wanted = values.std(axis=0) / np.sqrt(400)
+    np.testing.assert_allclose((estimate.high - estimate.low) / (2 * 1.96), wanted, rtol=0.06)
+    np.testing.assert_allclose(estimate.mean, values.mean(axis=0), rtol=1e-5)
+    assert estimate.replicates.shape == (4000, 3)
+
+
+def test_one_compilation_for_each_shape(small, count_compilations):
+    train, heldout = small
+    curves.estimate(jax.random.key(0), train, heldout, SMALL_SIGMAS)
+    with count_compilations() as compilations:
+        for seed in (1, 2):
+            curves.estimate(jax.random.key(seed), train, heldout, SMALL_SIGMAS * 2)
+    assert compilations == []
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([], "sigmas: shape"),
+        ([[1.0]], "sigmas: shape"),
+        ([0.0, 1.0], "sigma: 0, wanted finite and > 0"),
+        ([-1.0], "sigma: -1, wanted finite and > 0"),
+        ([1.0, np.nan], "sigma: nan, wanted finite and > 0"),
+        ([2.0, 1.0], "sigmas: 2 before 1, wanted ascending"),
+        ([1.0, 1.0], "sigmas: 1 before 1, wanted ascending"),
+    ],
+)
+def test_bad_grids_are_named(small, sigmas, message):
+    with pytest.raises(ValueError, match=message):
+        curves.estimate(jax.random.key(0), *small, np.array(sigmas))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"draws_coverage": 0}, "draws_coverage: 0, wanted 1 or more"),
+        ({"draws_weight": -1}, "draws_weight: -1, wanted 1 or more"),
+        ({"shell_c": 0.0}, "shell_c: 0, wanted finite and > 0"),
+        ({"bootstrap": 0}, "bootstrap: 0, wanted 1 or more"),
+        ({"num_base": 31}, "num_base: 31, wanted 1 to 30"),
+    ],
+)
+def test_bad_settings_are_named(small, change, message):
+    with pytest.raises(ValueError, match=message):
+        curves.estimate(jax.random.key(0), *small, SMALL_SIGMAS, **change)
+
+
+def test_bad_points_are_named(small):
+    train, heldout = small
+    with pytest.raises(ValueError, match="wanted at least 2 and 1"):
+        curves.estimate(jax.random.key(0), train[:1], heldout, SMALL_SIGMAS)
+    with pytest.raises(ValueError, match=r"heldout: shape \(12, 49\), wanted \[N, 50\]"):
+        curves.estimate(jax.random.key(0), train, heldout[:, :49], SMALL_SIGMAS)
+
+
+def test_weights_agree_with_the_posterior(cifar):
+    """The sweep's W at one sigma against `posterior.max_weight` on freshly noised points."""
+    train = cifar[0]
+    weight = curves.estimate_weight(jax.random.key(0), train, [5.0], num_base=400)[0]
+    y = train[:400] + 5 * jax.random.normal(jax.random.key(1), (400, 3072))
+    direct = posterior.max_weight(y, train, 5.0)
+    error = np.hypot(standard_error(weight.low[0], weight.high[0]), direct.std() / 20)
+    assert abs(weight.mean[0] - direct.mean()) <= 4 * error

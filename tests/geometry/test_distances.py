@@ -1,0 +1,84 @@
+"""Distances and nearest neighbours against float64 loops, where cancellation is worst."""
+
+import jax
+import numpy as np
+import oracles
+import pytest
+
+from geomem.geometry import distances
+
+
+@pytest.fixture(scope="module")
+def clustered(cifar):
+    """300 images of which 40 lie within 1e-3 of the first, and 5 repeat the second exactly."""
+    rng = np.random.default_rng(1)
+    points = cifar[0][:300].copy()
+    offsets = rng.standard_normal((40, points.shape[1]))
+    offsets *= 1e-3 / np.linalg.norm(offsets, axis=1, keepdims=True)
+    points[100:140] = points[0] + offsets.astype(np.float32)
+    points[200:205] = points[1]
+    return points
+
+
+@pytest.mark.parametrize("shift", [0, 100])
+def test_squared_distances_are_relatively_exact_however_close(clustered, shift):
+    points = clustered + np.float32(shift)
+    found = np.float64(distances.squared_distances(points, points))
+    wanted = oracles.squared_distances(points, points)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=0)
+    assert (found[wanted == 0] == 0).all()
+
+
+@pytest.mark.parametrize("shift", [0, 100])
+@pytest.mark.parametrize("chunk", [70, 2048])  # 300 is no multiple of 70
+def test_two_nearest_are_those_of_a_float64_loop(cifar, clustered, chunk, shift):
+    queries = np.concatenate([cifar[1][:40], clustered[[0, 1, 100, 120, 203]]]) + np.float32(shift)
+    points = clustered + np.float32(shift)
+    found = distances.two_nearest(queries, points, chunk=chunk)
+    distance, index = oracles.two_nearest(queries, points)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_allclose(found.distance, distance, rtol=2e-6, atol=0)
+
+
+def test_two_nearest_breaks_ties_by_index():
+    points = np.zeros((50, 3), np.float32)
+    points[7:] = 1
+    found = distances.two_nearest(np.ones((2, 3), np.float32), points)
+    np.testing.assert_array_equal(found.index, [[7, 8], [7, 8]])
+    np.testing.assert_array_equal(found.distance, np.zeros((2, 2)))
+
+
+def test_two_nearest_wants_two_points():
+    with pytest.raises(ValueError, match="points: 1, wanted 2 or more"):
+        distances.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
+
+
+def test_one_compilation_for_each_shape(count_compilations, rng):
+    points = rng.standard_normal((33, 5)).astype(np.float32)
+    distances.two_nearest(points[:7], points)
+    with count_compilations() as compilations:
+        for scale in (1, 2, 3):
+            distances.two_nearest(points[:7] * np.float32(scale), points)
+    assert compilations == []
+
+
+@pytest.mark.parametrize("size", [512, 500])  # with and without preselection by groups
+@pytest.mark.parametrize("ties", [True, False])
+def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
+    score = rng.standard_normal((5, 3 * size)).astype(np.float32)
+    if ties:
+        score = np.round(score, 1)
+    leaders = distances.no_leaders(5, 32)
+    for start in range(0, 3 * size, size):
+        part = slice(start, start + size)
+        leaders = distances.merge_leaders(leaders, score[:, part], np.arange(3 * size)[part])
+    order = np.argsort(-score, axis=1, kind="stable")[:, :32]
+    np.testing.assert_array_equal(leaders.index, order)
+    np.testing.assert_array_equal(leaders.score, np.take_along_axis(score, order, 1))
+
+
+def test_map_rows_fills_up_the_last_block(rng):
+    rows = rng.standard_normal((10, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        jax.jit(lambda x: distances.map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
+    )

@@ -1,0 +1,216 @@
+"""Posterior weights and denoiser against float64 loops on the same float32 inputs."""
+
+import jax
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geomem.geometry import posterior
+
+SIGMAS = (0.002, 0.02, 0.14, 0.5, 1, 2, 5, 8, 20, 80)
+QUERIES = 6
+BAR = 1e-5
+
+
+def near_duplicates(points, pairs, rng):
+    """`pairs` points replaced by copies of other points at distance 1e-3."""
+    points = points.copy()
+    for copy, original in pairs:
+        offset = rng.standard_normal(points.shape[1])
+        points[copy] = points[original] + np.float32(1e-3 * offset / np.linalg.norm(offset))
+    return points
+
+
+@pytest.fixture(scope="module")
+def cases(cifar):
+    """Training and held-out points that are hard on float32."""
+    train, heldout = cifar
+    rng = np.random.default_rng(0)
+    pairs = near_duplicates(train, [(500 + i, i) for i in range(20)], rng)
+    cluster = near_duplicates(train, [(500 + i, 0) for i in range(100)], rng)
+    shift = np.float32(100)
+    return {
+        "cifar10_sample": (train, heldout),
+        "20 near-duplicates": (pairs, heldout),
+        "a cluster of 100": (cluster, heldout),
+        "shifted by 100": (train + shift, heldout + shift),
+        "near-duplicates, shifted": (pairs + shift, heldout + shift),
+    }
+
+
+def noised(train, heldout, sigma, rng):
+    clean = np.concatenate([train[:QUERIES], heldout[:QUERIES]])
+    return (clean + sigma * rng.standard_normal(clean.shape)).astype(np.float32)
+
+
+CASES = (
+    "cifar10_sample",
+    "20 near-duplicates",
+    "a cluster of 100",
+    "shifted by 100",
+    "near-duplicates, shifted",
+)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def truth(request, cases):
+    """(training points, [(sigma, y, exact weights, exact mean), ...]) of a case."""
+    train, heldout = cases[request.param]
+    rng, rows = np.random.default_rng(0), []
+    for sigma in np.float32(SIGMAS):
+        y = noised(train, heldout, sigma, rng)
+        weights = np.exp(oracles.log_weights(y, train, sigma))
+        rows.append((sigma, y, weights, weights @ np.float64(train)))
+    return train, rows
+
+
+@pytest.mark.parametrize("precision", ["default", "bfloat16", "tensorfloat32"])
+def test_exact_at_every_sigma(truth, precision):
+    train, rows = truth
+    with jax.default_matmul_precision(precision):
+        for sigma, y, weights, mean in rows:
+            for found, wanted in (
+                (posterior.weights(y, train, sigma), weights),
+                (posterior.denoise(y, train, sigma), mean),
+                (posterior.max_weight(y, train, sigma), weights.max(axis=1)),
+            ):
+                assert np.abs(np.float64(found) - wanted).max() <= BAR, (sigma, found.shape)
+
+
+@pytest.mark.parametrize(("sigma", "shift"), [(0.002, 0), (0.02, 0), (0.02, 100), (0.14, 100)])
+def test_ties_between_far_points_are_exact(cifar, sigma, shift):
+    """Midway between two images 20 apart, weights hang on the last bits of either distance."""
+    train = cifar[0] + np.float32(shift)
+    middle = (np.float64(train[:12]) + np.float64(train[12:24])) / 2
+    direction = np.float64(train[:12]) - np.float64(train[12:24])
+    squared = (direction**2).sum(axis=1, keepdims=True)
+    # A logit difference of about 1: move along the direction by sigma^2 / distance.
+    y = np.float32(middle + direction * sigma**2 / squared)
+    points = train[:24]
+    wanted = np.exp(oracles.log_weights(y, points, np.float32(sigma)))
+    assert (np.sort(wanted, axis=1)[:, -2] > 1e-3).any()
+    assert np.abs(np.float64(posterior.weights(y, points, sigma)) - wanted).max() <= BAR
+    mean = wanted @ np.float64(points)
+    assert np.abs(np.float64(posterior.denoise(y, points, sigma)) - mean).max() <= BAR
+
+
+def test_the_usual_formula_fails_that_bar(cases, rng):
+    """The bars can fail: norm + norm - 2 dot in float32 does, badly."""
+    for case, wrong_by in (("20 near-duplicates", 0.05), ("near-duplicates, shifted", 0.5)):
+        train, heldout = cases[case]
+        y = noised(train, heldout, 0.002, rng)
+        squares = (y**2).sum(axis=1)[:, None] + (train**2).sum(axis=1) - 2 * y @ train.T
+        naive = jax.nn.softmax(-squares / (2 * np.float32(0.002) ** 2), axis=1)
+        exact = np.exp(oracles.log_weights(y, train, np.float32(0.002)))
+        assert np.abs(naive - exact).max() > wrong_by
+
+
+@pytest.mark.parametrize("chunk", [300, 999, 5000])  # 1,000 is a multiple of none
+def test_the_chunk_changes_nothing(cases, chunk, rng):
+    train, heldout = cases["20 near-duplicates"]
+    for sigma in (0.02, 5):
+        y = noised(train, heldout, sigma, rng)
+        found = posterior.denoise(y, train, sigma, chunk=chunk)
+        assert np.abs(found - oracles.denoise(y, train, np.float32(sigma))).max() <= BAR
+
+
+def test_sigma_for_each_query_and_vmap_over_sigma(cifar, rng):
+    train, heldout = cifar[0][:100], cifar[1]
+    sigmas = np.float32([0.5, 2, 5, 20])
+    y = noised(train, heldout, 2, rng)
+    each = posterior.log_weights(y, train, np.resize(sigmas, len(y)))
+    grid = jax.vmap(posterior.log_weights, (None, None, 0))(y, train, sigmas)
+    assert grid.shape == (4, len(y), 100)
+    for q in range(len(y)):
+        np.testing.assert_allclose(each[q], grid[q % 4, q], rtol=1e-5, atol=2e-4)
+    wanted = oracles.denoise(y, train, np.resize(sigmas, len(y)))
+    denoised = posterior.denoise(y, train, np.resize(sigmas, len(y)))
+    np.testing.assert_allclose(denoised, wanted, atol=BAR)
+
+
+points_strategy = st.integers(0, 2**32 - 1).map(
+    lambda seed: np.random.default_rng(seed).standard_normal((40, 6)).astype(np.float32)
+)
+sigma_strategy = st.floats(0.0625, 50, width=32)
+
+
+@settings(deadline=None, max_examples=25)
+@given(points=points_strategy, sigma=sigma_strategy)
+def test_weights_sum_to_one_and_follow_the_data_set(points, sigma):
+    y, points = points[:4] + np.float32(0.3), points[4:]
+    weights = posterior.weights(y, points, sigma)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    # Permuting the data set permutes the weights, and leaves the denoiser alone.
+    order = np.random.default_rng(0).permutation(len(points))
+    permuted = posterior.weights(y, points[order], sigma)
+    np.testing.assert_allclose(permuted, weights[:, order], atol=BAR)
+    mean = posterior.denoise(y, points, sigma)
+    np.testing.assert_allclose(posterior.denoise(y, points[order], sigma), mean, atol=BAR)
+    # Translating everything translates the denoiser, up to the rounding of the inputs.
+    moved = posterior.denoise(y + 2, points + 2, sigma)
+    np.testing.assert_allclose(moved - 2, mean, atol=1e-3)
+    np.testing.assert_allclose(posterior.max_weight(y, points, sigma), weights.max(1), atol=BAR)
+
+
+def test_limits_in_sigma(cifar):
+    train, heldout = cifar
+    nearest = oracles.two_nearest(heldout[:8], train)[1][:, 0]
+    np.testing.assert_array_equal(posterior.denoise(heldout[:8], train, 1e-3), train[nearest])
+    np.testing.assert_allclose(
+        posterior.denoise(heldout[:8], train, 1e5), np.tile(train.mean(0), (8, 1)), atol=1e-5
+    )
+    np.testing.assert_allclose(posterior.weights(heldout[:8], train, 1e5), 1e-3, atol=1e-8)
+
+
+def test_exact_copies_share_their_weight(cifar, rng):
+    train = np.concatenate([cifar[0][:50]] * 20)
+    y = noised(train, cifar[1], 0.05, rng)
+    for sigma in (0.002, 0.05):
+        weights = posterior.weights(y, train, sigma)
+        np.testing.assert_allclose(weights.max(axis=1), 1 / 20, rtol=1e-5)
+        np.testing.assert_allclose(posterior.max_weight(y, train, sigma), 1 / 20, rtol=1e-5)
+        assert (
+            np.abs(posterior.denoise(y, train, sigma, chunk=300)[:QUERIES] - train[:QUERIES]).max()
+            <= BAR
+        )
+
+
+def test_empirical_denoiser_takes_images(cifar):
+    images = cifar[0].reshape(-1, 32, 32, 3)
+    denoiser = posterior.empirical_denoiser(images)
+    found = denoiser(images[:3], np.float32([0.1, 0.2, 0.3]))
+    np.testing.assert_allclose(found, images[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_sigma_is_named(cifar, sigma):
+    train, heldout = cifar
+    for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
+        with pytest.raises(ValueError, match=r"sigma: .*, wanted finite and > 0"):
+            function(heldout[:2], train, sigma)
+
+
+def test_one_compilation_for_each_shape(count_compilations, rng):
+    points = rng.standard_normal((21, 4)).astype(np.float32)
+    for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
+        function(points[:5], points, 1.0)
+        with count_compilations() as compilations:
+            for sigma in (0.1, 2.0, 30.0):
+                function(points[:5], points, sigma)
+        assert compilations == []
+
+
+def test_memory_does_not_grow_with_queries_times_points():
+    """50,000 x 3,072 points: 256 MB beyond the data and the result, for any number of queries."""
+    points = jax.ShapeDtypeStruct((50_000, 3072), np.float32)
+    for queries in (1024, 8192):
+        y = jax.ShapeDtypeStruct((queries, 3072), np.float32)
+        memory = (
+            posterior._stream.lower(y, points, 1.0, chunk=2048, mean=True)
+            .compile()
+            .memory_analysis()
+        )
+        blocks = 2 * queries * 3072 * 4  # the queries and the means again, cut into blocks
+        assert memory.temp_size_in_bytes <= 256e6 + blocks
