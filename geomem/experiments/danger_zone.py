@@ -1,0 +1,326 @@
+"""Figure 3: coverage and posterior concentration of a data set, and its danger zone.
+
+Run: python -m geomem.experiments.danger_zone [--dataset ...] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+import sys
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from geomem import data, plots
+from geomem.experiments import cli, record
+from geomem.geometry import curves as curves_lib
+from geomem.geometry import danger_zone, subspaces
+from geomem.geometry.curves import Curves
+from geomem.geometry.danger_zone import Zone
+
+__all__ = ["Config", "Result", "run", "sigma_grid"]
+
+_PAPER_TRIALS, _PAPER_SUBSET, _PAPER_COVERAGE_DRAWS = 350, 1000, 10  # App. E.2
+_PAPER_BASE_POINTS, _PAPER_WEIGHT_DRAWS = 100, 400  # App. E.3
+_PAPER_SIGMAS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where does this data set make a diffusion model memorize? Figure 3 for any images.
+
+    Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
+    over training images, and reads off the noise levels at which both are high. The paper's
+    protocol: coverage over 350 fresh subsets (of --num-train images, default 1,000) with one
+    held-out image and 10 draws each; max weight over 100 images of one subset with 400 draws; 40
+    EDM levels from 0.002 to 80.
+    """
+
+    dataset: str = "cifar10_sample"
+    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
+    heldout: float | str | None = None
+    """A fraction of the images, or other images; default: the test images, or a fifth."""
+    resize: int | None = None
+    """Crop a folder's images to a centre square and resize them to this side."""
+    num_train: int | None = None
+    """Number of training images, default all."""
+    num_heldout: int | None = None
+    """Number of held-out images, default all."""
+    classes: tuple[str, ...] = ()
+    """Keep only these classes, by name."""
+    subset_seed: int | None = None
+    """Seed of a random subset; default: the first images in canonical order."""
+    num_base: int | None = None
+    """Number of training images that are noised for the max weight, default all."""
+    sigmas: tuple[float, ...] = ()
+    """Explicit noise levels, ascending; overrides the grid."""
+    grid: Literal["log", "edm"] = "log"
+    """Spacing of the noise levels: logarithmic, or EDM's power rho."""
+    num_sigmas: int = 32
+    """Number of noise levels."""
+    sigma_min: float = 0.02
+    """Smallest noise level."""
+    sigma_max: float = 80.0
+    """Largest noise level."""
+    rho: float = 7.0
+    """Exponent of the EDM grid."""
+    draws_coverage: int = 8
+    """Noise draws for each held-out image."""
+    draws_weight: int = 4
+    """Noise draws for each training image."""
+    shell_c: float = 5.0
+    """Concentration c of the Gaussian shells."""
+    threshold: float = 0.8
+    """Both curves reach it inside the danger zone."""
+    band: Literal["low", "high"] | None = None
+    """Look at the images' low or high spatial frequencies only."""
+    radius: float = 4.0
+    """Where the bands part, in cycles per image."""
+    bootstrap: int = 500
+    """Bootstrap replicates for bands and intervals."""
+    seed: int = 0
+    """Seed of the noise and the bootstrap."""
+    protocol: Literal["standard", "paper"] = "standard"
+    """paper: the protocol of its App. E.2 and E.3, which sets the grid, subsets and draws itself."""
+    out: str = "runs/danger_zone"
+    """Folder for curves.csv, zone.json, run.json, figure.png and figure.pdf."""
+    plot_only: str | None = None
+    """Only draw the figure of this finished run again."""
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+      curves: the curves over the sigma grid.
+      zone: the danger zone.
+      folder: where the files are.
+    """
+
+    curves: Curves
+    zone: Zone
+    folder: pathlib.Path
+
+
+def sigma_grid(config: Config) -> np.ndarray:
+    """The noise levels [S], float32, ascending.
+
+    Raises:
+      ValueError: levels that are not finite, positive and ascending, or an empty grid.
+    """
+    if config.sigmas:
+        return np.asarray(curves_lib.check_sigmas(np.asarray(config.sigmas)))
+    paper = config.protocol == "paper"
+    count = _PAPER_SIGMAS if paper else config.num_sigmas
+    low, high = (0.002, 80.0) if paper else (config.sigma_min, config.sigma_max)
+    if count < 2:
+        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+    if not config.rho > 0:
+        raise ValueError(f"rho: {config.rho:g}, wanted > 0")
+    if paper or config.grid == "edm":
+        levels = np.linspace(low ** (1 / config.rho), high ** (1 / config.rho), count) ** config.rho
+    else:
+        levels = np.geomspace(low, high, count)
+    return np.asarray(curves_lib.check_sigmas(levels))
+
+
+def run(config: Config) -> Result | None:
+    """Estimate the curves, find the zone, write the files, print a summary.
+
+    Args:
+      config: what to run.
+
+    Returns:
+      Result, or None with `plot_only`.
+
+    Raises:
+      ValueError: unusable configuration or data, in one line.
+    """
+    if config.plot_only is not None:
+        _draw(pathlib.Path(config.plot_only))
+        return None
+    sigmas = sigma_grid(config)
+    if not 0 < config.threshold < 1:
+        raise ValueError(f"threshold: {config.threshold:g}, wanted between 0 and 1")
+    folder = record.make_folder(config.out)
+    phases = record.Phases()
+    with phases("data"):
+        dataset = _load(config)
+        duplicates, shared = _warn_of_copies(dataset)
+        train, heldout = (_points(images, config) for images in (dataset.train, dataset.test))
+    with phases("curves"):
+        estimated = _estimate(config, train, heldout, sigmas)
+        jax.block_until_ready(estimated)
+    with phases("zone"):
+        zone = danger_zone.find(estimated, config.threshold)
+    with phases("files"):
+        _write_curves(folder / "curves.csv", estimated)
+        record.write_json(folder / "zone.json", zone._asdict())
+        facts = {
+            "config": dataclasses.asdict(config),
+            "data": record.dataset_facts(dataset)
+            | {"duplicate_train_images": duplicates, "heldout_images_in_train": shared},
+            "dimensions": train.shape[1],
+            "environment": record.environment(),
+            "seconds": phases.seconds,
+        }
+        record.write_json(folder / "run.json", facts)
+    with phases("figure"):
+        _draw(folder)
+    record.write_json(folder / "run.json", facts)
+    _print(estimated, zone)
+    return Result(estimated, zone, folder)
+
+
+def _load(config):
+    dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize)
+    # The paper's protocol draws its own subsets, from all training images.
+    paper = config.protocol == "paper"
+    return dataset.subset(
+        classes=config.classes or None,
+        count=None if paper else config.num_train,
+        heldout_count=config.num_heldout,
+        seed=config.subset_seed,
+    )
+
+
+def _points(images, config):
+    if config.band is None:
+        return jnp.asarray(images.reshape(len(images), -1))
+    band = subspaces.fourier_band(*images.shape[1:3], config.radius, config.band)
+    return band.coordinates(jnp.asarray(images))
+
+
+def _warn_of_copies(dataset):
+    pixels, others = dataset.train_split.pixels, dataset.test_split.pixels
+    if pixels.shape[1:] != others.shape[1:]:
+        raise ValueError(f"heldout: images of {others.shape[1:]}, wanted {pixels.shape[1:]}")
+    duplicates = data.count_duplicates(pixels)
+    shared = data.count_shared(others, pixels)
+    if duplicates:
+        _warn(f"{duplicates} of {len(pixels)} training images repeat another one exactly")
+    if shared:
+        _warn(f"{shared} of {len(others)} held-out images are also training images")
+    return duplicates, shared
+
+
+def _warn(text):
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _estimate(config, train, heldout, sigmas):
+    key = jax.random.key(config.seed)
+    if config.protocol == "paper":
+        return _paper_estimate(key, config, train, heldout, sigmas)
+    return curves_lib.estimate(
+        key,
+        train,
+        heldout,
+        sigmas,
+        num_base=config.num_base,
+        draws_coverage=config.draws_coverage,
+        draws_weight=config.draws_weight,
+        shell_c=config.shell_c,
+        bootstrap=config.bootstrap,
+        progress=True,
+    )
+
+
+def _paper_estimate(key, config, train, heldout, sigmas):
+    """App. E.2: fresh subsets, one held-out image each. App. E.3: base points of one subset."""
+    size = config.num_train or _PAPER_SUBSET
+    if not _PAPER_BASE_POINTS <= size <= len(train):
+        raise ValueError(f"num_train: {size}, wanted {_PAPER_BASE_POINTS} to {len(train)}")
+    if size == len(train):
+        _warn(f"protocol paper: all {size} training images make one subset, so none is fresh")
+    subset_key, coverage_key, weight_key, bootstrap_key = jax.random.split(key, 4)
+
+    def subset(trial):
+        order = jax.random.permutation(jax.random.fold_in(subset_key, trial), len(train))
+        return train[order[:size]]
+
+    trials = []
+    for trial in tqdm.trange(_PAPER_TRIALS, desc="coverage", unit="trial"):
+        trials.append(
+            curves_lib.estimate_coverage(
+                jax.random.fold_in(coverage_key, trial),
+                subset(trial),
+                heldout[trial % len(heldout)][None],
+                sigmas,
+                draws=_PAPER_COVERAGE_DRAWS,
+                shell_c=config.shell_c,
+                bootstrap=1,
+            )
+        )
+    coverage, lower, upper = jax.tree.map(lambda *values: jnp.stack(values), *trials)
+    weight = curves_lib.estimate_weight(
+        weight_key,
+        subset(_PAPER_TRIALS),
+        sigmas,
+        num_base=_PAPER_BASE_POINTS,
+        draws=_PAPER_WEIGHT_DRAWS,
+        bootstrap=config.bootstrap,
+        progress=True,
+    )
+    return Curves(
+        jnp.asarray(sigmas),
+        curves_lib.bootstrap_mean(bootstrap_key, coverage.mean, config.bootstrap),
+        lower.mean(axis=0),
+        upper.mean(axis=0),
+        *weight,
+    )
+
+
+def _columns(curves):
+    return {
+        "sigma": curves.sigma,
+        "coverage": curves.coverage.mean,
+        "coverage_low": curves.coverage.low,
+        "coverage_high": curves.coverage.high,
+        "coverage_lower_bound": curves.coverage_lower_bound,
+        "coverage_upper_bound": curves.coverage_upper_bound,
+        "max_weight": curves.max_weight.mean,
+        "max_weight_low": curves.max_weight.low,
+        "max_weight_high": curves.max_weight.high,
+        "own_weight": curves.own_weight,
+        "own_weight_lower_bound": curves.own_weight_lower_bound,
+        "own_weight_upper_bound": curves.own_weight_upper_bound,
+    }
+
+
+def _write_curves(path, curves):
+    columns = _columns(curves)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(np.stack(list(columns.values()), axis=1).tolist())
+
+
+def _draw(folder):
+    columns, zone, facts = plots.read_run(folder)
+    sizes = [facts["data"][split]["count"] for split in ("train", "test")]
+    title = f"{facts['data']['name']}: {sizes[0]:,} training, {sizes[1]:,} held-out images"
+    for path in plots.save(plots.danger_zone(columns, zone, title), folder):
+        print(f"wrote {path}")
+
+
+def _print(curves, zone):
+    print(f"\n{'sigma':>8}  {'coverage':>8} {'95% band':>15}   {'max weight':>10} {'95% band':>15}")
+    for i, sigma in enumerate(np.asarray(curves.sigma)):
+        cells = "   ".join(
+            f"{estimate.mean[i]:{width}.4f} [{estimate.low[i]:.4f}, {estimate.high[i]:.4f}]"
+            for estimate, width in ((curves.coverage, 8), (curves.max_weight, 10))
+        )
+        print(f"{sigma:8.4g}  {cells}")
+    print(f"\n{zone}")
+
+
+if __name__ == "__main__":
+    cli.main(Config, run)

@@ -1,0 +1,204 @@
+"""The danger-zone command end to end, and its one-line answers to bad input."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geomem import plots
+from geomem.experiments import danger_zone
+from geomem.experiments.danger_zone import Config
+
+COLUMNS = (
+    "sigma,coverage,coverage_low,coverage_high,coverage_lower_bound,coverage_upper_bound,"
+    "max_weight,max_weight_low,max_weight_high,own_weight,own_weight_lower_bound,"
+    "own_weight_upper_bound"
+)
+# Small: digits, a coarse grid.
+SMALL = Config(
+    dataset="digits", num_train=60, num_heldout=40, num_sigmas=7, bootstrap=50, threshold=0.5
+)
+
+
+def small(tmp_path, **changes):
+    return dataclasses.replace(SMALL, **{"out": str(tmp_path / "out"), **changes})
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "geomem.experiments.danger_zone", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The command on digits: (completed process, its folder)."""
+    out = tmp_path_factory.mktemp("run") / "deep" / "out"
+    flags = "--dataset digits --num-train 60 --num-heldout 40 --num-sigmas 7 --bootstrap 50"
+    return command(*flags.split(), "--threshold", "0.5", "--out", str(out)), out
+
+
+def test_the_command_writes_its_files_and_says_so(finished):
+    process, out = finished
+    assert process.returncode == 0, process.stderr
+    assert {path.name for path in out.iterdir()} == {
+        "curves.csv",
+        "zone.json",
+        "run.json",
+        "figure.png",
+        "figure.pdf",
+    }
+    assert "figure.png" in process.stdout
+    assert process.stdout.splitlines()[-1].startswith("Danger zone at threshold 0.5: sigma from")
+    with Image.open(out / "figure.png") as image:
+        assert image.size[0] > 900  # 3.4 inches at 300 dpi
+
+
+def test_files_agree_with_each_other_and_with_python(finished, tmp_path):
+    _, out = finished
+    result = danger_zone.run(small(tmp_path))
+    assert (out / "curves.csv").read_text().splitlines()[0] == COLUMNS
+    columns, zone, run = plots.read_run(out)
+    np.testing.assert_allclose(columns["sigma"], np.geomspace(0.02, 80, 7), rtol=1e-6)
+    # Another process with one device instead of eight finds the same numbers.
+    np.testing.assert_allclose(columns["coverage"], result.curves.coverage.mean, atol=1e-6)
+    np.testing.assert_allclose(columns["max_weight"], result.curves.max_weight.mean, atol=1e-5)
+    assert zone["low"] == pytest.approx(result.zone.low, rel=1e-4)
+    assert zone["low_interval"][0] <= zone["low"] <= zone["low_interval"][1]
+    assert run["data"]["train"]["count"] == 60
+    assert len(run["data"]["train"]["sha256"]) == 64
+    assert run["config"]["num_sigmas"] == 7
+    assert set(run["seconds"]) == {"data", "curves", "zone", "files", "figure"}
+    assert run["environment"]["packages"]["jax"]
+
+
+def test_plot_only_draws_again(finished, tmp_path):
+    _, out = finished
+    before = (out / "figure.pdf").read_bytes()
+    (out / "figure.pdf").unlink()
+    assert danger_zone.run(Config(plot_only=str(out))) is None
+    assert (out / "figure.pdf").read_bytes() == before
+    with pytest.raises(ValueError, match=r"plot_only: .* is not a danger-zone run"):
+        danger_zone.run(Config(plot_only=str(tmp_path)))
+
+
+def test_an_empty_zone_has_null_edges_and_a_figure(tmp_path):
+    result = danger_zone.run(small(tmp_path, sigmas=(0.02, 0.03)))
+    assert result.zone.low is None
+    assert json.loads((result.folder / "zone.json").read_text())["low"] is None
+    assert (result.folder / "figure.png").exists()
+
+
+def test_bands_work_on_coordinates(tmp_path):
+    low = danger_zone.run(small(tmp_path, band="low", radius=1.0))
+    assert json.loads((low.folder / "run.json").read_text())["dimensions"] == 5
+
+
+def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
+    """The protocol's own counts, reduced: fresh subsets and base points, on 40 EDM levels."""
+    monkeypatch.setattr(danger_zone, "_PAPER_TRIALS", 40)
+    monkeypatch.setattr(danger_zone, "_PAPER_WEIGHT_DRAWS", 8)
+    config = small(tmp_path, protocol="paper", num_train=120, num_heldout=40)
+    result = danger_zone.run(config)
+    levels = np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), 40) ** 7
+    np.testing.assert_allclose(result.curves.sigma, levels, rtol=1e-5)
+    run = json.loads((result.folder / "run.json").read_text())
+    assert run["data"]["train"]["count"] == 900  # the pool that subsets come from
+    # The same curves as a standard estimate with subsets of that size, within sampling error.
+    standard = danger_zone.run(
+        small(tmp_path, num_train=120, subset_seed=1, sigmas=tuple(levels[15:30].tolist()))
+    )
+    for name in ("coverage", "max_weight"):
+        one = getattr(result.curves, name).mean[15:30]
+        other = getattr(standard.curves, name).mean
+        assert np.abs(one - other).max() < 0.25
+        assert np.abs(one - other).mean() < 0.05
+
+
+def test_explicit_and_edm_grids(tmp_path):
+    grid = danger_zone.sigma_grid(small(tmp_path, sigmas=(0.5, 1.0, 3.0)))
+    np.testing.assert_array_equal(grid, np.float32([0.5, 1, 3]))
+    edm = danger_zone.sigma_grid(small(tmp_path, grid="edm", num_sigmas=18, sigma_min=0.002))
+    # EDM's 18 steps, from the paper: sigma_1 = 80 * ... ; the ends and the rho-spacing define it.
+    assert (edm[0], edm[-1]) == pytest.approx((0.002, 80), rel=1e-5)
+    np.testing.assert_allclose(
+        np.diff(np.float64(edm) ** (1 / 7)), np.diff(edm ** (1 / 7))[0], rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigmas": (0.0, 1.0)}, "sigma: 0, wanted finite and > 0"),
+        ({"sigmas": (float("nan"),)}, "sigma: nan, wanted finite and > 0"),
+        ({"sigmas": (2.0, 1.0)}, "sigmas: 2 before 1, wanted ascending"),
+        ({"num_sigmas": 0}, "num_sigmas: 0, wanted 2 or more"),
+        ({"sigma_min": 0.0}, "sigma_min, sigma_max: 0, 80, wanted 0 < min < max"),
+        ({"sigma_max": 0.01}, "sigma_min, sigma_max: 0.02, 0.01, wanted 0 < min < max"),
+        ({"rho": 0.0}, "rho: 0, wanted > 0"),
+        ({"shell_c": 0.0}, "shell_c: 0, wanted finite and > 0"),
+        ({"threshold": 1.0}, "threshold: 1, wanted between 0 and 1"),
+        ({"num_train": 901}, "count: 901, wanted 1 to 900"),
+        ({"num_train": 1}, "train, heldout: 1 and 40 points, wanted at least 2 and 1"),
+        ({"bootstrap": 0}, "bootstrap: 0, wanted 1 or more"),
+        ({"classes": ("car",)}, "classes: 'car' is not a class of digits"),
+        ({"heldout": "cifar10_sample"}, r"heldout: images of \(32, 32, 3\), wanted \(8, 8, 1\)"),
+        ({"protocol": "paper", "num_train": 99}, "num_train: 99, wanted 100 to 900"),
+        ({"radius": -1.0, "band": "low"}, "radius: -1 leaves no frequency"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        danger_zone.run(small(tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_copies_are_reported(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), dtype=np.uint8)
+    pixels[5] = pixels[3]
+    np.save(tmp_path / "train.npy", pixels)
+    config = small(
+        tmp_path, dataset=str(tmp_path / "train.npy"), heldout=str(tmp_path / "train.npy")
+    )
+    danger_zone.run(dataclasses.replace(config, num_train=None, num_heldout=None))
+    warnings = capsys.readouterr().err
+    assert "warning: 1 of 12 training images repeat another one exactly" in warnings
+    assert "warning: 12 of 12 held-out images are also training images" in warnings
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--dataset", "no_such"], "error: dataset: 'no_such' is neither cifar10_sample"),
+        (["--out", "/proc/geomem"], "error: out: cannot write to /proc/geomem"),
+    ],
+)
+def test_the_command_line_fails_in_one_line(flags, line):
+    process = command(*flags)
+    assert process.returncode == 2
+    assert process.stderr.startswith(line)
+    assert process.stderr.count("\n") == 1
+    assert process.stdout == ""
+
+
+def test_bad_flags_and_help():
+    assert command("--no-such-flag").returncode == 2
+    process = command("--help")
+    assert process.returncode == 0
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in process.stdout
+
+
+def test_curves_csv_has_one_row_for_each_sigma(finished):
+    with open(finished[1] / "curves.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 8
+    assert {len(row) for row in rows} == {12}
