@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import logging
 import os
 import pathlib
 import warnings
@@ -390,6 +391,8 @@ def _open_tfds(name, transform=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_datasets as tfds
+    # TFDS recommends OpenCV, and warns of what is said in one line below.
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
     try:
         builder = tfds.builder(name, file_format="array_record")

@@ -86,7 +86,7 @@ class Config:
     seed: int = 0
     """Seed of the noise and the bootstrap."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: the protocol of its App. E.2 and E.3, which sets the grid, subsets and draws itself."""
+    """paper: that of its App. E.2 and E.3, which sets the grid, subsets and draws itself."""
     out: str = "runs/danger_zone"
     """Folder for curves.csv, zone.json, run.json, figure.png and figure.pdf."""
     plot_only: str | None = None
