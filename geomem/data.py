@@ -423,7 +423,7 @@ def _prepare(builder):
         place = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise ValueError(
             f"dataset: {builder.name} is not prepared under {place} (TFDS_DATA_DIR), and preparing "
-            "it needs TensorFlow: pip install 'geomem[prepare]', then run this again"
+            "it needs TensorFlow: pip install tensorflow-cpu, then run this again"
         ) from None
     builder.download_and_prepare()
 
