@@ -305,8 +305,11 @@ def _write_curves(path, curves):
 
 def _draw(folder):
     columns, zone, facts = plots.read_run(folder)
-    sizes = [facts["data"][split]["count"] for split in ("train", "test")]
-    title = f"{facts['data']['name']}: {sizes[0]:,} training, {sizes[1]:,} held-out images"
+    name = " ".join([facts["data"]["name"], *facts["config"]["classes"]])
+    train, heldout = (f"{facts['data'][split]['count']:,}" for split in ("train", "test"))
+    title = f"{name}: {train} training, {heldout} held-out images"
+    if facts["config"]["protocol"] == "paper":
+        title = f"{name}: subsets of {facts['config']['num_train'] or _PAPER_SUBSET:,} images"
     for path in plots.save(plots.danger_zone(columns, zone, title), folder):
         print(f"wrote {path}")
 

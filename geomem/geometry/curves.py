@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _QUERIES = 1024  # noised at once
+_NOISE = 2**26  # random numbers at once (256 MB)
 _CONFIDENCE = 0.95
 
 
@@ -169,7 +170,9 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, progress):
         draws=draws,
     )
     index = jnp.arange(len(frame.queries))
-    covered, lower, upper = _in_blocks(kernel, index, frame, "coverage" if progress else None)
+    covered, lower, upper = _in_blocks(
+        kernel, index, frame, draws, "coverage" if progress else None
+    )
     return bootstrap_mean(bootstrap_key, covered, bootstrap), lower.mean(axis=0), upper.mean(axis=0)
 
 
@@ -181,7 +184,7 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, progress):
         raise ValueError(f"num_base: {num_base}, wanted 1 to {len(frame.points)}")
     index = jnp.arange(num_base)
     label = "max weight" if progress else None
-    largest, own, lower, upper = _in_blocks(kernel, index, frame.of_points(), label)
+    largest, own, lower, upper = _in_blocks(kernel, index, frame.of_points(), draws, label)
     return (
         bootstrap_mean(bootstrap_key, largest, bootstrap),
         own.mean(axis=0),
@@ -226,9 +229,10 @@ def _frame(train, heldout, noised):
     return (sweep.reduced_frame if reduce else sweep.direct_frame)(train, heldout)
 
 
-def _in_blocks(kernel, index, frame, label):
+def _in_blocks(kernel, index, frame, draws, label):
     """`kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
-    size = min(_QUERIES, len(index))
+    dim = frame.points.shape[1] - int(frame.missing)
+    size = min(_QUERIES, len(index), max(1, _NOISE // (draws * dim)))
     starts = range(0, len(index), size)
     blocks = []
     for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):

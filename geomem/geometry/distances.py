@@ -265,8 +265,9 @@ def _nearest_block(queries, *, points, origin, chunk):
         index = jnp.concatenate([best_index, leaders.index], axis=1)
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
         last = last_leader(leaders)
-        done = norms[:, 0] - last.score[:, 0] - _SAFETY * error > squares[:, 1]
-        return squares[:, :2], index[:, :2], last, error, done.all()
+        # Written so that a NaN, which no further search removes, counts as done.
+        open_ = norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, 1]
+        return squares[:, :2], index[:, :2], last, error, ~open_.any()
 
     start = (
         jnp.full((len(queries), 2), jnp.inf),

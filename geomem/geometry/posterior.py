@@ -142,7 +142,7 @@ def _aligned(exact, score, baseline):
     A NaN baseline is set to the mean difference, so that the candidates' common error drops out.
     """
     gap = score - exact
-    found = score > -jnp.inf
+    found = score != -jnp.inf
     mean = jnp.mean(gap, axis=1, where=found, keepdims=True)
     baseline = jnp.where(jnp.isnan(baseline), mean, baseline)
     return baseline, jnp.max(jnp.abs(gap - baseline), axis=1, where=found, initial=0, keepdims=True)
@@ -152,7 +152,8 @@ def _settled(log_share, error):
     """Whether logits with this `error` may serve for points with this share of the weight."""
     error = _SAFETY * error
     log_expm1 = error + jnp.log(-jnp.expm1(-error))
-    return (log_share + log_expm1 <= _LOG_TOLERANCE).all()
+    # Written so that a NaN, which no further search removes, counts as settled.
+    return ~(log_share + log_expm1 > _LOG_TOLERANCE).any()
 
 
 @jax.jit
@@ -175,7 +176,7 @@ def _log_weights_block(y, sigma, *, points, origin):
     def redo(state):
         exact, pending, baseline, error, _ = state
         score, index = lax.top_k(jnp.where(pending, screened, -jnp.inf), count)
-        found = score > -jnp.inf
+        found = score != -jnp.inf
         redone = map_rows(
             relative, (y, sigma, reference, index), gather_block(count, points.shape[1])
         )
@@ -267,7 +268,7 @@ def _stream_block(y, sigma, *, points, origin, chunk, dim):
         """Exact logits of candidates, and the sums over them by exact and by screened logits."""
         rows = points[index]
         exact = log_weight_ratios(y, sigma, points[reference], rows)
-        exact = jnp.where(screened > -jnp.inf, exact, -jnp.inf)
+        exact = jnp.where(screened == -jnp.inf, -jnp.inf, exact)
         rows = rows[:, :, :dim] - origin[:dim]
 
         def moment(weight):

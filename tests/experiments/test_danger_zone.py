@@ -91,7 +91,7 @@ def test_plot_only_draws_again(finished, tmp_path):
 
 
 def test_an_empty_zone_has_null_edges_and_a_figure(tmp_path):
-    result = danger_zone.run(small(tmp_path, sigmas=(0.02, 0.03)))
+    result = danger_zone.run(small(tmp_path, sigma_max=0.05))
     assert result.zone.low is None
     assert json.loads((result.folder / "zone.json").read_text())["low"] is None
     assert (result.folder / "figure.png").exists()
@@ -162,16 +162,16 @@ def test_bad_settings_are_named(tmp_path, changes, message):
 
 
 def test_copies_are_reported(tmp_path, capsys):
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     pixels[5] = pixels[3]
     np.save(tmp_path / "train.npy", pixels)
     config = small(
         tmp_path, dataset=str(tmp_path / "train.npy"), heldout=str(tmp_path / "train.npy")
     )
-    danger_zone.run(dataclasses.replace(config, num_train=None, num_heldout=None))
+    danger_zone.run(config)
     warnings = capsys.readouterr().err
-    assert "warning: 1 of 12 training images repeat another one exactly" in warnings
-    assert "warning: 12 of 12 held-out images are also training images" in warnings
+    assert "warning: 1 of 60 training images repeat another one exactly" in warnings
+    assert "warning: 40 of 40 held-out images are also training images" in warnings
 
 
 @pytest.mark.parametrize(

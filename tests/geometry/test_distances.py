@@ -48,6 +48,16 @@ def test_two_nearest_breaks_ties_by_index():
     np.testing.assert_array_equal(found.distance, np.zeros((2, 2)))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_do_not_hang(rng, bad):
+    points = rng.standard_normal((50, 3)).astype(np.float32)
+    queries = points[:2] + 1
+    queries[1, 1] = bad
+    found = distances.two_nearest(queries, points)
+    np.testing.assert_allclose(found.distance[0], oracles.two_nearest(queries[:1], points)[0][0])
+    assert not np.isfinite(distances.squared_distances(queries, points)[1]).any()
+
+
 def test_two_nearest_wants_two_points():
     with pytest.raises(ValueError, match="points: 1, wanted 2 or more"):
         distances.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))

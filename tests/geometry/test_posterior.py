@@ -184,6 +184,17 @@ def test_empirical_denoiser_takes_images(cifar):
     np.testing.assert_allclose(found, images[:3], atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_query_that_is_not_finite_spoils_nothing_but_itself(cifar, bad):
+    train = cifar[0][:100]
+    y = cifar[1][:3].copy()
+    y[1, 7] = bad
+    for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
+        found = np.asarray(function(y, train, 1.0))
+        assert np.isnan(found[1]).all()
+        np.testing.assert_allclose(found[::2], function(y[::2], train, 1.0), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_sigma_is_named(cifar, sigma):
     train, heldout = cifar
