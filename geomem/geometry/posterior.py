@@ -314,4 +314,5 @@ def _stream_block(y, sigma, *, points, origin, chunk, dim):
     found = lax.while_loop(lambda state: ~state.done, search, start)
     both = _added(found.redone, found.rest)
     largest = jnp.exp(found.redone.peak - both.peak) / both.total
+    largest = jnp.where(both.total > 0, largest, jnp.nan)  # a NaN query has no candidates
     return _Posterior(origin[:dim] + both.moment / both.total, largest[:, 0])
