@@ -11,5 +11,5 @@ def test_the_example_runs(capsys):
     assert len(example.strip().splitlines()) <= 12
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert printed.startswith("Danger zone at threshold 0.8: sigma from 1.6")
+    assert printed.startswith("Danger zone at threshold 0.8: sigma from 1.68 [1.65, 1.7] to")
     assert "(4, 3072)" in printed
