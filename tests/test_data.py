@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from geomem import data
+from geomem.data import sources
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_values_are_x_over_127_5_minus_1():
 
 
 def test_damaged_sample_is_noticed(monkeypatch):
-    monkeypatch.setattr(data, "_SAMPLE_SHA256", "0" * 64)
+    monkeypatch.setattr(sources, "_SAMPLE_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"bundled files .* are damaged"):
         data.load()
 
@@ -270,7 +271,7 @@ def test_celeba_gray_is_cropped_and_gray(mocked_tfds):
     assert dataset.test.shape == (3, 32, 32, 1)
     image = np.zeros((218, 178, 3), np.uint8)
     image[20:198] = [255, 0, 0]  # the centre square, all red: luma 0.299 * 255
-    np.testing.assert_array_equal(np.unique(data._celeba_gray(image)), [76])
+    np.testing.assert_array_equal(np.unique(sources._celeba_gray(image)), [76])
 
 
 def test_canonical_order_is_that_of_the_ids():
@@ -290,7 +291,7 @@ def test_canonical_order_is_that_of_the_ids():
         info=types.SimpleNamespace(features={"image": None, "id": None}),
         as_data_source=lambda split, decoders=None: examples,
     )
-    split = data._tfds_split(builder, "train", None)
+    split = sources._tfds_split(builder, "train", None)
     np.testing.assert_array_equal(split.pixels[:, 0, 0, 0], [2, 0, 1])
     np.testing.assert_array_equal(split.take(np.array([2])).pixels[:, 0, 0, 0], [1])
 

@@ -4,7 +4,7 @@ Run: TFDS_DATA_DIR=... python experiments/cifar10_sample/make.py
 """
 
 import hashlib
-import pathlib
+import importlib.resources
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ COUNT, COLUMNS, SIDE = 1000, 40, 32
 
 def main():
     """Write train.png, test.png, the labels and the class names under geomem/assets."""
-    folder = pathlib.Path(data.__file__).parent / "assets" / "cifar10_sample"
+    folder = importlib.resources.files("geomem") / "assets" / "cifar10_sample"
     dataset = data.load("cifar10").subset(count=COUNT, heldout_count=COUNT)
     digest = hashlib.sha256()
     for name, split in (("train", dataset.train_split), ("test", dataset.test_split)):

@@ -1,0 +1,184 @@
+"""Images by index: what every source gives, and what every run selects from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_unit_interval"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images by index, decoded on demand.
+
+    Attributes:
+      read: maps an int64 array of source indices [n] to pixels [n, H, W, C], uint8, or float32 in
+        [-1, 1].
+      index: int64 [N], the selected images' positions in the source's canonical order.
+      labels: int64 [N] class labels, or None where the source has none.
+    """
+
+    read: Callable[[np.ndarray], np.ndarray]
+    index: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of selected images."""
+        return len(self.index)
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """The images as stored, [N, H, W, C]: uint8, or float32 in [-1, 1].
+
+        Raises:
+          ValueError: a float image has a value that is not finite or not in [-1, 1].
+        """
+        pixels = np.ascontiguousarray(self.read(self.index))
+        return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels)
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """The images, float32 [N, H, W, C] in [-1, 1]."""
+        return to_unit_interval(self.pixels)
+
+    def take(self, positions: np.ndarray) -> Split:
+        """The split that holds only the images at `positions` (int [n], into this split)."""
+        labels = None if self.labels is None else self.labels[positions]
+        return Split(self.read, self.index[positions], labels)
+
+    def sha256(self) -> str:
+        """SHA-256 of the selected indices and of the images' shape, dtype and bytes."""
+        digest = hashlib.sha256(f"{self.pixels.shape}{self.pixels.dtype.name}".encode())
+        digest.update(self.index.astype("<i8").tobytes())
+        digest.update(self.pixels)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training images, and held-out images of the same distribution.
+
+    Attributes:
+      name: what it was loaded from.
+      train_split, test_split: the selections, with indices and labels.
+      class_names: the names of the labels, empty where there are none.
+    """
+
+    name: str
+    train_split: Split
+    test_split: Split
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> np.ndarray:
+        """Training images, float32 [N, H, W, C] in [-1, 1]."""
+        return self.train_split.images
+
+    @property
+    def test(self) -> np.ndarray:
+        """Held-out images, float32 [M, H, W, C] in [-1, 1]."""
+        return self.test_split.images
+
+    def subset(
+        self,
+        *,
+        classes: Sequence[str] | None = None,
+        count: int | None = None,
+        heldout_count: int | None = None,
+        seed: int | None = None,
+    ) -> Dataset:
+        """Select images; for one `seed` and `classes`, a smaller count is a prefix of a larger.
+
+        Args:
+          classes: keep only these class names (training and held-out).
+          count: number of training images, default all.
+          heldout_count: number of held-out images, default all.
+          seed: None keeps the source's canonical order; an int >= 0 shuffles by that seed first.
+
+        Returns:
+          The smaller Dataset.
+
+        Raises:
+          ValueError: an unknown class, a negative seed, a count that is not in 1..available.
+        """
+        train, test = (
+            _select(split, self._class_ids(classes), number, seed, argument)
+            for split, number, argument in (
+                (self.train_split, count, "count"),
+                (self.test_split, heldout_count, "heldout_count"),
+            )
+        )
+        return dataclasses.replace(self, train_split=train, test_split=test)
+
+    def _class_ids(self, classes: Sequence[str] | None) -> list[int] | None:
+        if not classes:
+            return None
+        if unknown := [name for name in classes if name not in self.class_names]:
+            known = ", ".join(self.class_names) or "none"
+            raise ValueError(
+                f"classes: {unknown[0]!r} is not a class of {self.name} (has: {known})"
+            )
+        return [self.class_names.index(name) for name in classes]
+
+
+def to_unit_interval(pixels: np.ndarray) -> np.ndarray:
+    """uint8 pixels as float32 x / 127.5 - 1; float32 pixels, already in [-1, 1], unchanged."""
+    if pixels.dtype != np.uint8:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def count_duplicates(pixels: np.ndarray) -> int:
+    """The number of images [N, ...] that repeat an earlier one exactly."""
+    return len(pixels) - len(_row_digests(pixels))
+
+
+def count_shared(pixels: np.ndarray, others: np.ndarray) -> int:
+    """The number of images [N, ...] that also occur among `others` [M, ...], exactly."""
+    digests = _row_digests(others)
+    return sum(_digest(row) in digests for row in pixels)
+
+
+def _select(split, class_ids, count, seed, argument):
+    positions = np.arange(len(split))
+    if class_ids is not None:
+        positions = positions[np.isin(split.labels, class_ids)]
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed: {seed}, wanted 0 or more")
+    if seed is not None:
+        positions = np.random.default_rng(seed).permutation(positions)
+    if count is not None and not 1 <= count <= len(positions):
+        raise ValueError(
+            f"{argument}: {count}, wanted 1 to {len(positions)} (the images there are)"
+        )
+    return split.take(positions[:count])
+
+
+def _digest(row):
+    return hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()
+
+
+def _row_digests(pixels):
+    return {_digest(row) for row in pixels}
+
+
+def _checked_floats(pixels):
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"dataset: {(~np.isfinite(pixels)).sum()} pixel(s) are NaN or infinite")
+    low, high = pixels.min(), pixels.max()
+    if low < -1 or high > 1:
+        raise ValueError(
+            f"dataset: float pixels span [{low:g}, {high:g}], wanted [-1, 1] (or uint8)"
+        )
+    if low >= 0:
+        warnings.warn(
+            "float pixels span [0, 1]? geomem's range is [-1, 1]; nothing was rescaled",
+            stacklevel=2,
+        )
+    return pixels.astype(np.float32)

@@ -1,0 +1,247 @@
+"""Where images come from: the bundled sample, scikit-learn, TFDS, folders and arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import logging
+import os
+import pathlib
+import warnings
+import zipfile
+
+import numpy as np
+
+from geomem.data.datasets import Split
+
+__all__ = ["open_source"]
+
+_SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def open_source(
+    name: str, resize: int | None = None
+) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """(training images, test images or None, class names) of a name or path; see `load`.
+
+    Raises:
+      ValueError: no such data set, nothing to read, images of several sizes, unusable arrays.
+    """
+    if name == "cifar10_sample":
+        return _open_cifar10_sample()
+    if name == "digits":
+        return _open_digits()
+    if name == "celeba_gray":
+        return _open_tfds("celeb_a", _celeba_gray)
+    if name == "cifar10" or name.startswith("tfds:"):
+        return _open_tfds(name.removeprefix("tfds:"))
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        return _open_folder(path, resize)
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        return _open_array(path)
+    raise ValueError(
+        f"dataset: {name!r} is neither cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME nor "
+        "the path of a folder, .npy or .npz file"
+    )
+
+
+def _from_array(pixels, labels=None):
+    return Split(pixels.__getitem__, np.arange(len(pixels)), labels)
+
+
+def _open_cifar10_sample():
+    from PIL import Image
+
+    folder = importlib.resources.files("geomem") / "assets" / "cifar10_sample"
+    class_names = tuple((folder / "classes.txt").read_text().split())
+    digest, splits = hashlib.sha256(), []
+    for split in ("train", "test"):
+        with (folder / f"{split}.png").open("rb") as file:
+            sheet = np.asarray(Image.open(file))
+        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
+        pixels = sheet.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+        labels = np.array(
+            [int(label) for label in (folder / f"{split}_labels.txt").read_text().strip()]
+        )
+        digest.update(np.ascontiguousarray(pixels))
+        digest.update(labels.astype(np.uint8))
+        splits.append(_from_array(pixels, labels))
+    if digest.hexdigest() != _SAMPLE_SHA256:
+        raise ValueError(f"dataset: the bundled files under {folder} are damaged; reinstall geomem")
+    return *splits, class_names
+
+
+def _open_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images[..., None] / 8 - 1).astype(np.float32)
+    whole = _from_array(pixels, digits.target)
+    # A fixed split: the first 900 train, the last 897 are held out.
+    return whole.take(np.arange(900)), whole.take(np.arange(900, 1797)), tuple("0123456789")
+
+
+def _open_folder(folder, resize):
+    from PIL import Image
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"dataset: no PNG or JPEG image in the folder {folder}")
+    sizes, modes = {}, set()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.setdefault(image.size, path)
+                modes.add(image.mode)
+        except OSError as error:
+            raise ValueError(f"dataset: cannot read the image {path}: {error}") from None
+    if unusable := [mode for mode in modes if mode[0] in "IF"]:
+        raise ValueError(
+            f"dataset: {folder} has images of mode {unusable[0]}, wanted 8 bits a channel"
+        )
+    if len(sizes) > 1 and resize is None:
+        examples = [f"{path.name} is {w}x{h}" for (w, h), path in list(sizes.items())[:2]]
+        raise ValueError(
+            f"dataset: {folder} has images of {len(sizes)} sizes ({', '.join(examples)}), "
+            "wanted one size, or --resize SIDE"
+        )
+    mode = "L" if modes <= {"L", "1"} else "RGB"
+
+    def read(index):
+        return np.stack([_read_image(paths[i], mode, resize) for i in index])
+
+    groups = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in paths]
+    class_names = tuple(sorted(set(groups))) if any(groups) else ()
+    labels = np.array([class_names.index(group) for group in groups]) if class_names else None
+    return Split(read, np.arange(len(paths)), labels), None, class_names
+
+
+def _read_image(path, mode, resize):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image = image.convert(mode)
+        pixels = np.asarray(image if resize is None else _square(image, resize))
+    return pixels[..., None] if mode == "L" else pixels
+
+
+def _square(image, side):
+    """The centre square of a PIL image, resized with antialiasing to side x side."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    # Cropped first: resize(box=...) would look beyond the box.
+    return image.crop((left, top, left + edge, top + edge)).resize((side, side))
+
+
+def _open_array(path):
+    try:
+        # Memory-mapped: a subset of a large file reads only what it selects. No pickles.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            with array as archive:
+                keys = [key for key in ("images", "arr_0") if key in archive.files] or archive.files
+                if len(keys) != 1 and "images" not in keys:
+                    raise ValueError(f"has the arrays {keys}, wanted one, or one named images")
+                array = archive[keys[0]]
+        if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
+            raise ValueError(f"holds {array.dtype} values, wanted uint8 or float")
+        if array.ndim == 3:
+            array = array[..., None]
+        if array.ndim != 4 or array.shape[-1] > 4:
+            raise ValueError(
+                f"has shape {array.shape}, wanted [N, H, W] or [N, H, W, C] with C <= 4"
+            )
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        reason = "holds Python objects" if "object" in str(error).lower() else error
+        raise ValueError(f"dataset: {path}: {reason}") from None
+    return _from_array(array), None, ()
+
+
+def _open_tfds(name, transform=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow_datasets as tfds
+    # TFDS recommends OpenCV, and warns of what is said in one line below.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+    try:
+        # TFDS itself reads the variable once, at import.
+        folder = os.environ.get("TFDS_DATA_DIR")
+        builder = tfds.builder(name, file_format="array_record", data_dir=folder)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise ValueError(f"dataset: TFDS has no data set {name!r}") from None
+    if not builder.is_prepared():
+        _prepare(builder)
+    features = builder.info.features
+    if "image" not in features:
+        raise ValueError(
+            f"dataset: TFDS {name!r} has no feature 'image' (has: {', '.join(features)})"
+        )
+    train = _tfds_split(builder, "train", transform)
+    for split in ("test", "validation"):
+        if split in builder.info.splits or not builder.info.splits:
+            test = _tfds_split(builder, split, transform)
+            break
+    else:
+        test = None
+    return train, test, _class_names(features)
+
+
+def _class_names(features):
+    return tuple(getattr(features["label"], "names", ())) if "label" in features else ()
+
+
+def _prepare(builder):
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        place = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        raise ValueError(
+            f"dataset: {builder.name} is not prepared under {place} (TFDS_DATA_DIR), and preparing "
+            "it needs TensorFlow: pip install tensorflow-cpu, then run this again"
+        ) from None
+    builder.download_and_prepare()
+
+
+def _tfds_split(builder, split, transform):
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    try:
+        source = builder.as_data_source(split=split)
+    except NotImplementedError:
+        raise ValueError(
+            f"dataset: TFDS {builder.name} is prepared as TFRecord files, wanted array_record: "
+            "prepare it again with file_format='array_record'"
+        ) from None
+    order, labels = np.arange(len(source)), None
+    keys = {key for key in ("id", "label") if key in features}
+    if keys:
+        skip = {"image": tfds.decode.SkipDecoding()}
+        facts = builder.as_data_source(split=split, decoders=skip).__getitems__(range(len(source)))
+        numbers = [fact["id"].rsplit(b"_", 1)[-1] for fact in facts] if "id" in keys else [b""]
+        if all(number.isdigit() for number in numbers):
+            # TFDS shuffles on disk; "train_16399" holds the canonical index.
+            order = np.argsort([int(number) for number in numbers])
+        if _class_names(features):
+            labels = np.array([fact["label"] for fact in facts])[order]
+
+    def read(index):
+        images = [example["image"] for example in source.__getitems__(order[index].tolist())]
+        images = [transform(image) for image in images] if transform else images
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(
+                f"dataset: TFDS {builder.name} has images of several sizes, wanted one"
+            )
+        return np.stack(images)
+
+    return Split(read, np.arange(len(source)), labels)
+
+
+def _celeba_gray(image):
+    """CelebA's 218x178 RGB image: centre 178x178 square, luma, 32x32 (geomem's choice)."""
+    from PIL import Image
+
+    return np.asarray(_square(Image.fromarray(image).convert("L"), 32))[..., None]
