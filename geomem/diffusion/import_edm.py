@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from geomem.diffusion import precond, unet
 
-__all__ = ["from_state_dict", "load"]
+__all__ = ["from_state_dict", "image_shape", "load"]
 
 _MODULE = re.compile(r"(?:param/)?(?:module\.)?model\.(?P<path>.+)")
 _LEAVES = {"weight": {1: "scale", 2: "kernel", 4: "kernel"}, "bias": {1: "bias"}}
@@ -98,6 +98,13 @@ def from_state_dict(
     if mismatches:
         raise ValueError(f"not an EDM ddpmpp network: {'; '.join(mismatches)}")
     return network, traverse_util.unflatten_dict(params, sep="/")
+
+
+def image_shape(params: precond.Params) -> tuple[int, int, int]:
+    """The (H, W, C) that a network's parameters are for, of a network without patches."""
+    (name,) = (name for name in params if re.fullmatch(r"enc_\d+x\d+_conv", name))
+    height, width = map(int, re.findall(r"\d+", name))
+    return height, width, params[name]["kernel"].shape[2]
 
 
 def _architecture(tensors, compute):
