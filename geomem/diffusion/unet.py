@@ -74,8 +74,11 @@ class UNet(nn.Module):
           float32 [B, H, W, C].
 
         Raises:
-          ValueError: the images' sides cannot be folded and halved as often as there are levels.
+          ValueError: channels is not a multiple of 4, or the images' sides cannot be folded and
+            halved as often as there are levels.
         """
+        if self.channels % 4:
+            raise ValueError(f"channels: {self.channels}, wanted a multiple of 4")
         _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
         _, _, _, image_channels = x.shape
         x = _fold(x.astype(COMPUTE[self.compute][0]), self.patch)

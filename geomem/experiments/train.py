@@ -69,16 +69,17 @@ def run(config: Config) -> Result:
         facts = train_config.facts(config, dataset.train_split)
     denoiser, recipe = train_config.build(facts)
     update = train.make_update(denoiser, recipe)
+    shape = tuple(facts["data"]["image_shape"])
+    template = _template(denoiser, recipe, shape)  # refuses a network that does not fit the images
     folder = record.make_folder(config.out)
     if checkpoints.claim_folder(folder, facts, train_config.MAY_CHANGE) and not config.resume:
         raise ValueError(f"out: {folder} holds a run, wanted --resume True or another folder")
     about = {"environment": record.environment(), "data": record.dataset_facts(dataset)}
     _write(folder, about)
-    shape = tuple(facts["data"]["image_shape"])
     with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
         this = _Run(config, denoiser, recipe, shape, folder, saved)
         with phases("start"):
-            found = saved.restore(_template(denoiser, recipe, shape))
+            found = saved.restore(template)
             first, state = found or (0, train.init(denoiser, recipe, shape))
             state = train.replicate(state)
             images = train.replicate(train.load_images(dataset.train_split.pixels))

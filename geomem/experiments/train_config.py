@@ -153,6 +153,12 @@ def resolve(config: Config) -> Config:
       ValueError: flags that contradict each other.
       OSError: the zone cannot be read.
     """
+    for name in ("batch", "kimg", "lr", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}: {getattr(config, name)}, wanted a positive number")
+    for name in ("dropout", "augment"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}, wanted a probability below 1")
     if config.gap and config.gap_from:
         raise ValueError("gap: given twice, wanted either --gap or --gap-from")
     edges = schedules.read_zone(config.gap_from) if config.gap_from else config.gap
