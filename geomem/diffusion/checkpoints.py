@@ -181,10 +181,9 @@ def claim_folder(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) 
             f"out: {folder} is not a run folder (has {foreign[0]}, but no {_FACTS}), wanted a "
             "new or empty folder, or a run to resume"
         )
-    if jax.process_index() == 0:
-        partial = folder / f".{_FACTS}"
-        partial.write_text(json.dumps(facts, indent=2) + "\n")
-        partial.replace(path)
+    partial = folder / f".{_FACTS}"
+    partial.write_text(json.dumps(facts, indent=2) + "\n")
+    partial.replace(path)
     return resumed
 
 

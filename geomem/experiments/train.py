@@ -15,6 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
 from geomem import data
@@ -71,9 +72,7 @@ def run(config: Config) -> Result:
     update = train.make_update(denoiser, recipe)
     shape = tuple(facts["data"]["image_shape"])
     template = _template(denoiser, recipe, shape)  # refuses a network that does not fit the images
-    folder = record.make_folder(config.out)
-    if checkpoints.claim_folder(folder, facts, train_config.MAY_CHANGE) and not config.resume:
-        raise ValueError(f"out: {folder} holds a run, wanted --resume True or another folder")
+    folder = _claim(config, facts)
     about = {"environment": record.environment(), "data": record.dataset_facts(dataset)}
     _write(folder, about)
     with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
@@ -182,6 +181,17 @@ def _save(this, state, step, draw):
         seeds, grid = range(this.config.samples), schedules.edm_grid(18)
         images = sample.generate(this.denoiser.bind(host.ema), seeds, this.image_shape, grid)
         record.write_image_grid(this.folder / f"samples_{step:07d}.png", sample.to_uint8(images))
+
+
+def _claim(config, facts):
+    """The run folder, made or checked by the first process while the others wait."""
+    if jax.process_index() == 0:
+        folder = record.make_folder(config.out)
+        if checkpoints.claim_folder(folder, facts, train_config.MAY_CHANGE) and not config.resume:
+            raise ValueError(f"out: {folder} holds a run, wanted --resume True or another folder")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("geomem run folder")
+    return pathlib.Path(config.out).expanduser()
 
 
 def _template(denoiser, recipe, shape) -> Any:
