@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -34,13 +35,14 @@ class Result(NamedTuple):
       folder: the run folder.
       step: steps done, over all sessions.
       finished: whether that is all of them; False after SIGTERM.
-      images_per_second: of this session, compilation, checkpoints and samples included.
+      images_per_second: the median over this session's windows of log_every steps, without the
+        first, which compiles; None if there are none.
     """
 
     folder: pathlib.Path
     step: int
     finished: bool
-    images_per_second: float
+    images_per_second: float | None
 
 
 class _Run(NamedTuple):
@@ -83,9 +85,8 @@ def run(config: Config) -> Result:
             state = train.replicate(state)
             images = train.replicate(train.load_images(dataset.train_split.pixels))
         with phases("train"):
-            last = _train(this, update, state, images, first)
-    rate = (last - first) * config.batch / phases.seconds["train"]
-    result = Result(folder, last, last == config.steps, round(rate, 1))
+            last, speed = _train(this, update, state, images, first)
+    result = Result(folder, last, last == config.steps, speed)
     outcome = {name: value for name, value in result._asdict().items() if name != "folder"}
     _write(folder, {**about, "seconds": phases.seconds, "result": outcome})
     if jax.process_index() == 0:
@@ -121,13 +122,13 @@ def load(
 
 
 def _train(this, update, state, images, step):
-    """The loop: dispatch, log, save, until the end or a signal. Returns the last step."""
+    """The loop: dispatch, log, save, until the end or a signal. Returns (last step, images/s)."""
     config, chief = this.config, jax.process_index() == 0
     journal = Journal(this.folder, step) if chief else None
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
     bar = tqdm(**size, unit="image", unit_scale=True, mininterval=1, disable=not chief)
     with checkpoints.StopSignal() as stopping, bar:
-        stop, clock = False, (step, time.perf_counter())
+        stop, speeds, clock = False, [], (step, time.perf_counter())
         while step < config.steps and not stop:
             count = _dispatch(config, step)
             state = update(state, images, count)
@@ -136,16 +137,16 @@ def _train(this, update, state, images, step):
             bar.update(count * config.batch)
             if step % config.log_every == 0:
                 metrics, now = _metrics(this, state, step), time.perf_counter()
-                speed = (step - clock[0]) * config.batch / (now - clock[1])
+                speeds.append((step - clock[0]) * config.batch / (now - clock[1]))
                 clock = step, now
                 bar.set_postfix(loss=f"{metrics['loss']:.4g}")
                 if chief:
-                    journal.write(step, metrics, {"images_per_second": speed})
+                    journal.write(step, metrics, {"images_per_second": speeds[-1]})
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 _save(this, state, step, chief and not stop)
     if chief:
         journal.close()
-    return step
+    return step, statistics.median(speeds[1:]) if speeds[1:] else None
 
 
 def _dispatch(config, step):

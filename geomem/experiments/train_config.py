@@ -126,7 +126,7 @@ PRESETS = {
         lr_ramp_kimg=10,
         ema_halflife_kimg=10,
         augment=0,
-        kimg=500,
+        kimg=400,
         checkpoint_every=2500,
     ),
 }
