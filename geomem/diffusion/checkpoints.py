@@ -100,8 +100,7 @@ class Checkpoints:
             try:
                 return candidate, self._read(template, candidate)
             except Exception as error:  # what damage raises depends on the file that it hit
-                reason = str(error).splitlines()[0][:200]
-                _logger.warning("checkpoint %d is damaged: %s", candidate, reason)
+                _logger.warning("checkpoint %d is damaged: %s", candidate, _first_line(error))
                 if not self._read_only and candidate != steps[0]:
                     self._manager.delete(candidate)
         if not steps:
@@ -121,7 +120,7 @@ class Checkpoints:
         try:
             write(*args, **kwargs)
         except Exception as error:  # tensorstore raises ValueError for a full disk
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_line(error)
             raise OSError(f"checkpoints: cannot write to {self.folder}: {reason}") from error
 
 
@@ -208,6 +207,10 @@ def _check_same(stored, facts, may_change, path):
                 f"{name.rpartition('.')[2]}: {facts.get(name)!r}, but {path} has "
                 f"{stored.get(name)!r}; wanted the run's own, or another --out"
             )
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _plain(state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ class EDMDenoiser:
         Returns:
           float32 [B, H, W, C], the estimate of the clean images.
         """
+        chex.assert_rank(x, 4)
         x = x.astype(jnp.float32)
         sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
         s, sd = sigma[:, None, None, None], self.sigma_data

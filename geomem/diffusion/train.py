@@ -1,7 +1,8 @@
 """EDM's training step (Karras et al. 2022): loss, Adam, EMA, and data-parallel updates.
 
-All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j): there is no random
-state to carry, and the numbers do not depend on how a batch is spread over devices.
+All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j): no random state is
+carried, and the numbers do not depend on how a batch is spread over devices. Images are drawn with
+replacement, where the reference walks through shuffled epochs.
 """
 
 from __future__ import annotations

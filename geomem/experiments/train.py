@@ -76,21 +76,22 @@ def run(config: Config) -> Result:
     template = _template(denoiser, recipe, shape)  # refuses a network that does not fit the images
     folder = _claim(config, facts)
     about = {"environment": record.environment(), "data": record.dataset_facts(dataset)}
-    _write(folder, about)
     with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
         this = _Run(config, denoiser, recipe, shape, folder, saved)
         with phases("start"):
             found = saved.restore(template)
             first, state = found or (0, train.init(denoiser, recipe, shape))
-            state = train.replicate(state)
-            images = train.replicate(train.load_images(dataset.train_split.pixels))
+        if first >= config.steps:
+            _say(f"{folder} has its {first} steps already; a larger --kimg extends it")
+            return Result(folder, first, True, None)
+        _write(folder, about)
+        images = train.load_images(dataset.train_split.pixels)
         with phases("train"):
             last, speed = _train(this, update, state, images, first)
     result = Result(folder, last, last == config.steps, speed)
-    outcome = {name: value for name, value in result._asdict().items() if name != "folder"}
+    outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
     _write(folder, {**about, "seconds": phases.seconds, "result": outcome})
-    if jax.process_index() == 0:
-        print(f"{'finished' if result.finished else 'stopped'} at step {last}; wrote {folder}")
+    _say(f"{'finished' if result.finished else 'stopped'} at step {last}; wrote {folder}")
     return result
 
 
@@ -125,6 +126,7 @@ def _train(this, update, state, images, step):
     """The loop: dispatch, log, save, until the end or a signal. Returns (last step, images/s)."""
     config, chief = this.config, jax.process_index() == 0
     journal = Journal(this.folder, step) if chief else None
+    state, images = train.replicate(state), train.replicate(images)
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
     bar = tqdm(**size, unit="image", unit_scale=True, mininterval=1, disable=not chief)
     with checkpoints.StopSignal() as stopping, bar:
@@ -199,6 +201,11 @@ def _template(denoiser, recipe, shape) -> Any:
     return jax.eval_shape(lambda: train.init(denoiser, recipe, shape))
 
 
+def _say(text):
+    if jax.process_index() == 0:
+        print(text)
+
+
 def _write(folder, value):
     if jax.process_index() == 0:
         record.write_json(folder / "run.json", value)
@@ -207,4 +214,4 @@ def _write(folder, value):
 if __name__ == "__main__":
     import tyro
 
-    cli.main(tyro.extras.subcommand_type_from_defaults(PRESETS), run)
+    cli.main(tyro.extras.subcommand_type_from_defaults(PRESETS, train_config.ABOUT), run)
