@@ -101,16 +101,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_image_grid(path: str | os.PathLike, images: np.ndarray) -> None:
-    """Write uint8 images [N, H, W, C], C = 1 or 3, as one PNG, as near to a square as they go."""
+    """Write uint8 images [N, H, W, C], C = 1 or 3, as one squarish PNG with gray rules."""
     from PIL import Image
 
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
-    tiles[:count] = images
-    sheet = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
+    tiles = np.full((rows * columns, height + 1, width + 1, channels), 128, np.uint8)
+    tiles[:count, :height, :width] = images
+    sheet = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
 
 
