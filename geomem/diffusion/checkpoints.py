@@ -7,8 +7,10 @@ its final name only when it is whole.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import pathlib
 import signal
 import threading
@@ -120,7 +122,8 @@ class Checkpoints:
         try:
             write(*args, **kwargs)
         except Exception as error:  # tensorstore raises ValueError for a full disk
-            reason = _first_line(error)
+            full = os.strerror(errno.ENOSPC)
+            reason = full if full in str(error) else _first_line(error)
             raise OSError(f"checkpoints: cannot write to {self.folder}: {reason}") from error
 
 

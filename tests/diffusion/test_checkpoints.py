@@ -129,6 +129,7 @@ except OSError as error:
         text=True,
         cwd=pathlib.Path(checkpoints.__file__).parents[2],
     )
-    (line,) = result.stdout.splitlines()
-    assert line.startswith(f"OSError checkpoints: cannot write to {tmp_path}")
-    assert "space" in line.lower()
+    message = (
+        f"OSError checkpoints: cannot write to {tmp_path}/checkpoints: No space left on device"
+    )
+    assert result.stdout.splitlines() == [message]
