@@ -173,6 +173,8 @@ def resolve(config: Config) -> Config:
         raise ValueError("schedule: lognormal, wanted gap or dummy where a gap is given")
     if schedule != "lognormal" and not edges:
         raise ValueError(f"schedule: {schedule}, wanted --gap LOW HIGH or --gap-from FILE with it")
+    if config.keep and schedule != "gap":
+        raise ValueError(f"keep: {config.keep}, wanted a gap (and schedule gap) for it to thin")
     if config.checkpoint_every % config.log_every:
         raise ValueError(
             f"checkpoint_every: {config.checkpoint_every}, wanted a multiple of log_every "

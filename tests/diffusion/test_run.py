@@ -163,6 +163,7 @@ ZONES = {
         ({"gap_from": "empty.json"}, "gap_from: .* holds an empty danger zone"),
         ({"gap_from": "other.json"}, "gap_from: .* wanted a JSON object with low and high"),
         ({"gap": (1.0, 2.0), "keep": 1.5}, "keep: 1.5, wanted a factor"),
+        ({"keep": 0.5}, "keep: 0.5, wanted a gap"),
         ({"batch": 12}, "batch: 12, wanted a multiple of the 8 devices"),
         ({"multipliers": (1, 1, 1, 1)}, "resolution: 8x8 images, wanted .* multiples of 16"),
         ({"channels": 6}, "channels: 6, wanted"),

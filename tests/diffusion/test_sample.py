@@ -37,6 +37,15 @@ def test_samples_match_the_reference(name):
         assert np.abs(x - oracle[method]).max() <= 1e-4 * np.abs(oracle[method]).max()
 
 
+def test_a_float64_state_is_nearer_still():
+    denoiser, params = import_edm.load(DATA / "songunet_gray8.npz")
+    oracle = load_oracle("gray8")
+    with jax.enable_x64(True):
+        x = sample.solve(denoiser.bind(params), oracle["latents"] * 80, GRID)
+    assert x.dtype == np.float64
+    assert np.abs(x - oracle["heun"]).max() <= 1e-5 * np.abs(oracle["heun"]).max()
+
+
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 def test_order_of_convergence_on_gaussian_data(method, order):
     # For N(mu, diag v) the flow is x - mu = (x0 - mu) sqrt((v + sigma^2) / (v + sigma0^2)).
