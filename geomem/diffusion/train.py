@@ -182,13 +182,21 @@ def make_update(
             return step(state, images)
         return jax.lax.scan(lambda state, _: (step(state, images), None), state, length=count)[0]
 
-    return jax.pmap(
+    mapped = jax.pmap(
         steps,
         axis_name="data",
         devices=devices,
         static_broadcasted_argnums=2,
         donate_argnums=0,
     )
+
+    def update(state, images, count):
+        state = mapped(state, images, count)
+        # A CPU's virtual devices share few threads: steps queued ahead can starve an all-reduce
+        # until XLA ends the process.
+        return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
+
+    return update
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:

@@ -134,9 +134,6 @@ def _train(this, update, state, images, step):
         while step < config.steps and not stop:
             count = _dispatch(config, step)
             state = update(state, images, count)
-            if jax.default_backend() == "cpu":
-                # Virtual devices share few threads: steps queued ahead can starve an all-reduce.
-                jax.block_until_ready(state)
             step += count
             stop = stopping(step)
             bar.update(count * config.batch)

@@ -41,7 +41,7 @@ def test_a_float64_state_is_nearer_still():
     denoiser, params = import_edm.load(DATA / "songunet_gray8.npz")
     oracle = load_oracle("gray8")
     with jax.enable_x64(True):
-        x = sample.solve(denoiser.bind(params), oracle["latents"] * 80, GRID)
+        x = np.asarray(sample.solve(denoiser.bind(params), oracle["latents"] * 80, GRID))
     assert x.dtype == np.float64
     assert np.abs(x - oracle["heun"]).max() <= 1e-5 * np.abs(oracle["heun"]).max()
 
