@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -13,11 +14,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 import geomem
 from geomem import data
 
-__all__ = ["Phases", "dataset_facts", "environment", "make_folder", "write_json"]
+__all__ = [
+    "Phases",
+    "dataset_facts",
+    "environment",
+    "make_folder",
+    "write_image_grid",
+    "write_json",
+]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
@@ -89,6 +98,20 @@ def make_folder(out: str | os.PathLike) -> pathlib.Path:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
     pathlib.Path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_image_grid(path: str | os.PathLike, images: np.ndarray) -> None:
+    """Write uint8 images [N, H, W, C], C = 1 or 3, as one squarish PNG with gray rules."""
+    from PIL import Image
+
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    tiles = np.full((rows * columns, height + 1, width + 1, channels), 128, np.uint8)
+    tiles[:count, :height, :width] = images
+    sheet = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
 
 
 def _plain(value):

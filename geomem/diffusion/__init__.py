@@ -1,0 +1,1 @@
+"""The learned denoiser: noise schedules, the EDM network, training, checkpoints and sampling."""

@@ -1,0 +1,302 @@
+"""EDM's "ddpmpp" U-Net in Flax (Song et al. 2021; Karras et al. 2022, appendix F.1).
+
+Submodules carry the published state dict's names (`enc.16x16_block0.conv0` is
+`enc_16x16_block0/conv0`), so that `import_edm` is a change of layout and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+__all__ = ["COMPUTE", "UNet"]
+
+# How products are computed: the dtype of activations, and the precision of matrix products and
+# convolutions. Parameters, softmax and normalisation statistics are float32 in all of them.
+COMPUTE = {
+    "float32": (jnp.float32, jax.lax.Precision.HIGHEST),
+    "tf32": (jnp.float32, jax.lax.Precision.DEFAULT),
+    "bfloat16": (jnp.bfloat16, jax.lax.Precision.DEFAULT),
+}
+
+
+class UNet(nn.Module):
+    """The raw network F(x, c_noise), before preconditioning.
+
+    Attributes:
+      channels: base channel count; the embedding has 4 times as many.
+      multipliers: channels of each resolution level, in units of `channels`; every level after the
+        first halves the resolution.
+      blocks: residual blocks at each level (one more on the way up).
+      attention: resolutions (heights) with self-attention.
+      dropout: probability of dropping an activation.
+      embedding: how the noise level enters: "positional" (ddpmpp) or "fourier" (ncsnpp). It decides
+        whether the network interpolates across noise levels it was never trained on.
+      augment_dim: number of augmentation labels; 0 has no such input.
+      patch: side of the square patches that are folded into channels first; 2 makes a network about
+        four times cheaper on small machines.
+      compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
+        with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU).
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    embedding: Literal["positional", "fourier"] = "positional"
+    augment_dim: int = 0
+    patch: int = 1
+    compute: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        noise: jax.Array,
+        augment_labels: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Evaluate the network.
+
+        Args:
+          x: float [B, H, W, C], scaled to unit variance.
+          noise: float [B], the noise level's label c_noise.
+          augment_labels: float [B, augment_dim]; None is all zeros.
+          dropout_keys: typed PRNG keys [B], one per image; None turns dropout off.
+
+        Returns:
+          float32 [B, H, W, C].
+
+        Raises:
+          ValueError: channels is not a multiple of 4, or the images' sides cannot be folded and
+            halved as often as there are levels.
+        """
+        if self.channels % 4:
+            raise ValueError(f"channels: {self.channels}, wanted a multiple of 4")
+        _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
+        _, _, _, image_channels = x.shape
+        x = _fold(x.astype(COMPUTE[self.compute][0]), self.patch)
+        embedding = self._embed(noise, augment_labels, len(x))
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+
+        def block(name, x, width, **options):
+            keys = dropout_keys
+            if keys is not None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+            module = Block(width, self.dropout, self.compute, name=name, **options)
+            return module(x, embedding, keys)
+
+        skips = []
+        for level, width in enumerate(widths):
+            if level == 0:
+                x = _conv(self.channels, self.compute, name=f"enc_{_size(x)}_conv")(x)
+            else:
+                half = f"{x.shape[1] // 2}x{x.shape[2] // 2}"
+                x = block(f"enc_{half}_down", x, x.shape[-1], resample="down")
+            skips.append(x)
+            for i in range(self.blocks):
+                attend = x.shape[1] in self.attention
+                x = block(f"enc_{_size(x)}_block{i}", x, width, attention=attend)
+                skips.append(x)
+
+        for level, width in reversed(list(enumerate(widths))):
+            if level == len(widths) - 1:
+                x = block(f"dec_{_size(x)}_in0", x, width, attention=True)
+                x = block(f"dec_{_size(x)}_in1", x, width)
+            else:
+                double = f"{x.shape[1] * 2}x{x.shape[2] * 2}"
+                x = block(f"dec_{double}_up", x, x.shape[-1], resample="up")
+            for i in range(self.blocks + 1):
+                attend = i == self.blocks and x.shape[1] in self.attention
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
+
+        x = nn.silu(_norm(x, self.compute, name=f"dec_{_size(x)}_aux_norm"))
+        x = _conv(
+            image_channels * self.patch**2, self.compute, name=f"dec_{_size(x)}_aux_conv", gain=1e-5
+        )(x)
+        return _unfold(x, self.patch).astype(jnp.float32)
+
+    def _embed(self, noise, augment_labels, batch):
+        """The embedding of noise level and augmentation, float [B, 4 channels]."""
+        dtype = COMPUTE[self.compute][0]
+        if self.embedding == "fourier":
+            embedding = FourierEmbedding(self.channels, name="map_noise")(noise)
+        else:
+            embedding = _positional_embedding(noise, self.channels)
+        if self.augment_dim:
+            if augment_labels is None:
+                augment_labels = jnp.zeros((batch, self.augment_dim))
+            dense = _dense(self.channels, "float32", name="map_augment", use_bias=False)
+            embedding = embedding + dense(augment_labels.astype(jnp.float32))
+        embedding = embedding.astype(dtype)
+        for name in ("map_layer0", "map_layer1"):
+            embedding = nn.silu(_dense(4 * self.channels, self.compute, name=name)(embedding))
+        return embedding
+
+
+class Block(nn.Module):
+    """A residual block with the noise embedding added in, and optional attention after it.
+
+    Attributes:
+      width: output channels.
+      dropout: probability of dropping an activation.
+      compute: a key of `COMPUTE`.
+      resample: "down" averages 2x2 pixels, "up" repeats each pixel, before the first convolution.
+      attention: whether single-head self-attention follows.
+    """
+
+    width: int
+    dropout: float
+    compute: str
+    resample: Literal["down", "up"] | None = None
+    attention: bool = False
+
+    @nn.compact
+    def __call__(self, x, embedding, dropout_keys):
+        """[B, H, W, C], [B, E], keys [B] or None -> [B, H', W', width]."""
+        shortcut = x
+        x = nn.silu(_norm(x, self.compute, name="norm0"))
+        x = _conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
+        x = x + _dense(self.width, self.compute, name="affine")(embedding)[:, None, None]
+        x = nn.silu(_norm(x, self.compute, name="norm1"))
+        if dropout_keys is not None and self.dropout:
+            # One key per image, so that the mask does not depend on how the batch is sharded.
+            keep, size = 1 - self.dropout, math.prod(x.shape[1:])
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (size,)))(dropout_keys)
+            x = jnp.where(kept.reshape(x.shape), x / keep, 0).astype(x.dtype)
+        x = _conv(self.width, self.compute, name="conv1", gain=1e-5)(x)
+        if self.resample or shortcut.shape[-1] != self.width:
+            shortcut = _resample(shortcut, self.resample)
+            shortcut = _conv(self.width, self.compute, name="skip", kernel=1)(shortcut)
+        x = (x + shortcut) * math.sqrt(0.5)
+        return (x + self._attend(x)) * math.sqrt(0.5) if self.attention else x
+
+    def _attend(self, x):
+        batch, height, width, channels = x.shape
+        _, precision = COMPUTE[self.compute]
+        normed = _norm(x, self.compute, name="norm2")
+        qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
+        # The three are interleaved channel by channel in the published weights.
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
+        logits = jnp.einsum(
+            "bqc,bkc->bqk",
+            q,
+            k / math.sqrt(channels),
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        weights = nn.softmax(logits).astype(x.dtype)
+        x = jnp.einsum("bqk,bkc->bqc", weights, v, precision=precision)
+        x = x.reshape(batch, height, width, channels)
+        return _conv(channels, self.compute, name="proj", kernel=1, gain=1e-5)(x)
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features of the noise label: fixed frequencies 16 N(0, 1), order sin, cos."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, noise):
+        """[B] -> float32 [B, channels]."""
+        freqs = self.param("freqs", nn.initializers.normal(16.0), (self.channels // 2,))
+        return _sin_cos(noise, 2 * math.pi * jax.lax.stop_gradient(freqs))
+
+
+def _positional_embedding(noise, channels):
+    count = channels // 2
+    return _sin_cos(noise, 1e-4 ** (jnp.arange(count, dtype=jnp.float32) / (count - 1)))
+
+
+def _sin_cos(noise, frequencies):
+    angles = noise.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _initializer(gain):
+    """Xavier-uniform times `gain`."""
+
+    def init(key, shape, dtype=jnp.float32):
+        receptive_field = math.prod(shape[:-2])
+        limit = gain * math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
+        # Drawn flat: XLA's CPU compiler takes five times longer over a draw of four axes.
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
+
+    return init
+
+
+def _conv(width, compute, *, name, kernel=3, gain=1.0):
+    dtype, precision = COMPUTE[compute]
+    return nn.Conv(
+        width,
+        (kernel, kernel),
+        dtype=dtype,
+        precision=precision,
+        kernel_init=_initializer(gain),
+        name=name,
+    )
+
+
+def _dense(width, compute, *, name, use_bias=True):
+    dtype, precision = COMPUTE[compute]
+    return nn.Dense(
+        width,
+        use_bias,
+        dtype=dtype,
+        precision=precision,
+        kernel_init=_initializer(1.0),
+        name=name,
+    )
+
+
+def _norm(x, compute, *, name):
+    return nn.GroupNorm(
+        min(32, x.shape[-1] // 4),
+        epsilon=1e-6,
+        dtype=COMPUTE[compute][0],
+        use_fast_variance=False,
+        name=name,
+    )(x)
+
+
+def _resample(x, direction):
+    batch, height, width, channels = x.shape
+    if direction == "down":
+        return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+    if direction == "up":
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    return x
+
+
+def _fold(x, patch):
+    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, -1)
+
+
+def _unfold(x, patch):
+    """The inverse of `_fold`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
+
+
+def _size(x):
+    return f"{x.shape[1]}x{x.shape[2]}"
+
+
+def _check_sides(sides, patch, levels):
+    factor = patch * 2 ** (levels - 1)
+    if any(side % factor for side in sides):
+        raise ValueError(
+            f"resolution: {sides[0]}x{sides[1]} images, wanted sides that are multiples of {factor}"
+            f" (patches of {patch}, halved {levels - 1} times)"
+        )

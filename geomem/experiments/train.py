@@ -1,0 +1,217 @@
+"""Train an EDM denoiser, with or without a gap in its noise levels; nothing interrupts it for good.
+
+    python -m geomem.experiments.train digits --out runs/digits
+    python -m geomem.experiments.train edm_small --gap-from runs/zone/zone.json --out runs/gap
+
+The run folder holds config.json, run.json, metrics.jsonl, samples_STEP.png, TensorBoard events and
+checkpoints. The same command on the same folder goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from tqdm.auto import tqdm
+
+from geomem import data
+from geomem.diffusion import checkpoints, precond, sample, schedules, train
+from geomem.experiments import cli, record, train_config
+from geomem.experiments.journal import Journal
+from geomem.experiments.train_config import PRESETS, Config
+
+__all__ = ["PRESETS", "Config", "Result", "load", "run"]
+
+
+class Result(NamedTuple):
+    """What a run did.
+
+    Attributes:
+      folder: the run folder.
+      step: steps done, over all sessions.
+      finished: whether that is all of them; False after SIGTERM.
+      images_per_second: the median over this session's windows of log_every steps, without the
+        first, which compiles; None if there are none.
+    """
+
+    folder: pathlib.Path
+    step: int
+    finished: bool
+    images_per_second: float | None
+
+
+class _Run(NamedTuple):
+    config: Config
+    denoiser: precond.EDMDenoiser
+    recipe: train.Recipe
+    image_shape: tuple[int, int, int]
+    folder: pathlib.Path
+    saved: checkpoints.Checkpoints
+
+
+def run(config: Config) -> Result:
+    """Train, or go on training, until `config.kimg` or SIGTERM.
+
+    Raises:
+      ValueError: unusable configuration or data, another run's folder, or a loss that is not finite
+        (the checkpoint before it is kept).
+      OSError: the folder cannot be written.
+    """
+    if config.distributed:
+        jax.distributed.initialize()
+    config, phases = train_config.resolve(config), record.Phases()
+    with phases("load"):
+        dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
+            classes=config.classes, count=config.num_train, seed=config.subset_seed
+        )
+        facts = train_config.facts(config, dataset.train_split)
+    denoiser, recipe = train_config.build(facts)
+    update = train.make_update(denoiser, recipe)
+    shape = tuple(facts["data"]["image_shape"])
+    template = _template(denoiser, recipe, shape)  # refuses a network that does not fit the images
+    folder = _claim(config, facts)
+    about = {"environment": record.environment(), "data": record.dataset_facts(dataset)}
+    with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
+        this = _Run(config, denoiser, recipe, shape, folder, saved)
+        with phases("start"):
+            found = saved.restore(template)
+            first, state = found or (0, train.init(denoiser, recipe, shape))
+        if first >= config.steps:
+            _say(f"{folder} has its {first} steps already; a larger --kimg extends it")
+            return Result(folder, first, True, None)
+        _write(folder, about)
+        images = train.load_images(dataset.train_split.pixels)
+        with phases("train"):
+            last, speed = _train(this, update, state, images, first)
+    result = Result(folder, last, last == config.steps, speed)
+    outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
+    _write(folder, {**about, "seconds": phases.seconds, "result": outcome})
+    _say(f"{'finished' if result.finished else 'stopped'} at step {last}; wrote {folder}")
+    return result
+
+
+def load(
+    folder: str | pathlib.Path, step: int | None = None, *, average: bool = True
+) -> tuple[precond.EDMDenoiser, precond.Params, tuple[int, int, int]]:
+    """A trained denoiser from its run folder alone; the data set is not needed.
+
+    Args:
+      folder: the run folder.
+      step: of the checkpoint; default the newest.
+      average: the moving average of the parameters, or else the parameters themselves.
+
+    Returns:
+      (denoiser, params, image shape (H, W, C)); `denoiser.bind(params)` is a function of
+      (x, sigma).
+
+    Raises:
+      ValueError: not a run folder, or no such checkpoint.
+    """
+    facts = checkpoints.read_facts(folder)
+    denoiser, recipe = train_config.build(facts)
+    shape = tuple(facts["data"]["image_shape"])
+    with checkpoints.Checkpoints(folder, read_only=True) as saved:
+        found = saved.restore(_template(denoiser, recipe, shape), step)
+    if found is None:
+        raise ValueError(f"run: {folder} has no checkpoint yet")
+    return denoiser, found[1].ema if average else found[1].params, shape
+
+
+def _train(this, update, state, images, step):
+    """The loop: dispatch, log, save, until the end or a signal. Returns (last step, images/s)."""
+    config, chief = this.config, jax.process_index() == 0
+    journal = Journal(this.folder, step) if chief else None
+    state, images = train.replicate(state), train.replicate(images)
+    size = {"total": config.steps * config.batch, "initial": step * config.batch}
+    bar = tqdm(**size, unit="image", unit_scale=True, mininterval=1, disable=not chief)
+    with checkpoints.StopSignal() as stopping, bar:
+        stop, speeds, clock = False, [], (step, time.perf_counter())
+        while step < config.steps and not stop:
+            count = _dispatch(config, step)
+            state = update(state, images, count)
+            step += count
+            stop = stopping(step)
+            bar.update(count * config.batch)
+            if step % config.log_every == 0:
+                metrics, now = _metrics(this, state, step), time.perf_counter()
+                speeds.append((step - clock[0]) * config.batch / (now - clock[1]))
+                clock = step, now
+                bar.set_postfix(loss=f"{metrics['loss']:.4g}")
+                if chief:
+                    journal.write(step, metrics, {"images_per_second": speeds[-1]})
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                _save(this, state, step, chief and not stop)
+    if chief:
+        journal.close()
+    return step, statistics.median(speeds[1:]) if speeds[1:] else None
+
+
+def _dispatch(config, step):
+    """How many steps to launch at once: the usual number, or 1 where it would cross a boundary."""
+    usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    usual = math.gcd(usual, config.log_every)
+    return usual if step % usual == 0 and step + usual <= config.steps else 1
+
+
+def _metrics(this, state, step):
+    """The means over the window so far; reading them waits for the device."""
+    count = (step - 1) % this.config.log_every + 1
+    sums = jax.tree.map(lambda leaf: float(leaf.addressable_data(0)[0]), state.metrics)
+    if not math.isfinite(sums["loss"]):
+        raise ValueError(
+            f"loss: {sums['loss']} by step {step}, wanted a finite one (a smaller --lr?); "
+            f"{this.folder} keeps the last good checkpoint"
+        )
+    return {
+        "kimg": step * this.config.batch / 1000,
+        "loss": sums["loss"] / count,
+        "grad_norm": sums["grad_norm"] / count,
+        "lr": float(this.recipe.learning_rate(step - 1)),
+    }
+
+
+def _save(this, state, step, draw):
+    """A checkpoint, unless the loss is not finite, and a grid of samples."""
+    _metrics(this, state, step)
+    host = train.unreplicate(state)
+    this.saved.save(step, host)
+    if draw and this.config.samples:
+        seeds, grid = range(this.config.samples), schedules.edm_grid(18)
+        images = sample.generate(this.denoiser.bind(host.ema), seeds, this.image_shape, grid)
+        record.write_image_grid(this.folder / f"samples_{step:07d}.png", sample.to_uint8(images))
+
+
+def _claim(config, facts):
+    """The run folder, made or checked by the first process while the others wait."""
+    if jax.process_index() == 0:
+        folder = record.make_folder(config.out)
+        if checkpoints.claim_folder(folder, facts, train_config.MAY_CHANGE) and not config.resume:
+            raise ValueError(f"out: {folder} holds a run, wanted --resume True or another folder")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("geomem run folder")
+    return pathlib.Path(config.out).expanduser()
+
+
+def _template(denoiser, recipe, shape) -> Any:
+    return jax.eval_shape(lambda: train.init(denoiser, recipe, shape))
+
+
+def _say(text):
+    if jax.process_index() == 0:
+        print(text)
+
+
+def _write(folder, value):
+    if jax.process_index() == 0:
+        record.write_json(folder / "run.json", value)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    cli.main(tyro.extras.subcommand_type_from_defaults(PRESETS, train_config.ABOUT), run)

@@ -1,0 +1,160 @@
+"""Noise schedules against their closed-form CDF, computed here from scipy alone."""
+
+import itertools
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from geomem.diffusion import schedules
+
+BASE = schedules.lognormal()
+CASES = {
+    "lognormal": (BASE, []),
+    "gap": (schedules.gap(BASE, 0.14, 5.3), [(0.14, 5.3, 0.0)]),
+    "thinned": (schedules.gap(BASE, 0.14, 5.3, keep=0.25), [(0.14, 5.3, 0.25)]),
+    "left": (schedules.gap(BASE, 1e-4, 0.3), [(1e-4, 0.3, 0.0)]),
+    "far right": (schedules.gap(BASE, 1.0, 200.0), [(1.0, 200.0, 0.0)]),
+    "most": (schedules.gap(BASE, 0.02, 1000.0), [(0.02, 1000.0, 0.0)]),
+    "two": (
+        schedules.gap(schedules.gap(BASE, 0.1, 0.2), 0.15, 3.0, keep=0.5),
+        [(0.1, 0.2, 0.0), (0.2, 3.0, 0.5)],
+    ),
+}
+
+
+def _cdf(gaps):
+    """CDF of the lognormal with each (low, high) kept by a factor, from first principles."""
+    normal = scipy.stats.norm(-1.2, 1.2)
+
+    def unnormalised(sigma):
+        sigma = np.asarray(sigma, float)
+        value = normal.cdf(np.log(sigma))
+        for low, high, keep in gaps:
+            inside = normal.cdf(np.log(np.clip(sigma, low, high))) - normal.cdf(np.log(low))
+            value = value - (1 - keep) * inside
+        return value
+
+    return lambda sigma: unnormalised(sigma) / unnormalised(1e30)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_million_draws_follow_the_closed_cdf(name):
+    schedule, gaps = CASES[name]
+    draws = np.asarray(schedule.sample(jax.random.key(0), (1_000_000,)), np.float64)
+    assert np.isfinite(draws).all()
+    assert (draws > 0).all()
+    assert scipy.stats.kstest(draws, _cdf(gaps)).pvalue > 0.01
+    for low, high, keep in gaps:
+        assert keep or not ((draws > low) & (draws < high)).any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_density_integrates_to_one_and_mass_is_the_cdf(name):
+    schedule, gaps = CASES[name]
+    cdf = _cdf(gaps)
+    edges = [1e-6, *schedule.edges, 1e5]
+
+    def density(log_sigma):
+        return np.exp(log_sigma + schedule.log_density(np.exp(log_sigma)))
+
+    with jax.enable_x64(True):
+        pieces = [
+            scipy.integrate.quad(density, np.log(a) + 1e-9, np.log(b) - 1e-9, limit=200)[0]
+            for a, b in itertools.pairwise(edges)
+        ]
+    assert sum(pieces) == pytest.approx(1, abs=1e-6)
+    for low, high in [(0.01, 0.12), (0.5, 4.0), (2.0, 90.0), (0.0, np.inf)]:
+        expected = cdf(high if high < 1e30 else 1e30) - (cdf(low) if low else 0)
+        assert schedule.mass(low, high) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_far_tails_are_accurate():
+    # What is left of the base is its last 1.2% on the right: every draw is a tail quantile.
+    low, high = 1e-6, 4.5
+    schedule = schedules.gap(BASE, low, high)
+    draws = np.asarray(schedule.sample(jax.random.key(1), (1_000_000,)), np.float64)
+    tail = scipy.stats.norm(-1.2, 1.2).sf
+    quantiles = tail(np.log(draws)) / tail(np.log(high))
+    assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
+    # ... to its end: the smallest of a million uniforms is about 1e-6.
+    assert 1e-8 < quantiles.min() < 1e-5
+    # and on the left, mirrored about the median
+    mirrored = schedules.gap(BASE, np.exp(-2.4) / high, 1e6)
+    left = np.asarray(mirrored.sample(jax.random.key(2), (1_000_000,)), np.float64)
+    quantiles = scipy.stats.norm(-1.2, 1.2).cdf(np.log(left)) / tail(np.log(high))
+    assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
+
+
+@hypothesis.given(
+    center=st.floats(0.005, 50), mass=st.floats(0.01, 0.95), keep=st.sampled_from([0.0, 0.5])
+)
+@hypothesis.settings(deadline=None, max_examples=50)
+def test_equal_mass_gap_holds_the_mass_around_its_center(center, mass, keep):
+    low, high = schedules.equal_mass_gap(BASE, center, mass, keep).edges
+    assert BASE.mass(low, high) == pytest.approx(mass, rel=1e-6)
+    assert np.sqrt(low * high) == pytest.approx(center, rel=1e-9)
+
+
+def test_dummy_draws_like_its_base_and_marks_the_interval():
+    schedule = schedules.dummy(BASE, 0.5, 2.0)
+    draws = schedule.sample(jax.random.key(3), (1000,))
+    np.testing.assert_array_equal(draws, BASE.sample(jax.random.key(3), (1000,)))
+    marked = np.asarray(schedule.is_dummy(draws))
+    np.testing.assert_array_equal(marked, (draws >= 0.5) & (draws <= 2.0))
+    assert marked.any()
+    assert not BASE.is_dummy(draws).any()
+
+
+def test_edm_grid_is_the_papers():
+    grid = schedules.edm_grid(18)
+    root = [80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18)]
+    np.testing.assert_allclose(grid, [*(r**7 for r in root), 0], rtol=1e-12)
+    # PAPER: the medium steps 6..13 are about 8.4 down to 0.14.
+    assert grid[6] == pytest.approx(8.4, abs=0.05)
+    assert grid[13] == pytest.approx(0.14, abs=0.005)
+    assert np.ptp(np.diff(np.log(schedules.log_grid(10)[:-1]))) < 1e-12
+
+
+def test_zone_files(tmp_path):
+    path = tmp_path / "zone.json"
+    path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
+    assert schedules.read_zone(path) == (0.3, 4)
+    for text, what in [
+        ('{"low": null, "high": null}', "empty danger zone"),
+        ('{"low": 1}', "wanted a JSON object with low and high"),
+        ("[1, 2]", "wanted a JSON object with low and high"),
+        ("not json", "wanted a JSON object with low and high"),
+        ('{"low": "a", "high": "b"}', "wanted 0 < low < high"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=what):
+            schedules.read_zone(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.gap(BASE, 2, 1), "gap: 2 to 1, wanted 0 < low < high"),
+        (lambda: schedules.gap(BASE, 1, 1), "gap: 1 to 1, wanted"),
+        (lambda: schedules.gap(BASE, -1, 1), "gap: -1 to 1, wanted"),
+        (lambda: schedules.gap(BASE, float("nan"), 1), "gap: nan to 1, wanted"),
+        (lambda: schedules.gap(BASE, 1e-3, 1e3), "leaves 0.00% .* wanted at least 1%"),
+        (lambda: schedules.gap(BASE, 1, 2, keep=1), "keep: 1, wanted a factor in"),
+        (lambda: schedules.dummy(BASE, 2, 1), "dummy: 2 to 1"),
+        (lambda: schedules.equal_mass_gap(BASE, 0, 0.5), "center: 0, wanted"),
+        (lambda: schedules.equal_mass_gap(BASE, 1, 1), "mass: 1, wanted"),
+        (lambda: schedules.lognormal(std=0), "std: 0, wanted"),
+        (lambda: schedules.edm_grid(1), "steps: 1, wanted 2 or more"),
+        (lambda: schedules.edm_grid(18, 80, 0.002), "sigma_min, sigma_max: 80 to 0.002"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
