@@ -169,7 +169,10 @@ def test_duplicates_are_counted(rng):
         (np.zeros((4, 3, 32, 32), np.uint8), r"has shape \(4, 3, 32, 32\), wanted"),
         (np.zeros((4, 12), np.uint8), r"has shape \(4, 12\), wanted"),
         (np.array([{}, {}, {}]), "holds Python objects"),
-        (np.zeros((1, 2, 2, 1), np.uint8), r"has 0 training image\(s\), wanted 2 or more"),
+        (
+            np.zeros((1, 2, 2, 1), np.uint8),
+            r"leaves 0 of 1 image\(s\) for training, wanted 2 or more",
+        ),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, array, message):
@@ -212,7 +215,9 @@ def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="no PNG or JPEG image in the folder"):
         data.load(str(tmp_path))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"has 0 training image\(s\), wanted 2 or more"):
+    with pytest.raises(
+        ValueError, match=r"leaves 0 of 1 image\(s\) for training, wanted 2 or more"
+    ):
         data.load(str(tmp_path))
     Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
     message = r"images of 2 sizes \(a.png is 4x4, b.png is 5x4\), wanted one size, or --resize"
@@ -229,9 +234,9 @@ def test_bad_folders_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 901}, r"count: 901, wanted 1 to 900"),
-        ({"count": 0}, r"count: 0, wanted 1 to 900"),
-        ({"heldout_count": 898}, r"heldout_count: 898, wanted 1 to 897"),
+        ({"count": 901}, r"count \(--num-train\): 901, wanted 1 to 900"),
+        ({"count": 0}, r"count \(--num-train\): 0, wanted 1 to 900"),
+        ({"heldout_count": 898}, r"heldout_count \(--num-heldout\): 898, wanted 1 to 897"),
         ({"seed": -1}, r"seed: -1, wanted 0 or more"),
         ({"classes": ["ten"]}, r"classes: 'ten' is not a class of digits \(has: 0, 1, 2"),
     ],

@@ -110,8 +110,8 @@ class Dataset:
         train, test = (
             _select(split, self._class_ids(classes), number, seed, argument)
             for split, number, argument in (
-                (self.train_split, count, "count"),
-                (self.test_split, heldout_count, "heldout_count"),
+                (self.train_split, count, "count (--num-train)"),
+                (self.test_split, heldout_count, "heldout_count (--num-heldout)"),
             )
         )
         return dataclasses.replace(self, train_split=train, test_split=test)

@@ -41,12 +41,16 @@ def load(
     """
     name = str(name)
     train, test, class_names = sources.open_source(name, resize)
+    total = len(train)
     if isinstance(heldout, str):
         test = sources.open_source(heldout, resize)[0]
     elif heldout is not None or test is None:
         train, test = _split(train, _HELDOUT_FRACTION if heldout is None else heldout, seed)
     if len(train) < 2:
-        raise ValueError(f"dataset: {name} has {len(train)} training image(s), wanted 2 or more")
+        raise ValueError(
+            f"dataset: {name} leaves {len(train)} of {total} image(s) for training, "
+            "wanted 2 or more"
+        )
     return Dataset(name, train, test, class_names)
 
 

@@ -45,6 +45,8 @@ class Config:
     """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
     heldout: float | str | None = None
     """A fraction of the images, or other images; default: the test images, or a fifth."""
+    heldout_seed: int = 0
+    """Which images a held-out fraction takes."""
     resize: int | None = None
     """Crop a folder's images to a centre square and resize them to this side."""
     num_train: int | None = None
@@ -180,7 +182,9 @@ def run(config: Config) -> Result | None:
 
 
 def _load(config):
-    dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize)
+    dataset = data.load(
+        config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
+    )
     # The paper's protocol draws its own subsets, from all training images.
     paper = config.protocol == "paper"
     return dataset.subset(

@@ -146,7 +146,7 @@ def test_explicit_and_edm_grids(tmp_path):
         ({"rho": 0.0}, "rho: 0, wanted > 0"),
         ({"shell_c": 0.0}, "shell_c: 0, wanted finite and > 0"),
         ({"threshold": 1.0}, "threshold: 1, wanted between 0 and 1"),
-        ({"num_train": 901}, "count: 901, wanted 1 to 900"),
+        ({"num_train": 901}, r"count \(--num-train\): 901, wanted 1 to 900"),
         ({"num_train": 1}, "train, heldout: 1 and 40 points, wanted at least 2 and 1"),
         ({"bootstrap": 0}, "bootstrap: 0, wanted 1 or more"),
         ({"classes": ("car",)}, "classes: 'car' is not a class of digits"),
