@@ -246,6 +246,11 @@ def test_bad_subsets_are_named(arguments, message):
         data.load("digits").subset(**arguments)
 
 
+def test_bad_resize_is_named(tmp_path):
+    with pytest.raises(ValueError, match="resize: 0, wanted 1 or more"):
+        data.load(str(tmp_path), resize=0)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
 def test_bad_fractions_are_named(fraction):
     with pytest.raises(ValueError, match=r"heldout: .*, wanted a fraction between 0 and 1"):

@@ -39,6 +39,8 @@ def load(
     Raises:
       ValueError: no such data set, nothing to read, images of several sizes, unusable arrays.
     """
+    if resize is not None and resize < 1:
+        raise ValueError(f"resize: {resize}, wanted 1 or more")
     name = str(name)
     train, test, class_names = sources.open_source(name, resize)
     total = len(train)
