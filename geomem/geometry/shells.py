@@ -76,7 +76,7 @@ def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
     Source: paper, eq. 6.
 
     >>> [round(radius, 2) for radius in radii(3072)]
-    [53.15, 57.75]
+    [53.14, 57.71]
     """
     check_shell_c(c)
     spread = 2 * math.sqrt(c * dim)
