@@ -168,7 +168,7 @@ ZONES = {
         ({"multipliers": (1, 1, 1, 1)}, "resolution: 8x8 images, wanted .* multiples of 16"),
         ({"channels": 6}, "channels: 6, wanted"),
         ({"checkpoint_every": 6}, "checkpoint_every: 6, wanted a multiple of log_every"),
-        ({"num_train": 10_000}, "count: 10000, wanted 1 to 900"),
+        ({"num_train": 10_000}, r"count \(--num-train\): 10000, wanted 1 to 900"),
         ({"kimg": 0}, "kimg: 0, wanted"),
     ],
 )
