@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from geomem import data, plots
+from geomem import data
 from geomem.experiments import cli, record
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, subspaces
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
+from geomem.plots import style
+from geomem.plots import zone as zone_plot
 
 __all__ = ["Config", "Result", "run", "sigma_grid"]
 
@@ -308,13 +310,13 @@ def _write_curves(path, curves):
 
 
 def _draw(folder):
-    columns, zone, facts = plots.read_run(folder)
+    columns, zone, facts = zone_plot.read_run(folder)
     name = " ".join([facts["data"]["name"], *facts["config"]["classes"]])
     train, heldout = (f"{facts['data'][split]['count']:,}" for split in ("train", "test"))
     title = f"{name}: {train} training, {heldout} held-out images"
     if facts["config"]["protocol"] == "paper":
         title = f"{name}: subsets of {facts['config']['num_train'] or _PAPER_SUBSET:,} images"
-    for path in plots.save(plots.danger_zone(columns, zone, title), folder):
+    for path in style.save(zone_plot.danger_zone(columns, zone, title), folder):
         print(f"wrote {path}")
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geomem import plots
 from geomem.experiments import danger_zone
 from geomem.experiments.danger_zone import Config
+from geomem.plots import zone as zone_plot
 
 COLUMNS = (
     "sigma,coverage,coverage_low,coverage_high,coverage_lower_bound,coverage_upper_bound,"
@@ -66,7 +66,7 @@ def test_files_agree_with_each_other_and_with_python(finished, tmp_path):
     _, out = finished
     result = danger_zone.run(small(tmp_path))
     assert (out / "curves.csv").read_text().splitlines()[0] == COLUMNS
-    columns, zone, run = plots.read_run(out)
+    columns, zone, run = zone_plot.read_run(out)
     np.testing.assert_allclose(columns["sigma"], np.geomspace(0.02, 80, 7), rtol=1e-6)
     # Another process with one device instead of eight finds the same numbers.
     np.testing.assert_allclose(columns["coverage"], result.curves.coverage.mean, atol=1e-6)

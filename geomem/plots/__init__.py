@@ -1,0 +1,1 @@
+"""Figures from saved results: numbers and files in, matplotlib figures out."""
