@@ -105,3 +105,12 @@ def test_nearest_of_any_number(cifar, count):
     np.testing.assert_array_equal(found.index, order)
     wanted = np.sqrt(np.take_along_axis(squares, order, 1))
     np.testing.assert_allclose(found.distance, wanted, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("count", [64, 96, 112, 128, 144])
+def test_few_points_in_whole_groups(rng, count):
+    """Sizes around which the search changes from all scores to groups of 16."""
+    points = rng.standard_normal((count, 5)).astype(np.float32)
+    queries = rng.standard_normal((7, 5)).astype(np.float32)
+    index = oracles.two_nearest(queries, points)[1]
+    np.testing.assert_array_equal(distances.two_nearest(queries, points).index, index)
