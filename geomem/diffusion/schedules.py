@@ -99,6 +99,20 @@ class Schedule:
         """The probability that a draw lies in [low, high], in float64."""
         return self._weighted_mass(low, high) / self._weighted_mass(0, math.inf)
 
+    def quantile(self, probability: float) -> float:
+        """The noise level below which a draw lies with this probability, in (0, 1).
+
+        >>> round(lognormal().quantile(0.5), 6) == round(math.exp(-1.2), 6)
+        True
+        """
+        if not 0 < probability < 1:
+            raise ValueError(f"probability: {probability}, wanted between 0 and 1")
+
+        def excess(z):
+            return self.mass(0, math.exp(self.mean + self.std * z)) - probability
+
+        return math.exp(self.mean + self.std * scipy.optimize.brentq(excess, -37, 37, xtol=1e-13))
+
     def is_dummy(self, sigma: jax.Array) -> jax.Array:
         """Where the clean image is replaced by a dummy image: [...] -> bool [...]."""
         low, high = self.dummy or (math.inf, math.inf)

@@ -129,11 +129,35 @@ PRESETS = {
         kimg=400,
         checkpoint_every=2500,
     ),
+    "digits_gap": Config(
+        out="runs/digits_gap",
+        dataset="digits",
+        num_train=128,
+        subset_seed=0,
+        channels=32,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(),
+        dropout=0,
+        embedding="fourier",
+        patch=2,
+        batch=64,
+        lr=2e-3,
+        lr_ramp_kimg=12.8,
+        ema_halflife_kimg=8.85,
+        augment=0,
+        kimg=224,
+        log_every=500,
+        checkpoint_every=500,
+        keep_checkpoints=7,
+        samples=0,
+    ),
 }
 
 ABOUT = {
     "edm_cifar10": "EDM's own CIFAR-10 setting: 55.7M parameters, 200M images.",
     "edm_small": "The same network on 1,000 images: batch 64, no augmentation.",
+    "digits_gap": "Digits with a network that a gap keeps from memorizing (Fourier embedding).",
     "digits": "128 of scikit-learn's 8x8 digits, overfitted in minutes on a CPU.",
 }
 

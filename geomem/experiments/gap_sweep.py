@@ -1,0 +1,189 @@
+"""Figure 5: gaps at other places and of other widths, laid over the curves; and what else works.
+
+    python -m geomem.experiments.gap_sweep --preset digits
+
+Beside the trained arms stands what needs no training: the fraction of samples that is decided above
+each noise level (`geomem.metrics.prediction`), in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from geomem.diffusion import schedules
+from geomem.experiments import arms, cli, gap_training, record
+from geomem.experiments.arms import Arm, Task
+from geomem.geometry import danger_zone
+from geomem.metrics import prediction
+from geomem.plots import style
+from geomem.plots import sweep as sweep_plot
+from geomem.plots import training as training_plot
+
+__all__ = ["Config", "Result", "make_positions", "make_variants", "run"]
+
+_PREDICTION_STEPS = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where must a gap lie, how wide must it be, and what else removes memorization?
+
+    Trains one arm for each position and width of a gap, and variants of the zone's gap, at the
+    scale of gap_training's preset; draws them over C and W. --arms prediction trains nothing.
+    """
+
+    preset: Literal["digits", "cifar10"] = "digits"
+    """The scale."""
+    out: str = "runs/gap_sweep"
+    """Folder for the runs, the tables and the figures."""
+    arms: Literal["all", "positions", "variants", "prediction"] = "all"
+    """What to train."""
+    positions: int = 5
+    """Number of gaps along the noise levels for each width."""
+    masses: tuple[float, ...] = (0.15, 0.3)
+    """Shares of the training noise that a gap removes."""
+    seeds: int = 1
+    """Number of seeds."""
+    kimg: float | None = None
+    """Length of each training in thousands of images, default the preset's."""
+    samples: int | None = None
+    """Images sampled from each checkpoint and for the prediction, default the preset's."""
+    inception: str | None = None
+    """File with the Inception weights: FID instead of the Frechet distance of pixels."""
+    jobs: int | None = None
+    """Runs at a time; default one to a core on a CPU, else one."""
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+      rows: one for each arm, seed, checkpoint and sampling grid.
+      prediction: of the upper edges in prediction.csv.
+      folder: where the files are.
+    """
+
+    rows: list[dict[str, Any]]
+    prediction: prediction.Prediction
+    folder: pathlib.Path
+
+
+def run(config: Config) -> Result:
+    """Estimate the curves, predict, train and judge the arms, write tables and figures.
+
+    Raises:
+      ValueError: an unusable configuration, or no zone in these data.
+    """
+    if config.positions < 1 or not config.masses or not all(0 < m < 0.9 for m in config.masses):
+        raise ValueError(
+            f"positions, masses: {config.positions}, {config.masses}, wanted 1 or more positions "
+            "and shares in (0, 0.9)"
+        )
+    preset = gap_training.resolve(config)
+    folder, phases = record.make_folder(config.out), record.Phases()
+    dataset = gap_training.load(preset.train)
+    with phases("curves"):
+        found, zones = gap_training.measure_zones(dataset.train, dataset.test, preset.thresholds)
+    with phases("prediction"):
+        predicted = _predict(dataset, preset.judging.samples)
+    positions = make_positions(config.positions, config.masses)
+    chosen = {
+        "all": [Arm("baseline"), *positions, *make_variants(zones[preset.thresholds[-1]])],
+        "positions": [Arm("baseline"), *positions],
+        "variants": [Arm("baseline"), *make_variants(zones[preset.thresholds[-1]])],
+        "prediction": [],
+    }[config.arms]
+    with phases("arms"):
+        rows = arms.measure_all(
+            [
+                Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.judging)
+                for seed in range(config.seeds)
+                for arm in chosen
+            ],
+            config.jobs,
+        )
+    with phases("files"):
+        record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
+        edges = zip(predicted.high, predicted.rate, strict=True)
+        arms.write_rows(
+            folder / "prediction.csv", [{"high": high, **r._asdict()} for high, r in edges]
+        )
+        if rows:
+            arms.write_rows(folder / "results.csv", rows)
+        zone = zones[preset.thresholds[-1]]
+        figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(rows))}
+        if rows:
+            along = [r for r in rows if r["sampling_steps"] == preset.judging.steps[0]]
+            figures["frontier"] = training_plot.frontier(along)
+        for name, figure in figures.items():
+            for path in style.save(figure, folder, name):
+                print(f"wrote {path}")
+    record.write_json(
+        folder / "run.json",
+        {
+            "config": dataclasses.asdict(config),
+            "arms": [arm._asdict() for arm in chosen],
+            "train": dataclasses.asdict(preset.train),
+            "judging": dataclasses.asdict(preset.judging),
+            "data": record.dataset_facts(dataset),
+            "environment": record.environment(),
+            "seconds": phases.seconds,
+        },
+    )
+    for row in _ends(rows):
+        gap = f"{row['gap_low']:.3g} to {row['gap_high']:.3g}" if row["gap_low"] else "no gap"
+        print(
+            f"{row['arm']:<22} {gap:<16} memorized {row['memorized']:.2f}, noise removed "
+            f"{row['without_noise']:.2f}, Frechet {row['frechet']:.2f}"
+        )
+    return Result(rows, predicted, folder)
+
+
+def make_positions(count: int, masses: tuple[float, ...]) -> list[Arm]:
+    """Gaps that hold `masses` of EDM's noise, `count` of each, evenly spread over that mass."""
+    base = schedules.lognormal()
+    edges = [
+        (base.quantile(start), base.quantile(start + mass))
+        for mass in masses
+        for start in np.linspace(0.01, 0.99 - mass, count)
+    ]
+    return [Arm(f"gap-{low:.3g}-{high:.3g}", (low, high)) for low, high in edges]
+
+
+def make_variants(zone: danger_zone.Zone) -> list[Arm]:
+    """The zone's gap thinned, and with data scaled to sigma_data; and a baseline for the latter."""
+    edges = zone.low, zone.high
+    scaled = (("sigma_data", 0.0),)  # measured
+    return [
+        Arm("zone", edges),
+        Arm("zone-keep-0.1", edges, keep=0.1),
+        Arm("zone-keep-0.3", edges, keep=0.3),
+        Arm("baseline-scaled", changes=scaled),
+        Arm("zone-scaled", edges, changes=scaled),
+    ]
+
+
+def _predict(dataset, samples):
+    """What each upper edge can remove; the held-out images join the training images as the pool."""
+    pool = np.concatenate([dataset.train, dataset.test])
+    grid = schedules.edm_grid(_PREDICTION_STEPS)
+    highs = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
+    return prediction.predict(dataset.train, pool, highs, grid, seeds=range(samples))
+
+
+def _ends(rows):
+    """The last checkpoint of each run, on the first grid."""
+    first = rows[0]["sampling_steps"] if rows else None
+    last = {}
+    for row in rows:
+        if row["sampling_steps"] == first:
+            last[row["arm"], row["seed"]] = row
+    return list(last.values())
+
+
+if __name__ == "__main__":
+    cli.main(Config, run)

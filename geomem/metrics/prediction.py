@@ -1,0 +1,92 @@
+"""What a gap can remove, before any training: a flow of two exact denoisers.
+
+Sampling runs from large noise to small. Suppose that training with a gap leaves the network with
+the memorizing (empirical) denoiser above the gap, and makes it generalize from the gap downwards,
+as the denoiser of a much larger set of images would. Both denoisers are known exactly, so the flow
+can be run: the fraction of samples that still end on a training image was decided above the gap,
+and no gap with that upper edge is expected to memorize less.
+
+Running the larger set inside the gap only would say nothing: below it the empirical denoiser moves
+every sample onto its nearest training image, whatever happened before, and all are memorized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from geomem.diffusion import sample
+from geomem.geometry import posterior
+from geomem.metrics import memorization
+
+__all__ = ["Prediction", "predict"]
+
+
+class Prediction(NamedTuple):
+    """Samples of the two denoisers' flow, one row for each upper edge of a gap.
+
+    Attributes:
+      high: [G], the upper edges.
+      rate: G Rates of memorized samples.
+      memorized: bool [G, Q].
+    """
+
+    high: np.ndarray
+    rate: tuple[memorization.Rate, ...]
+    memorized: np.ndarray
+
+
+def predict(
+    train: np.ndarray,
+    pool: np.ndarray,
+    highs: Sequence[float],
+    sigmas: np.ndarray,
+    *,
+    seeds: Sequence[int] = range(512),
+    threshold: float = 1 / 3,
+) -> Prediction:
+    """The memorized fraction that is decided above each of `highs`.
+
+    Args:
+      train: float32 [N, H, W, C], the training images.
+      pool: float32 [M, H, W, C], M >> N images of the same distribution, the training images among
+        them or not.
+      highs: upper edges of gaps, noise levels.
+      sigmas: [S + 1], the sampling grid, as from `schedules.edm_grid`: descending, then 0. An edge
+        acts at the first level at or below it.
+      seeds: of the samples; the same for every edge.
+      threshold: of d1 / d2.
+
+    Returns:
+      Prediction. Edges between the same two levels share one flow.
+
+    Raises:
+      ValueError: no edges, or images of different shapes.
+    """
+    if not len(highs):
+        raise ValueError("highs: none, wanted one or more noise levels")
+    if train.shape[1:] != pool.shape[1:]:
+        raise ValueError(f"pool: images of {pool.shape[1:]}, wanted {train.shape[1:]}")
+    memorizing, generalizing = _bound(train), _bound(pool)
+    steps = len(sigmas) - 1
+    flags = {}
+    firsts = [int(np.argmax(np.asarray(sigmas) <= high)) for high in highs]
+    for first in sorted(set(firsts)):
+        flow = sample.swap(memorizing, generalizing, range(first, steps))
+        images = sample.generate(flow, seeds, train.shape[1:], sigmas)
+        found = memorization.neighbours(images, train, threshold=threshold)
+        flags[first] = found.memorized
+    memorized = np.stack([flags[first] for first in firsts])
+    rates = tuple(memorization.rate(row) for row in memorized)
+    return Prediction(np.asarray(highs, float), rates, memorized)
+
+
+def _bound(images):
+    return jax.tree_util.Partial(_denoise, jax.numpy.asarray(images.reshape(len(images), -1)))
+
+
+def _denoise(points, x, sigma):
+    return posterior.denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
