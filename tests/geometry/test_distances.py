@@ -87,13 +87,6 @@ def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
     np.testing.assert_array_equal(leaders.score, np.take_along_axis(score, order, 1))
 
 
-@pytest.mark.parametrize("size", [32, 128, 240, 272])  # fewer groups of 16 than leaders, or more
-def test_there_may_be_fewer_groups_than_leaders(rng, size):
-    score = rng.standard_normal((3, size)).astype(np.float32)
-    leaders = distances.merge_leaders(distances.no_leaders(3, 16), score, np.arange(size))
-    np.testing.assert_array_equal(leaders.index, np.argsort(-score, axis=1)[:, :16])
-
-
 def test_map_rows_fills_up_the_last_block(rng):
     rows = rng.standard_normal((10, 3)).astype(np.float32)
     np.testing.assert_array_equal(
@@ -112,3 +105,12 @@ def test_nearest_of_any_number(cifar, count):
     np.testing.assert_array_equal(found.index, order)
     wanted = np.sqrt(np.take_along_axis(squares, order, 1))
     np.testing.assert_allclose(found.distance, wanted, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("count", [64, 96, 112, 128, 144])
+def test_few_points_in_whole_groups(rng, count):
+    """Sizes around which the search changes from all scores to groups of 16."""
+    points = rng.standard_normal((count, 5)).astype(np.float32)
+    queries = rng.standard_normal((7, 5)).astype(np.float32)
+    index = oracles.two_nearest(queries, points)[1]
+    np.testing.assert_array_equal(distances.two_nearest(queries, points).index, index)
