@@ -87,13 +87,6 @@ def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
     np.testing.assert_array_equal(leaders.score, np.take_along_axis(score, order, 1))
 
 
-@pytest.mark.parametrize("size", [32, 128, 240, 272])  # fewer groups of 16 than leaders, or more
-def test_there_may_be_fewer_groups_than_leaders(rng, size):
-    score = rng.standard_normal((3, size)).astype(np.float32)
-    leaders = distances.merge_leaders(distances.no_leaders(3, 16), score, np.arange(size))
-    np.testing.assert_array_equal(leaders.index, np.argsort(-score, axis=1)[:, :16])
-
-
 def test_map_rows_fills_up_the_last_block(rng):
     rows = rng.standard_normal((10, 3)).astype(np.float32)
     np.testing.assert_array_equal(
