@@ -17,6 +17,7 @@ from geomem.plots import denoising as plot
 __all__ = ["Config", "run"]
 
 _PAIRS = (("network", "Gaussian"), ("empirical", "Gaussian"), ("network", "empirical"))
+_SMALL = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Config(compared.Config):
 
 
 def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """Measure, and write the table and the figure.
+    """Measure, write the table and the figure, and print from where on the gap is below a tenth.
 
     Returns:
       The columns of `gaps`.
@@ -40,7 +41,10 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError, OSError: as in `compared.experiment`.
     """
-    return compared.experiment(config, _measure, plot.large_noise)
+    tables = compared.experiment(config, _measure, plot.large_noise)
+    if tables:
+        _print(tables["gaps"])
+    return tables
 
 
 def _measure(config, sigmas, one):
@@ -66,6 +70,15 @@ def _measure(config, sigmas, one):
             distance=found.distance,
         )
     return {"gaps": measured}
+
+
+def _print(gaps):
+    for name in dict.fromkeys(gaps["run"]):
+        rows = (gaps["run"] == name) & (gaps["first"] == "empirical")
+        sigma, wide = gaps["sigma"][rows], gaps["gap"][rows] >= _SMALL
+        start = np.flatnonzero(wide).max(initial=-1) + 1
+        where = f"from sigma {sigma[start]:.3g} on" if start < len(sigma) else "at no sigma here"
+        print(f"{name}: empirical denoiser within {_SMALL:.0%} of the Gaussian one {where}")
 
 
 if __name__ == "__main__":

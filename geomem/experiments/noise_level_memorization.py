@@ -32,7 +32,7 @@ class Config(compared.Config):
 
 
 def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """Measure, and write the table and the figure.
+    """Measure, write the table and the figure, and print where the networks memorize most.
 
     Returns:
       The columns of `rates`.
@@ -40,7 +40,10 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError, OSError: as in `compared.experiment`.
     """
-    return compared.experiment(config, _measure, plot.noise_level_memorization)
+    tables = compared.experiment(config, _measure, plot.noise_level_memorization)
+    if tables:
+        _print(tables["rates"])
+    return tables
 
 
 def _measure(config, sigmas, one):
@@ -59,6 +62,17 @@ def _measure(config, sigmas, one):
         columns = {"rate": found.rate, "low": found.low, "high": found.high}
         measured += compared.rows(sigmas, {"kind": kind}, **columns)
     return {"rates": measured}
+
+
+def _print(rates):
+    for name in dict.fromkeys(rates["run"]):
+        rows = np.flatnonzero((rates["run"] == name) & (rates["kind"] == "network"))
+        top = rows[rates["rate"][rows].argmax()]
+        print(
+            f"{name}: the network memorizes at most {rates['rate'][top]:.1%} "
+            f"[{rates['low'][top]:.1%}, {rates['high'][top]:.1%}], at sigma "
+            f"{rates['sigma'][top]:.3g}"
+        )
 
 
 if __name__ == "__main__":
