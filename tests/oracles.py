@@ -35,3 +35,9 @@ def covered(y, points, sigma, r_in, r_out):
     """Whether sigma r_in <= ||y - x_i|| <= sigma r_out for at least one i, [Q]."""
     radius = np.sqrt(squared_distances(y, points)) / sigma
     return ((r_in <= radius) & (radius <= r_out)).any(axis=1)
+
+
+def memorized(queries, points, threshold):
+    """(indices [Q, 2] of the two nearest points, whether d1 < threshold d2 [Q])."""
+    distance, index = two_nearest(queries, points)
+    return index, distance[:, 0] < threshold * distance[:, 1]

@@ -6,6 +6,7 @@ Run: python -m geomem.experiments.benchmark [--only curves nearest ...]
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy as np
 from geomem import data
 from geomem.experiments import cli, record
 from geomem.geometry import curves, distances, posterior, shells
+from geomem.metrics import memorization
 
 __all__ = ["Config", "Row", "run"]
 
@@ -27,14 +29,14 @@ _SIGMAS = np.float32(
 _DRAWS_COVERAGE, _DRAWS_WEIGHT, _SHELL_C = 8, 4, 5.0
 _DIM = 3072
 
-Part = Literal["peak", "curves", "nearest", "denoise", "scaling"]
+Part = Literal["peak", "curves", "nearest", "memorization", "denoise", "scaling"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Time the geometry against plain NumPy, FAISS and the device's matrix-product peak."""
 
-    only: tuple[Part, ...] = ("peak", "curves", "nearest", "denoise", "scaling")
+    only: tuple[Part, ...] = ("peak", "curves", "nearest", "memorization", "denoise", "scaling")
     """Which parts to run."""
     repeats: int = 5
     """Timed runs after one warm-up; the median counts. Slow baselines run once."""
@@ -222,6 +224,44 @@ def _nearest_rows(config, peak):
     yield Row(what, seconds, faiss_seconds / seconds, "FAISS IndexFlatL2")
 
 
+def _memorization_rows(config, peak):
+    """`neighbours` on images in host memory, as a caller has them: checks and verdicts included."""
+    points, queries = _random_points(config, 10_000)
+    repeats = min(config.repeats, 3)
+    seconds = median_seconds(lambda: memorization.neighbours(queries, points), repeats)
+    what = f"memorization of 10,000 samples against {config.points:,} images"
+    beyond = memorization._search.lower(queries, points, 8).compile().memory_analysis()
+    yield Row("its memory beyond the data, compiled", 0, beyond.temp_size_in_bytes / 2**20, "MB")
+    grown = _peak_growth(lambda: memorization.neighbours(queries, points))
+    if grown is not None:
+        yield Row("its memory beyond the data, resident at the peak", 0, grown / 2**20, "MB")
+    try:
+        import faiss
+    except ImportError:
+        yield Row(what, seconds, None, "")
+        return
+    index = faiss.IndexFlatL2(_DIM)
+    index.add(points)
+    faiss_seconds = median_seconds(lambda: index.search(queries, 2), repeats)
+    yield Row(what, seconds, faiss_seconds / seconds, "FAISS IndexFlatL2, search only")
+
+
+def _peak_growth(f):
+    """By how many bytes the process's resident memory peaks above now during f(); Linux only."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _resident("VmRSS")
+        jax.block_until_ready(f())
+        return _resident("VmHWM") - before
+    except OSError:
+        return None
+
+
+def _resident(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
 def _denoise_rows(config, peak):
     points, queries = _random_points(config, 1024)
     on_device = jax.device_put(points), jax.device_put(queries)
@@ -271,6 +311,7 @@ _PARTS = {
     "peak": _peak_rows,
     "curves": _curves_rows,
     "nearest": _nearest_rows,
+    "memorization": _memorization_rows,
     "denoise": _denoise_rows,
     "scaling": _scaling_rows,
 }

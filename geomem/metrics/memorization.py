@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from geomem.geometry import distances
-from geomem.metrics.residual_noise import ratio_without_noise, residual_noise
+from geomem.metrics.residual_noise import fit_spectrum, ratio_without_noise, residual_noise
 
 __all__ = [
     "Comparison",
@@ -277,7 +277,7 @@ def report(
     Args:
       samples: float [Q, ...], unquantized, in the range of the data.
       train: float [N, ...].
-      heldout: float [M, ...], M >= 2, images of the same distribution that were not trained on.
+      heldout: float [M, ...], M >= 4, images of the same distribution that were not trained on.
       threshold: of d1 / d2.
       adaptive_cutoff: below it `adaptive_score` counts as a copy; geomem's choice.
       confidence: of the intervals.
@@ -290,7 +290,8 @@ def report(
       ValueError: as in `neighbours` and `residual_noise`.
     """
     dim = int(np.prod(np.shape(train)[1:]))
-    noise = residual_noise(samples, train, heldout), residual_noise(heldout, train, heldout)
+    spectrum = fit_spectrum(heldout)
+    noise = residual_noise(samples, spectrum), residual_noise(heldout, spectrum)
     found = [
         neighbours(images, train, threshold=threshold, distinct=distinct)
         for images in (samples, heldout)

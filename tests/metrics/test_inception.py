@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from geomem.metrics import inception
+from geomem.metrics import frechet, inception, inception_weights
 
 ORACLE = pathlib.Path(__file__).parents[1] / "data" / "inception_random.npz"
 
@@ -40,7 +40,7 @@ def tensors(oracle):
 
 @pytest.fixture(scope="module")
 def params(tensors):
-    return inception.from_tensors(tensors)
+    return inception_weights.from_tensors(tensors)
 
 
 def test_parity_at_every_tap(oracle, params):
@@ -81,6 +81,7 @@ def test_features_of_any_batch_and_type(oracle, params):
     gray = images[:4, :, :, :1]
     np.testing.assert_array_equal(extract(gray), extract(np.repeat(gray, 3, axis=-1)))
     assert inception.features(params).name == inception.NAME
+    assert str(frechet.Score(1.0, 9, "x", 9, inception.NAME)).startswith("FID 1 (9 samples")
     with pytest.raises(ValueError, match="tap: fc, wanted one of feat_64, "):
         inception.features(params, "fc")
 
@@ -89,16 +90,16 @@ def test_weights_are_found_by_argument_environment_and_cache(tensors, tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GEOMEM_INCEPTION", raising=False)
     with pytest.raises(ValueError, match=r"inception: no weights at .*cache/geomem/pt_inception"):
-        inception.load()
+        inception_weights.load()
     path = tmp_path / "weights.npz"
     np.savez(path, **{"fc.weight": tensors["fc.weight"][:, :7]})
     wrong = r"inception: not the network of 2015-12-05: Conv2d_1a_3x3.* is missing, .*more\)"
     with pytest.raises(ValueError, match=wrong):
-        inception.load(path)
+        inception_weights.load(path)
     np.savez(path, **tensors | {"Conv2d_1a_3x3.bn.num_batches_tracked": np.array(3)})
     monkeypatch.setenv("GEOMEM_INCEPTION", str(path))
     # The folded normalization, by hand.
-    kernel = inception.load()["Mixed_7c"]["branch3x3_2b"]["conv"]["kernel"]
+    kernel = inception_weights.load()["Mixed_7c"]["branch3x3_2b"]["conv"]["kernel"]
     name = "Mixed_7c.branch3x3_2b"
     scale = tensors[f"{name}.bn.weight"] / np.sqrt(tensors[f"{name}.bn.running_var"] + 1e-3)
     weight = tensors[f"{name}.conv.weight"]  # [out, in, height, width]
@@ -110,8 +111,8 @@ def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
     source = tmp_path / "file.pth"
     source.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"inception: file:.* has SHA-256 \w{8}, wanted 6726825d"):
-        inception.download(source.as_uri())
-    assert not inception.cache_path().exists()
+        inception_weights.download(source.as_uri())
+    assert not inception_weights.cache_path().exists()
     digest = hashlib.sha256(b"something else").hexdigest()
-    monkeypatch.setattr(inception, "_SHA256", digest[:8])
-    assert inception.download(source.as_uri()).read_bytes() == b"something else"
+    monkeypatch.setattr(inception_weights, "_SHA256", digest[:8])
+    assert inception_weights.download(source.as_uri()).read_bytes() == b"something else"

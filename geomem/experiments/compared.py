@@ -1,0 +1,209 @@
+"""What Figures 1 and 2 and Theorems 4.9 and 4.10 compare: trained networks and two exact denoisers.
+
+Each trained network goes with the images that it was trained on, and with the two denoisers that
+these images alone determine: the empirical one, which a network that memorizes approaches, and the
+Gaussian one, which every good denoiser is near at large noise. The experiments differ in what they
+measure of them; `experiment` is all the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from geomem import data
+from geomem.diffusion import checkpoints
+from geomem.diffusion.sample import Denoiser
+from geomem.experiments import record, train, train_config
+from geomem.geometry import bounds, posterior
+from geomem.plots import style
+from geomem.plots.denoising import read_table
+
+__all__ = ["Compared", "Config", "Rows", "experiment", "levels", "load", "rows"]
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags that the experiments share."""
+
+    preset: Literal["digits", "cifar10"] = "digits"
+    """digits: minutes on two CPU cores; cifar10: the paper's scale, for a GPU or TPU."""
+    run: tuple[str, ...] = ()
+    """Run folders of geomem.experiments.train to compare; default: the preset's two."""
+    runs: str = "runs"
+    """Where the preset's two runs are; what is missing there is trained first."""
+    num_images: int = 1000
+    """Training images, and held-out images, that are noised: the first, at most so many."""
+    draws: int = 4
+    """Noise draws for each image and level, the same for all denoisers."""
+    num_sigmas: int = 24
+    """Number of noise levels, log-spaced."""
+    sigma_min: float = 0.02
+    """Smallest noise level."""
+    sigma_max: float = 80.0
+    """Largest noise level."""
+    batch: int = 256
+    """Images denoised at once."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: str = "runs/compared"
+    """Folder for the tables (CSV), run.json, figure.png and figure.pdf."""
+    plot_only: str | None = None
+    """Only draw the figure of this finished run again."""
+
+
+# From one recipe, a run that memorizes and one that sees too many images for that.
+_RUNS = {
+    "digits": {
+        "digits_128": train.PRESETS["digits"],
+        "digits_900": dataclasses.replace(train.PRESETS["digits"], num_train=None),
+    },
+    "cifar10": {
+        "cifar10_1k": train.PRESETS["edm_small"],
+        "cifar10_50k": dataclasses.replace(train.PRESETS["edm_small"], num_train=None),
+    },
+}
+
+
+class Compared(NamedTuple):
+    """A training set and the denoisers made from it.
+
+    Attributes:
+      run: name of the training run.
+      train: its training images, float32 [N, H, W, C].
+      heldout: held-out images of the same data set, float32 [M, H, W, C].
+      denoisers: by kind: "network", "empirical" and "Gaussian"; pytrees.
+      facts: what the run was, as JSON values.
+    """
+
+    run: str
+    train: np.ndarray
+    heldout: np.ndarray
+    denoisers: dict[str, Denoiser]
+    facts: dict[str, Any]
+
+
+def experiment(
+    config: Config,
+    measure: Callable[[Config, np.ndarray, Compared], Mapping[str, Rows]],
+    figure: Callable,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Measure each training run's denoisers; write tables, run.json and the figure.
+
+    Args:
+      config: what to compare.
+      measure: (config, noise levels, compared) -> rows by name of table.
+      figure: from the tables, as keyword arguments of these names, to a matplotlib Figure.
+
+    Returns:
+      The columns of each table, by name; empty with `plot_only`.
+
+    Raises:
+      ValueError: unusable configuration, runs or data.
+      OSError: the results cannot be written.
+    """
+    if config.plot_only is not None:
+        folder = pathlib.Path(config.plot_only)
+        _draw(folder, figure, {path.stem: read_table(path) for path in folder.glob("*.csv")})
+        return {}
+    sigmas = levels(config)
+    folder, phases = record.make_folder(config.out), record.Phases()
+    tables, facts = {}, []
+    with phases("runs"):
+        compared = list(load(config))
+    for one in compared:
+        with phases(one.run):
+            for name, measured in measure(config, sigmas, one).items():
+                labels = {"run": one.run, "train_images": len(one.train)}
+                tables.setdefault(name, []).extend(labels | row for row in measured)
+        facts.append(one.facts)
+    for name, measured in tables.items():
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, measured[0])
+            writer.writeheader()
+            writer.writerows(measured)
+    columns = {name: read_table(folder / f"{name}.csv") for name in tables}
+    about = {"config": dataclasses.asdict(config), "runs": facts, "seconds": phases.seconds}
+    record.write_json(folder / "run.json", about | {"environment": record.environment()})
+    _draw(folder, figure, columns)
+    print(f"wrote {', '.join(f'{name}.csv' for name in tables)} and run.json in {folder}")
+    return columns
+
+
+def rows(sigmas: np.ndarray, labels: Mapping[str, Any], **columns: np.ndarray) -> Rows:
+    """One row for each noise level: `labels`, sigma, and the level's entry of each column [S]."""
+    names = ["sigma", *columns]
+    values = np.stack([sigmas, *columns.values()], axis=1).tolist()
+    return [{**labels, **dict(zip(names, row, strict=True))} for row in values]
+
+
+def levels(config: Config) -> np.ndarray:
+    """The noise levels [S], float32, ascending.
+
+    Raises:
+      ValueError: fewer than two, or not 0 < sigma_min < sigma_max.
+    """
+    low, high = config.sigma_min, config.sigma_max
+    if config.num_sigmas < 2:
+        raise ValueError(f"num_sigmas: {config.num_sigmas}, wanted 2 or more")
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+    return np.geomspace(low, high, config.num_sigmas).astype(np.float32)
+
+
+def load(config: Config) -> Iterator[Compared]:
+    """What `config` names; the preset's runs are trained as far as they are not.
+
+    Raises:
+      ValueError: not a run, a training that was stopped, or a data set that has changed since.
+    """
+    folders = [pathlib.Path(folder).expanduser() for folder in config.run]
+    for name, recipe in {} if folders else _RUNS[config.preset].items():
+        folders.append(pathlib.Path(config.runs).expanduser() / name)
+        result = train.run(dataclasses.replace(recipe, out=str(folders[-1])))
+        if not result.finished:
+            raise ValueError(f"runs: {folders[-1]} stopped at step {result.step}, wanted it whole")
+    for folder in folders:
+        yield _load(folder)
+
+
+def _load(folder):
+    denoiser, params, _ = train.load(folder)
+    facts = checkpoints.read_facts(folder)
+    recipe = train_config.from_facts(facts)
+    dataset = data.load(recipe.dataset, heldout=recipe.heldout, resize=recipe.resize).subset(
+        classes=recipe.classes, count=recipe.num_train, seed=recipe.subset_seed
+    )
+    if dataset.train_split.sha256() != facts["data"]["sha256"]:
+        raise ValueError(f"run: {folder} was trained on other images than {recipe.dataset} has now")
+    points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
+    denoisers = {
+        "network": denoiser.bind(params),
+        "empirical": jax.tree_util.Partial(_empirical, points),
+        "Gaussian": jax.tree_util.Partial(_gaussian, bounds.fit_gaussian(points)),
+    }
+    about = {"run": folder.name, "config": facts["config"], "data": record.dataset_facts(dataset)}
+    return Compared(folder.name, dataset.train, dataset.test, denoisers, about)
+
+
+def _empirical(points, x, sigma):
+    return posterior.denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
+
+
+def _gaussian(gaussian, x, sigma):
+    return bounds.gaussian_denoise(x.reshape(len(x), -1), gaussian, sigma).reshape(x.shape)
+
+
+def _draw(folder, figure, tables):
+    if not tables:
+        raise ValueError(f"plot_only: {folder} holds no tables, wanted a finished run")
+    for path in style.save(figure(**tables), folder):
+        print(f"wrote {path}")

@@ -1,0 +1,102 @@
+"""Figure 1: denoising error against the noise level, on training and on held-out images.
+
+    python -m geomem.experiments.denoising_error --preset digits
+    python -m geomem.experiments.denoising_error --run runs/base runs/gap
+
+Where a network's error on its training images is below that on held-out ones, it memorizes; the
+same errors, as a membership test, have an AUC above 1/2 there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from geomem.experiments import cli, compared
+from geomem.metrics import denoising
+from geomem.plots import denoising as plot
+
+__all__ = ["Config", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(compared.Config):
+    """Denoising error on training and held-out images, and what it tells of membership.
+
+    For each training run: the network, the exact empirical denoiser of its training images, which
+    has the least training error there is, and the Gaussian denoiser of their mean and covariance.
+    """
+
+    out: str = "runs/denoising_error"
+    """Folder for errors.csv, auc.csv, run.json, figure.png and figure.pdf."""
+
+
+def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
+    """Measure, write the tables and the figure, and print how the networks keep to the bounds.
+
+    Returns:
+      The columns of `errors` and `auc`, by table. `excess` is the training or held-out error less
+      that of the empirical denoiser on the same noise, `excess_error` its standard error.
+
+    Raises:
+      ValueError, OSError: as in `compared.experiment`.
+    """
+    tables = compared.experiment(config, _measure, plot.denoising_error)
+    if tables:
+        _print(tables["errors"])
+    return tables
+
+
+def _measure(config, sigmas, one):
+    train_key, heldout_key = jax.random.split(jax.random.key(config.seed))
+    splits = {"train": (train_key, one.train), "heldout": (heldout_key, one.heldout)}
+    errors = {
+        (kind, split): denoising.denoising_error(
+            key,
+            denoiser,
+            images[: config.num_images],
+            sigmas,
+            draws=config.draws,
+            batch=config.batch,
+            progress=True,
+        )
+        for kind, denoiser in one.denoisers.items()
+        for split, (key, images) in splits.items()
+    }
+    error_rows, auc_rows = [], []
+    for (kind, split), found in errors.items():
+        excess = np.float64(found.per_image) - errors["empirical", split].per_image
+        spread = excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1])
+        error_rows += compared.rows(
+            sigmas,
+            {"kind": kind, "split": split},
+            mse=found.mean,
+            low=found.low,
+            high=found.high,
+            excess=excess.mean(axis=1),
+            excess_error=spread,
+        )
+    for kind in one.denoisers:
+        auc = denoising.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
+        auc_rows += compared.rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
+    return {"errors": error_rows, "auc": auc_rows}
+
+
+def _print(errors):
+    """Whether each network's training error is between the empirical and the Gaussian one's."""
+    for name in dict.fromkeys(errors["run"]):
+        rows = (errors["run"] == name) & (errors["split"] == "train")
+        network, gaussian = (rows & (errors["kind"] == kind) for kind in ("network", "Gaussian"))
+        undercut = errors["excess"][network] / errors["excess_error"][network]
+        above = errors["sigma"][network][errors["mse"][network] > errors["mse"][gaussian]]
+        beyond = f"above it at sigma {', '.join(f'{s:.3g}' for s in above)}" if len(above) else ""
+        print(
+            f"{name}: training error less the empirical denoiser's at least {undercut.min():.1f} "
+            f"standard errors; below the Gaussian denoiser's {beyond or 'at every sigma'}"
+        )
+
+
+if __name__ == "__main__":
+    cli.main(Config, run)

@@ -1,0 +1,79 @@
+"""Figure 2: the fraction of noised and denoised held-out images that are copies of training images.
+
+python -m geomem.experiments.noise_level_memorization --preset digits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from geomem.experiments import cli, compared
+from geomem.metrics import denoising
+from geomem.plots import denoising as plot
+
+__all__ = ["Config", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(compared.Config):
+    """At which noise levels does denoising turn a held-out image into a training image?
+
+    One draw of noise for each held-out image and level (--draws is not used). A denoised image is
+    memorized if its nearest training image is less than --threshold times as far as the second.
+    """
+
+    threshold: float = 1 / 3
+    """Ratio of the two distances below which an image is memorized."""
+    out: str = "runs/noise_level_memorization"
+    """Folder for rates.csv, run.json, figure.png and figure.pdf."""
+
+
+def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
+    """Measure, write the table and the figure, and print where the networks memorize most.
+
+    Returns:
+      The columns of `rates`.
+
+    Raises:
+      ValueError, OSError: as in `compared.experiment`.
+    """
+    tables = compared.experiment(config, _measure, plot.noise_level_memorization)
+    if tables:
+        _print(tables["rates"])
+    return tables
+
+
+def _measure(config, sigmas, one):
+    measured = []
+    for kind, denoiser in one.denoisers.items():
+        found = denoising.noise_level_memorization(
+            jax.random.key(config.seed),
+            denoiser,
+            one.heldout[: config.num_images],
+            one.train,
+            sigmas,
+            threshold=config.threshold,
+            batch=config.batch,
+            progress=True,
+        )
+        columns = {"rate": found.rate, "low": found.low, "high": found.high}
+        measured += compared.rows(sigmas, {"kind": kind}, **columns)
+    return {"rates": measured}
+
+
+def _print(rates):
+    for name in dict.fromkeys(rates["run"]):
+        rows = np.flatnonzero((rates["run"] == name) & (rates["kind"] == "network"))
+        top = rows[rates["rate"][rows].argmax()]
+        print(
+            f"{name}: the network memorizes at most {rates['rate'][top]:.1%} "
+            f"[{rates['low'][top]:.1%}, {rates['high'][top]:.1%}], at sigma "
+            f"{rates['sigma'][top]:.3g}"
+        )
+
+
+if __name__ == "__main__":
+    cli.main(Config, run)

@@ -1,0 +1,167 @@
+"""Flags, rates and comparisons against float64 loops and closed forms."""
+
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from geomem.geometry import distances, posterior
+from geomem.metrics import memorization
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from geomem import data
+
+    loaded = data.load("digits")
+    return loaded.train[:128], loaded.test
+
+
+def near_the_threshold(rng, points, count, spread, ratio=1 / 3):
+    """Queries with d1 / d2 = ratio (1 + e), |e| <= spread, between a point and its nearest."""
+    first = rng.integers(len(points), size=count)
+    partner = oracles.two_nearest(points, points)[1][first, 1]
+    ratios = ratio * (1 + spread * rng.uniform(-1, 1, size=(count, 1)))
+    p, q = np.float64(points[first]), np.float64(points[partner])
+    return np.float32(p + ratios / (1 + ratios) * (q - p))
+
+
+def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng):
+    points = rng.standard_normal((300, 48)).astype(np.float32)
+    queries = np.concatenate(
+        [
+            near_the_threshold(rng, points, 3000, 1e-6),
+            near_the_threshold(rng, points, 2000, 1e-7),
+            points[rng.integers(300, size=2500)]
+            + rng.uniform(0, 1, (2500, 1)).astype("f") * rng.standard_normal((2500, 48), "f"),
+            rng.standard_normal((2000, 48), "f"),
+            near_the_threshold(rng, points, 500, 1e-7, ratio=1),  # which is the nearer one?
+        ]
+    )
+    assert len(queries) == 10_000
+    index, flags = oracles.memorized(queries, points, 1 / 3)
+    found = memorization.neighbours(queries, points)
+    np.testing.assert_array_equal(found.memorized, flags)
+    np.testing.assert_array_equal(found.index, index)
+    distance, _ = oracles.two_nearest(queries, points)
+    np.testing.assert_allclose(found.distance, distance, rtol=2e-6)
+    np.testing.assert_allclose(found.ratio, distance[:, 0] / distance[:, 1], rtol=4e-6)
+    # The queries do test it: float32 distances alone get some of these flags wrong.
+    near = flags[:5000]
+    assert 0.2 < near.mean() < 0.8
+    single = distances.two_nearest(queries[:5000], points).distance
+    assert (np.asarray(single[:, 0] < single[:, 1] / 3) != near).mean() > 0.01
+
+
+def test_a_copy_of_a_duplicate_is_a_copy():
+    train = np.zeros((4, 2, 2, 1), np.float32)
+    train[2:] = np.float32([0, 1])[:, None, None, None]  # 0, 0, 0, 1
+    samples = train[[0, 3]] + np.float32(1e-3)
+    found = memorization.neighbours(samples, train)
+    np.testing.assert_array_equal(found.index, [[0, 3], [3, 0]])
+    np.testing.assert_array_equal(found.memorized, [True, True])
+    literal = memorization.neighbours(samples, train, distinct=False)
+    np.testing.assert_array_equal(literal.index, [[0, 1], [3, 0]])
+    np.testing.assert_array_equal(literal.memorized, [False, True])
+    np.testing.assert_array_equal(literal.ratio[0], 1)
+    exact = memorization.neighbours(train[:1], train, distinct=False)
+    assert exact.ratio[0] == 1
+    assert not exact.memorized[0]
+
+
+def test_a_ratio_at_the_threshold_is_not_below_it():
+    train = np.float32([[0.0], [4.0], [100.0]])
+    found = memorization.neighbours(np.float32([[1.0]]), train)
+    assert found.ratio[0] == 1 / 3
+    assert not found.memorized[0]
+
+
+def test_a_scaled_and_shifted_data_set_gives_the_same_flags(digits, rng):
+    train, _ = digits
+    samples = train[:50] + 0.1 * rng.standard_normal((50, 8, 8, 1)).astype(np.float32)
+    found = memorization.neighbours(samples, train)
+    moved = memorization.neighbours(4 * samples + 2, 4 * train + 2)
+    np.testing.assert_array_equal(found.memorized, moved.memorized)
+    np.testing.assert_array_equal(found.index, moved.index)
+
+
+def test_an_embedding_takes_the_place_of_the_pixels(digits):
+    train, heldout = digits
+    found = memorization.neighbours(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
+    index, flags = oracles.memorized(heldout[:20].mean(axis=(2, 3)), train.mean(axis=(2, 3)), 1 / 3)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_array_equal(found.memorized, flags)
+
+
+def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_not(digits, rng):
+    from geomem.diffusion import sample, schedules
+
+    train, heldout = digits
+    denoiser = posterior.empirical_denoiser(train)
+    noise = 80 * rng.standard_normal((64, 8, 8, 1)).astype(np.float32)
+    samples = sample.solve(denoiser, noise, schedules.edm_grid(18), method="euler")
+    found = memorization.report(samples, train, heldout)
+    assert found.memorized[:2] == (64, 64)
+    assert found.without_noise[:2] == (64, 64)
+    assert found.adaptive[:2] == (64, 64)
+    assert found.memorized_heldout.rate < 0.01
+    assert found.without_noise_heldout.rate < 0.01
+    assert found.noise_mean < 0.005
+    assert 20 < found.copied <= 64
+    assert set(found.summary()) == set(found._fields[:9])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"samples": np.zeros((2, 8, 8, 1), np.uint8)}, "samples: uint8 values, wanted floats"),
+        ({"samples": np.zeros((2, 4, 4, 1), "f")}, "samples: shape"),
+        ({"train": np.zeros((1, 8, 8, 1), "f")}, "samples, train: 2 and 1 images"),
+        ({"train": np.zeros((3, 8, 8, 1), "f")}, "train: 3 copies of one image"),
+        ({"samples": np.full((2, 8, 8, 1), np.nan, "f")}, "samples: 2 of 2 are not finite"),
+        ({"threshold": 2.0}, "threshold: 2, wanted"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(digits, bad, message):
+    arguments = {"samples": np.zeros((2, 8, 8, 1), "f"), "train": digits[0], **bad}
+    with pytest.raises(ValueError, match=message):
+        memorization.neighbours(**arguments)
+
+
+def test_the_adaptive_score_is_that_of_a_loop(digits):
+    train, heldout = digits
+    squares = oracles.squared_distances(heldout[:30].reshape(30, -1), train.reshape(128, -1))
+    nearest = np.sort(np.sqrt(squares), axis=1)[:, :50]
+    score = memorization.adaptive_score(heldout[:30], train)
+    np.testing.assert_allclose(score, nearest[:, 0] / (0.5 * nearest.mean(axis=1)), rtol=1e-5)
+
+
+@given(st.integers(0, 30), st.integers(1, 30), st.sampled_from([0.8, 0.95]))
+def test_the_interval_inverts_the_binomial_test(count, more, confidence):
+    total = count + more
+    found = memorization.rate(np.arange(total) < count, confidence)
+    tail = (1 - confidence) / 2
+    if count:
+        assert stats.binom.sf(count - 1, total, found.low) == pytest.approx(tail)
+    else:
+        assert found.low == 0
+    assert stats.binom.cdf(count, total, found.high) == pytest.approx(tail)
+
+
+def test_paired_arms_are_compared_seed_by_seed(rng):
+    both, first, second = 30, 15, 4
+    a = np.repeat([True, True, False, False], [both, first, second, 51])
+    b = np.repeat([True, False, True, False], [both, first, second, 51])
+    found = memorization.compare(a, b)
+    assert (found.only_first, found.only_second) == (15, 4)
+    assert found.difference == pytest.approx(-0.11)
+    # By hand: twice the probability of at most 4 heads in 19 throws.
+    assert found.p == pytest.approx(2 * stats.binom.cdf(4, 19, 0.5))
+    error = np.std(b.astype(float) - a) / np.sqrt(100)  # of the mean difference
+    assert found.low == pytest.approx(-0.11 - 1.96 * error, abs=0.02)
+    assert found.high == pytest.approx(-0.11 + 1.96 * error, abs=0.02)
+    assert memorization.compare(a, a).p == 1
+    with pytest.raises(ValueError, match=r"second: shape \(3,\), wanted \(100,\)"):
+        memorization.compare(a, b[:3])
