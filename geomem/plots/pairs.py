@@ -11,7 +11,7 @@ from geomem.plots.style import COLORS, sheet
 __all__ = ["PER_PAGE", "pairs"]
 
 _PAGE = (7.0, 9.4)  # inches: letter and A4 with margins
-_COLUMNS, _ROWS = 6, 8
+_COLUMNS, _ROWS = 6, 12
 PER_PAGE = _COLUMNS * _ROWS
 
 
