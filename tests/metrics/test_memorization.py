@@ -3,9 +3,6 @@
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
 from geomem.geometry import distances, posterior
 from geomem.metrics import memorization
@@ -136,32 +133,3 @@ def test_the_adaptive_score_is_that_of_a_loop(digits):
     nearest = np.sort(np.sqrt(squares), axis=1)[:, :50]
     score = memorization.adaptive_score(heldout[:30], train)
     np.testing.assert_allclose(score, nearest[:, 0] / (0.5 * nearest.mean(axis=1)), rtol=1e-5)
-
-
-@given(st.integers(0, 30), st.integers(1, 30), st.sampled_from([0.8, 0.95]))
-def test_the_interval_inverts_the_binomial_test(count, more, confidence):
-    total = count + more
-    found = memorization.rate(np.arange(total) < count, confidence)
-    tail = (1 - confidence) / 2
-    if count:
-        assert stats.binom.sf(count - 1, total, found.low) == pytest.approx(tail)
-    else:
-        assert found.low == 0
-    assert stats.binom.cdf(count, total, found.high) == pytest.approx(tail)
-
-
-def test_paired_arms_are_compared_seed_by_seed(rng):
-    both, first, second = 30, 15, 4
-    a = np.repeat([True, True, False, False], [both, first, second, 51])
-    b = np.repeat([True, False, True, False], [both, first, second, 51])
-    found = memorization.compare(a, b)
-    assert (found.only_first, found.only_second) == (15, 4)
-    assert found.difference == pytest.approx(-0.11)
-    # By hand: twice the probability of at most 4 heads in 19 throws.
-    assert found.p == pytest.approx(2 * stats.binom.cdf(4, 19, 0.5))
-    error = np.std(b.astype(float) - a) / np.sqrt(100)  # of the mean difference
-    assert found.low == pytest.approx(-0.11 - 1.96 * error, abs=0.02)
-    assert found.high == pytest.approx(-0.11 + 1.96 * error, abs=0.02)
-    assert memorization.compare(a, a).p == 1
-    with pytest.raises(ValueError, match=r"second: shape \(3,\), wanted \(100,\)"):
-        memorization.compare(a, b[:3])

@@ -1,0 +1,110 @@
+"""The evaluation command end to end on planted copies, and its one-line answers to bad input."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geomem import data
+from geomem.experiments import evaluate
+from geomem.experiments.evaluate import Config
+
+SMALL = {"dataset": "digits", "num_train": 64, "num_heldout": 200}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """20 copies with noise .03, 10 with noise .1, 10 new digits: (npz, result of evaluating it)."""
+    folder, rng = tmp_path_factory.mktemp("evaluate"), np.random.default_rng(0)
+    loaded = data.load("digits")
+    train, new = loaded.train[:64], loaded.test[-10:]
+    noise = rng.standard_normal((30, 8, 8, 1)).astype(np.float32)
+    noise *= np.repeat(np.float32([0.03, 0.1]), [20, 10])[:, None, None, None]
+    samples = np.concatenate([train[:30] + noise, new])
+    np.savez(folder / "samples.npz", images=samples)
+    result = evaluate.run(
+        Config(samples=str(folder / "samples.npz"), out=str(folder / "out"), **SMALL)
+    )
+    return folder / "samples.npz", result
+
+
+def test_the_report_counts_the_planted_copies(planted):
+    _, (report, scores, _) = planted
+    assert 20 <= report.memorized.count < 30
+    assert report.without_noise.count in (29, 30)
+    assert report.memorized_heldout.count <= 1
+    assert report.copied == report.memorized.count
+    assert set(scores) == {"train", "heldout"}
+    assert scores["train"].features == "pixels"
+
+
+def test_the_files_hold_what_the_result_holds(planted):
+    _, (report, scores, folder) = planted
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json",
+        "samples.csv",
+        "pairs.png",
+        "pairs.pdf",
+        "run.json",
+    }
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["memorized"]["count"] == report.memorized.count
+    assert saved["frechet"]["heldout"]["value"] == pytest.approx(scores["heldout"].value)
+    with open(folder / "samples.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["nearest"]) for row in rows[:30]] == list(range(30))
+    assert [int(row["memorized"]) for row in rows] == report.found.memorized.astype(int).tolist()
+    noise = [float(row["noise"]) for row in rows[:20]]
+    assert np.median(noise) == pytest.approx(0.03, rel=0.25)
+    assert json.loads((folder / "run.json").read_text())["data"]["train"]["count"] == 64
+    with Image.open(folder / "pairs.png") as page:
+        assert page.size == (2100, pytest.approx(2820, abs=900))
+
+
+def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
+    """Quantized to 8 bits the same samples are copies of the same images."""
+    path, (report, _, _) = planted
+    images = np.load(path)["images"][..., 0]
+    for i, image in enumerate(images):
+        pixels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
+    found = evaluate.run(Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL))
+    np.testing.assert_array_equal(found.report.found.index[:30, 0], report.found.index[:30, 0])
+    assert abs(found.report.memorized.count - report.memorized.count) <= 2
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((5, 8, 8, 3), np.uint8), r"samples: images of \(8, 8, 3\), wanted \(8, 8, 1\)"),
+        (np.linspace(0, 1, 320, dtype="f").reshape(5, 8, 8), r"samples: float pixels span \[0, 1"),
+        (np.linspace(-255, 255, 320).reshape(5, 8, 8), r"samples: float pixels span \[-255, 255\]"),
+        (np.full((5, 8, 8), np.nan), "samples: NaN or infinite values"),
+        (np.zeros((0, 8, 8), np.uint8), "samples: no image in"),
+        (np.zeros((5, 8), np.uint8), "samples: .* has shape"),
+    ],
+)
+def test_samples_that_cannot_be_used(images, message, tmp_path):
+    np.savez(tmp_path / "bad.npz", images=images)
+    with pytest.raises(ValueError, match=message) as error:
+        evaluate.run(Config(samples=str(tmp_path / "bad.npz"), out=str(tmp_path), **SMALL))
+    assert "\n" not in str(error.value)
+
+
+def test_other_bad_input(planted, tmp_path):
+    path, _ = planted
+    config = {"samples": str(path), "out": str(tmp_path / "out"), **SMALL}
+    for changes, message in (
+        ({"samples": str(tmp_path / "none")}, "samples: .* is neither"),
+        ({"num_heldout": 3}, "heldout: 3 images, wanted 4 or more"),
+        ({"run": str(tmp_path)}, "run: .* is not a run folder"),
+        ({"threshold": 0.0}, "threshold: 0, wanted"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.run(Config(**{**config, **changes}))
+    for name, side in (("a", 8), ("b", 9)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=r"samples: .* images of 2 sizes"):
+        evaluate.run(Config(**{**config, "samples": str(tmp_path)}))
