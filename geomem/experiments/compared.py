@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,17 @@ from geomem.geometry import bounds, posterior
 from geomem.plots import style
 from geomem.plots.denoising import read_table
 
-__all__ = ["Compared", "Config", "Rows", "experiment", "levels", "load", "rows"]
+__all__ = [
+    "Compared",
+    "Config",
+    "Rows",
+    "experiment",
+    "levels",
+    "load",
+    "load_run",
+    "rows",
+    "train_preset",
+]
 
 Rows = list[dict[str, Any]]
 
@@ -165,17 +176,33 @@ def load(config: Config) -> Iterator[Compared]:
     Raises:
       ValueError: not a run, a training that was stopped, or a data set that has changed since.
     """
-    folders = [pathlib.Path(folder).expanduser() for folder in config.run]
-    for name, recipe in {} if folders else _RUNS[config.preset].items():
-        folders.append(pathlib.Path(config.runs).expanduser() / name)
+    folders = config.run or train_preset(config.preset, config.runs)
+    for folder in folders:
+        yield load_run(folder)
+
+
+def train_preset(preset: str, runs: str | os.PathLike) -> list[pathlib.Path]:
+    """The folders of a preset's two runs, first the one that memorizes; what is missing is trained.
+
+    Raises:
+      ValueError: a training that was stopped.
+    """
+    folders = []
+    for name, recipe in _RUNS[preset].items():
+        folders.append(pathlib.Path(runs).expanduser() / name)
         result = train.run(dataclasses.replace(recipe, out=str(folders[-1])))
         if not result.finished:
             raise ValueError(f"runs: {folders[-1]} stopped at step {result.step}, wanted it whole")
-    for folder in folders:
-        yield _load(folder)
+    return folders
 
 
-def _load(folder):
+def load_run(folder: str | os.PathLike) -> Compared:
+    """A training run's images and denoisers.
+
+    Raises:
+      ValueError: not a run, or a data set that has changed since.
+    """
+    folder = pathlib.Path(folder).expanduser()
     denoiser, params, _ = train.load(folder)
     facts = checkpoints.read_facts(folder)
     recipe = train_config.from_facts(facts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from geomem.diffusion import sample, schedules
 from geomem.experiments import arms, cli, compared, gap_training, record
-from geomem.metrics import memorization
+from geomem.metrics import memorization, rates
 from geomem.plots import style
 from geomem.plots import swap as swap_plot
 
@@ -88,9 +88,11 @@ def run(config: Config) -> Result:
         raise ValueError(f"samples: {config.samples}, wanted 1 or more")
     folder, phases = record.make_folder(config.out), record.Phases()
     with phases("runs"):
-        pair = compared.load_pair(
-            config.preset, config.runs, config.memorizing, config.generalizing
-        )
+        chosen = [config.memorizing, config.generalizing]
+        if None in chosen:
+            default = compared.train_preset(config.preset, config.runs)
+            chosen = [mine or other for mine, other in zip(chosen, default, strict=True)]
+        pair = [compared.load_run(run) for run in chosen]
     memorizing, generalizing = pair
     if memorizing.train.shape[1:] != generalizing.train.shape[1:]:
         raise ValueError(
@@ -173,7 +175,7 @@ def make_windows(
 
 def _row(direction, window, grid, report, unswapped):
     swapped = window.last >= window.first
-    effect = memorization.compare(unswapped, report.found.memorized)
+    effect = rates.compare(unswapped, report.found.memorized)
     return {
         "denoiser": direction,
         "window": window.name,

@@ -21,7 +21,7 @@ from geomem.diffusion import sample, schedules
 from geomem.experiments import arms, cli, record, train_config
 from geomem.experiments.arms import Arm, Judging, Task
 from geomem.geometry import curves, danger_zone
-from geomem.metrics import memorization
+from geomem.metrics import rates
 from geomem.plots import style
 from geomem.plots import training as training_plot
 
@@ -268,8 +268,8 @@ def _compare(folder, chosen, preset, rows):
         comparisons.append(
             {
                 "arm": arm.name,
-                "memorized": memorization.compare(*flags[:2])._asdict(),
-                "without_noise": memorization.compare(*flags[2:])._asdict(),
+                "memorized": rates.compare(*flags[:2])._asdict(),
+                "without_noise": rates.compare(*flags[2:])._asdict(),
                 "early_stopping": arms.early_stopping(rows, arm.name, "baseline"),
             }
         )

@@ -20,7 +20,7 @@ import numpy as np
 
 from geomem.diffusion import sample
 from geomem.geometry import posterior
-from geomem.metrics import memorization
+from geomem.metrics import memorization, rates
 
 __all__ = ["Prediction", "predict"]
 
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     """
 
     high: np.ndarray
-    rate: tuple[memorization.Rate, ...]
+    rate: tuple[rates.Rate, ...]
     memorized: np.ndarray
 
 
@@ -77,11 +77,10 @@ def predict(
     for first in sorted(set(firsts)):
         flow = sample.swap(memorizing, generalizing, range(first, steps))
         images = sample.generate(flow, seeds, train.shape[1:], sigmas)
-        found = memorization.neighbours(images, train, threshold=threshold)
-        flags[first] = found.memorized
+        flags[first] = memorization.neighbours(images, train, threshold=threshold).memorized
     memorized = np.stack([flags[first] for first in firsts])
-    rates = tuple(memorization.rate(row) for row in memorized)
-    return Prediction(np.asarray(highs, float), rates, memorized)
+    found = tuple(rates.rate(row) for row in memorized)
+    return Prediction(np.asarray(highs, float), found, memorized)
 
 
 def _bound(images):
