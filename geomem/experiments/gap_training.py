@@ -283,12 +283,15 @@ def _draw(folder, rows, chosen, preset, dataset):
     paths += style.save(training_plot.frontier(along), folder, "frontier")
     for arm in chosen:
         found = arms.read_samples(folder / "runs", arm.name, 0, first)
-        pairs = np.concatenate([found["images"][:32], dataset.train[found["index"][:32, 0]]])
+        images, index = found["images"][:32], found["index"][:32, 0]
         path = folder / f"samples_{arm.name}.png"
-        # Four rows of samples, each with their nearest training images beneath.
-        rows_of_eight = pairs.reshape(2, 4, 8, *pairs.shape[1:]).swapaxes(0, 1)
-        sheet = rows_of_eight.reshape(-1, *pairs.shape[1:])
-        record.write_image_grid(path, sample.to_uint8(sheet))
+        # Eight to a row, and beneath each row of samples their nearest training images.
+        pairs = [
+            strip[i : i + 8]
+            for i in range(0, len(images), 8)
+            for strip in (images, dataset.train[index])
+        ]
+        record.write_image_grid(path, sample.to_uint8(np.concatenate(pairs)), columns=8)
         paths.append(path)
     return paths
 

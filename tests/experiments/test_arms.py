@@ -1,0 +1,176 @@
+"""Arms of training noise: their gaps, their trainings and their tables, end to end on tiny runs."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from geomem import data
+from geomem.diffusion import schedules
+from geomem.experiments import arms, denoiser_swap, gap_sweep, gap_training, train
+from geomem.experiments.arms import Arm, Judging, Task
+
+TINY = dataclasses.replace(
+    train.PRESETS["digits_gap"],
+    num_train=32,
+    channels=8,
+    kimg=2.56,
+    log_every=20,
+    checkpoint_every=20,
+)
+JUDGING = Judging(samples=16, steps=(4, 3))
+PRESET = gap_training.Preset(TINY, JUDGING, 2, (0.8, 0.5))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """gap_training of two arms and two seeds."""
+    out = tmp_path_factory.mktemp("gap")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+        config = gap_training.Config(out=str(out), arms=("baseline", "zone-0.5"), jobs=1)
+        return config, gap_training.run(config)
+
+
+def test_arms_are_the_zones_and_controls_of_equal_mass():
+    base = schedules.lognormal()
+    zones = [(0.5, 0.9), (0.4, 1.4)]
+    chosen = {arm.name: arm for arm in gap_training.make_arms(zones, (0.8, 0.5))}
+    assert list(chosen)[:4] == ["baseline", "dummy", "zone-0.8", "zone-0.5"]
+    mass = base.mass(*zones[1])
+    for name in ("small-noise", "far-small-noise"):
+        assert base.mass(*chosen[name].gap) == pytest.approx(mass, abs=1e-6)
+    assert chosen["small-noise"].gap[1] == zones[1][0]  # adjacent
+    assert chosen["far-small-noise"].gap[1] < chosen["small-noise"].gap[1]
+    low, high = chosen["large-noise"].gap
+    assert low == zones[1][1]
+    assert base.mass(0, high) == pytest.approx(1, abs=1e-6)
+
+
+def test_gap_training_rows_and_files(found):
+    result = found[1]
+    with (result.folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    # Two arms and seeds; checkpoints at steps 20 and 40; the last one on both grids.
+    assert len(table) == len(result.rows) == 2 * 2 * 3
+    assert {(row["kimg"], row["sampling_steps"]) for row in table} == {
+        ("1.28", "4"),
+        ("2.56", "4"),
+        ("2.56", "3"),
+    }
+    for row in result.rows:
+        assert row["memorized_low"] <= row["memorized"] <= row["memorized_high"]
+        assert row["frechet"] > 0
+    gaps = {row["arm"]: row["gap_mass"] for row in result.rows}
+    assert gaps["baseline"] == 0 < gaps["zone-0.5"]
+    for name in ("training.png", "frontier.pdf", "samples_baseline.png", "summary.csv"):
+        assert (result.folder / name).stat().st_size > 0
+    compared = json.loads((result.folder / "comparisons.json").read_text())
+    assert [one["arm"] for one in compared] == ["zone-0.5"]
+
+
+def test_the_same_command_computes_nothing_again(found, monkeypatch):
+    config, result = found
+    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+    monkeypatch.setattr(arms, "judge", None)  # would fail if called
+    assert gap_training.run(config).rows == result.rows
+
+
+def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device each
+    arm = Arm("baseline")
+    tasks = [Task(arm, arm.configure(TINY, seed, tmp_path), JUDGING) for seed in (0, 1)]
+    rows = arms.measure_all(tasks, jobs=2)
+    wanted = [row for row in found[1].rows if row["arm"] == "baseline"]
+    assert [row["seed"] for row in rows] == [row["seed"] for row in wanted]
+    for row, other in zip(rows, wanted, strict=True):
+        assert row["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
+
+
+def test_summaries_are_means_with_standard_errors():
+    rows = [
+        {"arm": "a", "kimg": 1.0, "sampling_steps": 4, "memorized": value} for value in (0.1, 0.5)
+    ]
+    (line,) = arms.summarize(rows, "memorized")
+    assert line["memorized"] == pytest.approx(0.3)
+    assert line["memorized_error"] == pytest.approx(0.2)  # std 0.2828 / sqrt(2)
+    assert line["seeds"] == 2
+
+
+def test_early_stopping_takes_the_least_memorized_checkpoint_that_is_as_good():
+    def row(arm, kimg, frechet, memorized):
+        keys = {"seed": 0, "sampling_steps": 4, "without_noise": memorized}
+        return {"arm": arm, "kimg": kimg, "frechet": frechet, **keys}
+
+    rows = [
+        row("baseline", 1, 3.0, 0.0),  # too bad
+        row("baseline", 2, 2.0, 0.2),
+        row("baseline", 3, 1.5, 0.8),
+        row("gap", 3, 2.1, 0.3),
+    ]
+    found = arms.early_stopping(rows, "gap", "baseline")
+    assert (found["without_noise"], found["baseline_without_noise"]) == (0.3, 0.2)
+    assert found["baseline_kimg"] == 2
+    rows[-1]["frechet"] = 1.0
+    assert arms.early_stopping(rows, "gap", "baseline")["baseline_without_noise"] is None
+
+
+def test_bad_flags_are_named(tmp_path):
+    with pytest.raises(ValueError, match="arms: 'nothing', wanted some of baseline"):
+        gap_training.run(gap_training.Config(out=str(tmp_path), arms=("nothing",)))
+    with pytest.raises(ValueError, match="seeds: 0, wanted a positive number"):
+        gap_training.run(gap_training.Config(out=str(tmp_path), seeds=0))
+    with pytest.raises(ValueError, match="positions, masses"):
+        gap_sweep.run(gap_sweep.Config(out=str(tmp_path), masses=(2.0,)))
+    with pytest.raises(ValueError, match="medium: \\(8, 40\\)"):
+        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), medium=(8, 40)))
+
+
+def test_prediction_alone_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+    config = gap_sweep.Config(out=str(tmp_path), arms="prediction", samples=32)
+    result = gap_sweep.run(config)
+    rates = [rate.rate for rate in result.prediction.rate]
+    # The later the flow generalizes (the lower the edge), the more is decided already.
+    assert rates[0] > 0.9 > 0.5 > rates[-1]
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "sweep.png").exists()
+
+
+def test_positions_hold_the_mass_that_was_asked_for():
+    base = schedules.lognormal()
+    for arm in gap_sweep.make_positions(3, (0.2,)):
+        assert base.mass(*arm.gap) == pytest.approx(0.2, abs=1e-6)
+
+
+def test_swap_windows_have_controls_of_the_same_width():
+    grid = schedules.edm_grid(18)
+    windows = {w.name: w for w in denoiser_swap.make_windows(grid, (8, 12), (0.42, 1.39))}
+    width = {name: w.last - w.first + 1 for name, w in windows.items()}
+    assert width["large"] == width["medium"] == width["small"] == 5
+    assert width["above-zone"] == width["zone"] == width["below-zone"] == 2
+    assert all(
+        0.42 <= grid[i] <= 1.39 for i in range(windows["zone"].first, windows["zone"].last + 1)
+    )
+    assert windows["above-zone"].last + 1 == windows["zone"].first
+    # A zone between two levels still has the nearest one.
+    assert denoiser_swap.make_windows(grid, (8, 12), (1.2, 1.21))[4].first == 10
+
+
+def test_denoiser_swap(found, tmp_path):
+    runs = found[1].folder / "runs"
+    config = denoiser_swap.Config(
+        memorizing=str(runs / "baseline-0"),
+        generalizing=str(runs / "baseline-1"),
+        samples=16,
+        out=str(tmp_path),
+    )
+    result = denoiser_swap.run(config)
+    assert len(result.rows) == 2 * 7
+    assert result.rows[0]["difference"] == 0
+    assert (tmp_path / "figure.png").exists()
+    images = data.load("digits").subset(count=32, seed=0).train
+    assert images.shape == (32, 8, 8, 1)
+    assert np.isfinite([row["memorized"] for row in result.rows]).all()
