@@ -67,8 +67,7 @@ def fit_spectrum(heldout: jax.Array) -> Spectrum:
         bases.append(_eigenvectors(first.reshape(len(first), -1), mean.reshape(-1)))
     candidates = []
     for basis in bases:
-        squares = _band_energies(second, mean, basis, jnp.eye(dim, dtype=np.float32))
-        variance = np.float64(squares).mean(axis=0)
+        variance = np.float64(_band_energies(second, mean, basis, None)).mean(axis=0)
         parts = np.array_split(np.argsort(variance), min(_BANDS, dim))
         bands = np.zeros((dim, len(parts)), np.float32)
         for band, part in enumerate(parts):
@@ -144,7 +143,7 @@ def _eigenvectors(rows, mean):
 
 @jax.jit
 def _band_energies(images, mean, basis, bands):
-    """Squared coordinates [Q, d] of the images less the mean, averaged into bands [Q, G]."""
+    """Squared coordinates of the images less the mean, [Q, d], or averaged into bands, [Q, G]."""
 
     def block(images):
         centred = images - mean
@@ -153,6 +152,7 @@ def _band_energies(images, mean, basis, bands):
         coordinates = centred.reshape(len(centred), -1)
         if basis is not None:
             coordinates = inner_products(coordinates, basis.T)
-        return inner_products(coordinates**2, bands.T)
+        squares = coordinates**2
+        return squares if bands is None else inner_products(squares, bands.T)
 
     return map_rows(block, (images,), QUERIES)

@@ -11,7 +11,7 @@ from geomem.plots.style import COLORS, sheet
 __all__ = ["PER_PAGE", "pairs"]
 
 _PAGE = (7.0, 9.4)  # inches: letter and A4 with margins
-_COLUMNS, _ROWS = 6, 12
+_COLUMNS, _ROWS = 6, 12  # a row fits images that are not higher than wide
 PER_PAGE = _COLUMNS * _ROWS
 
 
@@ -35,20 +35,24 @@ def pairs(
     """
     count = min(len(samples), PER_PAGE)
     rows = -(-count // _COLUMNS)
-    height = 0.7 + (_PAGE[1] - 0.7) * rows / _ROWS
-    with sheet(_PAGE[0], height) as figure:
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
-        axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-        for axis in axes:
-            axis.set_axis_off()
-        for i, axis in enumerate(axes[:count]):
-            left, right = _shown(samples[i]), _shown(nearest[i])
-            rule = np.full((len(left), max(1, left.shape[1] // 16), 3), 255, np.uint8)
-            axis.imshow(np.concatenate([left, rule, right], axis=1), interpolation="nearest")
+    row = _PAGE[1] / (_ROWS + 1)
+    with sheet(_PAGE[0], row * (rows + 1)) as figure:
+        figure.set_layout_engine("none")  # one axes in inches: quick, however many images
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        width, side = _PAGE[0] / _COLUMNS, 0.47 * _PAGE[0] / _COLUMNS
+        for i in range(count):
+            left, top = i % _COLUMNS * width + 0.02 * width, (1 + i // _COLUMNS) * row
+            for image, x in ((samples[i], left), (nearest[i], left + 1.03 * side)):
+                height = side * image.shape[0] / image.shape[1]
+                extent = (x, x + side, top + height, top)
+                axes.imshow(_shown(image), interpolation="nearest", extent=extent)
             color = COLORS["vermillion"] if marked[i] else COLORS["gray"]
-            axis.set_title(captions[i], fontsize=6, pad=1.5, color=color)
+            where = (left + 1.015 * side, top - 0.03)
+            axes.text(*where, captions[i], fontsize=6, color=color, ha="center", va="bottom")
+        axes.set(xlim=(0, _PAGE[0]), ylim=(row * (rows + 1), 0), aspect="equal")
         if title:
-            figure.suptitle(title, fontsize=8)
+            axes.text(_PAGE[0] / 2, 0.1, title, fontsize=8, ha="center", va="top")
     return figure
 
 

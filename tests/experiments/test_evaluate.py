@@ -60,7 +60,7 @@ def test_the_files_hold_what_the_result_holds(planted):
     assert np.median(noise) == pytest.approx(0.03, rel=0.25)
     assert json.loads((folder / "run.json").read_text())["data"]["train"]["count"] == 64
     with Image.open(folder / "pairs.png") as page:
-        assert page.size == (2100, pytest.approx(2820, abs=900))
+        assert page.size[0] == 2100  # a page's 7 inches at 300 dpi
 
 
 def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
