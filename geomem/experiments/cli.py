@@ -15,9 +15,9 @@ Config = TypeVar("Config")
 def main(config: type[Config], run: Callable[[Config], object]) -> None:
     """Parse `config` (a dataclass) from the command line and run it.
 
-    With GEOMEM_DISTRIBUTED set, this process is one of several that run the same command: 1 where
-    `jax.distributed.initialize` finds the others by itself (a TPU slice, Slurm), or else
-    "ADDRESS:PORT COUNT INDEX". The first process writes and prints.
+    With GEOMEM_DISTRIBUTED=1 in the environment this process is one of several that run the same
+    command, and `jax.distributed.initialize` finds the others (on a TPU slice, under Slurm). The
+    first one writes and prints.
 
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
@@ -35,7 +35,7 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
         config=(tyro.conf.FlagConversionOff,),
     )
     try:
-        with _joined(os.environ.get("GEOMEM_DISTRIBUTED")):
+        with _joined():
             run(parsed)
     except (ValueError, OSError) as error:
         sys.exit(_fail(error))
@@ -44,24 +44,19 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
 
 
 @contextlib.contextmanager
-def _joined(distributed: str | None):
-    """One process of the run; all but the first are silent."""
-    if not distributed:
+def _joined():
+    """Together with the other processes of the run, if it has several; all but one are silent."""
+    if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
         yield
         return
     import jax
 
     try:
-        address, count, index = distributed.split() if distributed != "1" else (None, 0, 0)
-        count, index = int(count) or None, int(index) if address else None
-    except ValueError:
-        raise ValueError(
-            f"GEOMEM_DISTRIBUTED: {distributed!r}, wanted 1 or 'ADDRESS:PORT COUNT INDEX'"
-        ) from None
-    jax.distributed.initialize(address, count, index)
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() > 0:
-            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ValueError(f"GEOMEM_DISTRIBUTED: set, but found no other process ({error})") from None
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with silence if jax.process_index() else contextlib.nullcontext():
         yield
 
 
