@@ -1,6 +1,6 @@
 """Figure 3: coverage and posterior concentration of a data set, and its danger zone.
 
-Run: python -m geomem.experiments.danger_zone [--dataset ...] [--out DIR]
+python -m geomem.experiments.danger_zone --dataset cifar10_sample --out runs/danger_zone
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def bucket():
             "STORAGE_EMULATOR_HOST": address,
             "TENSORSTORE_GCS_HTTP_URL": address,
             "GOOGLE_CLOUD_PROJECT": "geomem",
+            "NO_GCE_CHECK": "true",  # no search for credentials
         }
         process.terminate()
 
