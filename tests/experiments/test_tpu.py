@@ -226,7 +226,11 @@ def test_two_processes_find_each_other_and_the_first_one_writes(tmp_path):
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=200) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "Danger zone at threshold 0.5" in outputs[0][0]
     assert outputs[1][0] == ""
