@@ -1,11 +1,13 @@
 """A page of the API reference for each public module, made from its docstrings by the build."""
 
+import logging
 import pathlib
 
 from markdown import Extension
 from markdown.preprocessors import Preprocessor
 from mkdocs.structure.files import File
 
+log = logging.getLogger("mkdocs.hooks")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -27,6 +29,12 @@ def on_files(files, config):
         content = f"# `{name}`\n\n::: {name}\n"
         files.append(File.generated(config, _page(name), content=content))
     return files
+
+
+def on_page_content(html, page, **_):
+    """Refuse an equation that Markdown has taken apart (inline, no backslash before a sign)."""
+    if "klzzwxh" in html:
+        log.warning("%s: an equation was not read as one", page.file.src_uri)
 
 
 class Docstrings(Extension):
