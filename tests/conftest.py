@@ -13,6 +13,11 @@ import pytest
 
 from geomem import data
 
+if not hasattr(jax, "enable_x64"):  # its name before JAX 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 _compiled = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: _compiled.append(event) if "backend_compile" in event else None

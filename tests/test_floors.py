@@ -8,7 +8,15 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "geomem"
-FLOORS = {"data": 0, "geometry": 1, "diffusion": 2, "metrics": 3, "plots": 4, "experiments": 5}
+FLOORS = {
+    "paths": 0,
+    "data": 0,
+    "geometry": 1,
+    "diffusion": 2,
+    "metrics": 3,
+    "plots": 4,
+    "experiments": 5,
+}
 FORBIDDEN = {("diffusion", "geometry")}  # schedules take two numbers, not a Zone
 HEAVY = ("tensorflow_datasets", "sklearn", "matplotlib", "orbax", "flax", "tyro", "PIL")
 MODULES = sorted(ROOT.rglob("*.py"))

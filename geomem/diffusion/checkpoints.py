@@ -23,6 +23,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from geomem import paths
+
 __all__ = ["Checkpoints", "StopSignal", "claim_folder", "read_facts"]
 
 _FACTS = "config.json"
@@ -33,17 +35,19 @@ class Checkpoints:
     """The checkpoints of one run folder; a context manager that waits for the last one.
 
     Args:
-      folder: the run folder; checkpoints are written to its `checkpoints/STEP`.
+      folder: the run folder, local or in a bucket; checkpoints go to its `checkpoints/STEP`.
       keep: how many of the newest are kept.
       read_only: change nothing in the folder, which another process may be writing.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 3, *, read_only: bool = False):
+    def __init__(self, folder: paths.AnyPath, keep: int = 3, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         # Orbax reports every save and restore at levels that are meant for its own authors.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self.folder = pathlib.Path(folder).absolute() / "checkpoints"
+        folder = paths.as_path(folder)
+        folder = folder.absolute() if isinstance(folder, pathlib.Path) else folder
+        self.folder = folder / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
@@ -176,26 +180,25 @@ def claim_folder(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) 
     facts = json.loads(json.dumps(facts))
     path = folder / _FACTS
     resumed = path.exists()
+    entries = folder.iterdir() if folder.exists() else ()  # a bucket has no empty folders
     if resumed:
         _check_same(read_facts(folder), facts, may_change, path)
-    elif foreign := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
+    elif foreign := [entry.name for entry in entries if not entry.name.startswith(".")]:
         raise ValueError(
             f"out: {folder} is not a run folder (has {foreign[0]}, but no {_FACTS}), wanted a "
             "new or empty folder, or a run to resume"
         )
-    partial = folder / f".{_FACTS}"
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    partial.replace(path)
+    paths.write_whole(path, json.dumps(facts, indent=2) + "\n")
     return resumed
 
 
-def read_facts(folder: pathlib.Path) -> dict[str, Any]:
+def read_facts(folder: paths.AnyPath) -> dict[str, Any]:
     """What `claim_folder` wrote.
 
     Raises:
       ValueError: `folder` is not a run folder.
     """
-    path = pathlib.Path(folder) / _FACTS
+    path = paths.as_path(folder) / _FACTS
     try:
         return json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
@@ -218,7 +221,7 @@ def _first_line(error):
 
 def _plain(state):
     plain = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
-    return {"state": plain, "checksum": np.uint32(_checksum(plain))}
+    return {"state": plain, "checksum": np.array(_checksum(plain), np.uint32)}
 
 
 def _checksum(tree):

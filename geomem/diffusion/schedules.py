@@ -11,13 +11,14 @@ import dataclasses
 import itertools
 import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
+
+from geomem import paths
 
 __all__ = [
     "Schedule",
@@ -224,7 +225,7 @@ def dummy(base: Schedule, low: float, high: float) -> Schedule:
     return dataclasses.replace(base, dummy=(low, high))
 
 
-def read_zone(path: str | pathlib.Path) -> tuple[float, float]:
+def read_zone(path: paths.AnyPath) -> tuple[float, float]:
     """The edges (low, high) of the danger zone in a `zone.json`.
 
     Raises:
@@ -232,7 +233,7 @@ def read_zone(path: str | pathlib.Path) -> tuple[float, float]:
       OSError: it cannot be read.
     """
     try:
-        zone = json.loads(pathlib.Path(path).read_text())
+        zone = json.loads(paths.as_path(path).read_text())
         low, high = zone["low"], zone["high"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None

@@ -1,6 +1,6 @@
 """How fast the geometry is, each number beside what it is compared with in the same run.
 
-Run: python -m geomem.experiments.benchmark [--only curves nearest ...]
+python -m geomem.experiments.benchmark --only curves nearest
 """
 
 from __future__ import annotations

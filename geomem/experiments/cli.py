@@ -1,5 +1,8 @@
 """The command line of all experiments: typed flags in, one line and exit code 2 on bad input."""
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +14,10 @@ Config = TypeVar("Config")
 
 def main(config: type[Config], run: Callable[[Config], object]) -> None:
     """Parse `config` (a dataclass) from the command line and run it.
+
+    With GEOMEM_DISTRIBUTED=1 in the environment this process is one of several that run the same
+    command, and `jax.distributed.initialize` finds the others (on a TPU slice, under Slurm). The
+    first one writes and prints.
 
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
@@ -28,11 +35,29 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
         config=(tyro.conf.FlagConversionOff,),
     )
     try:
-        run(parsed)
+        with _joined():
+            run(parsed)
     except (ValueError, OSError) as error:
         sys.exit(_fail(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _joined():
+    """Together with the other processes of the run, if it has several; all but one are silent."""
+    if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
+        yield
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ValueError(f"GEOMEM_DISTRIBUTED: set, but found no other process ({error})") from None
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with silence if jax.process_index() else contextlib.nullcontext():
+        yield
 
 
 def _fail(error: Exception) -> int:

@@ -1,12 +1,13 @@
 """Figure 3: coverage and posterior concentration of a data set, and its danger zone.
 
-Run: python -m geomem.experiments.danger_zone [--dataset ...] [--out DIR]
+python -m geomem.experiments.danger_zone --dataset cifar10_sample --out runs/danger_zone
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import pathlib
 import sys
 from typing import Literal, NamedTuple
@@ -148,7 +149,7 @@ def run(config: Config) -> Result | None:
       ValueError: unusable configuration or data, in one line.
     """
     if config.plot_only is not None:
-        _draw(pathlib.Path(config.plot_only))
+        _draw(config.plot_only)
         return None
     sigmas = sigma_grid(config)
     if not 0 < config.threshold < 1:
@@ -303,10 +304,11 @@ def _columns(curves):
 
 def _write_curves(path, curves):
     columns = _columns(curves)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(np.stack(list(columns.values()), axis=1).tolist())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(np.stack(list(columns.values()), axis=1).tolist())
+    path.write_text(text.getvalue())
 
 
 def _draw(folder):

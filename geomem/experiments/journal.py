@@ -6,6 +6,8 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from geomem import paths
+
 __all__ = ["Journal"]
 
 
@@ -16,35 +18,34 @@ class Journal:
     by the resumed run, so that the file is that of a run that nothing interrupted.
 
     Args:
-      folder: the run folder.
+      folder: the run folder, local or in a bucket.
       step: the step that the run starts from.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
         from tensorboardX import SummaryWriter
 
-        path = folder / "metrics.jsonl"
-        _cut(path, step)
-        self._lines = path.open("a")
+        self._path = folder / "metrics.jsonl"
+        self._text = _until(self._path, step)
+        paths.write_whole(self._path, self._text)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Record `metrics`; `speed` goes to TensorBoard only, since no two runs share it."""
-        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._lines.flush()
+        self._text += json.dumps({"step": step, **metrics}) + "\n"
+        paths.write_whole(self._path, self._text)  # in a bucket nothing can be appended
         for name, value in {**metrics, **speed}.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the files."""
-        self._lines.close()
+        """Close the events."""
         self._events.close()
 
 
-def _cut(path, step):
-    """Drop the lines after `step`, and a last line that was only half written."""
+def _until(path, step):
+    """The lines up to `step`, without a last one that was only half written."""
     if not path.exists():
-        return
+        return ""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
@@ -54,6 +55,4 @@ def _cut(path, step):
         if not whole:
             break
         kept.append(line)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    return "".join(kept)

@@ -1,5 +1,6 @@
 """What every run writes beside its results, so that a number can be traced to what made it."""
 
+import atexit
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -9,6 +10,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 
 import geomem
-from geomem import data
+from geomem import data, paths
 
 __all__ = [
     "Phases",
@@ -78,29 +80,40 @@ def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def make_folder(out: str | os.PathLike) -> pathlib.Path:
+def make_folder(out: paths.AnyPath) -> pathlib.Path:
     """Create the output folder, or say in one line why it cannot be written.
 
+    In a run of several processes only the first writes to `out`: the others get a folder of their
+    own, which goes when they end.
+
+    Args:
+      out: a local folder or one in a bucket (gs://...).
+
     Raises:
-      ValueError: `out` is a file, or its file system refuses writing.
+      ValueError: `out` is a file, or its file system or bucket refuses writing.
     """
-    folder = pathlib.Path(out).expanduser()
+    if jax.process_index() > 0:
+        scratch = tempfile.TemporaryDirectory()
+        atexit.register(scratch.cleanup)
+        return pathlib.Path(scratch.name)
+    folder = paths.as_path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".geomem-probe"
-        probe.touch()
+        probe.write_text("")
         probe.unlink()
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder}: {error.strerror}") from None
+    except Exception as error:  # a bucket's client has errors of its own
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise ValueError(f"out: cannot write to {folder}: {reason}") from None
     return folder
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: paths.AnyPath, value: Any) -> None:
     """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
-    pathlib.Path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+    paths.as_path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
 
 
-def write_image_grid(path: str | os.PathLike, images: np.ndarray) -> None:
+def write_image_grid(path: paths.AnyPath, images: np.ndarray) -> None:
     """Write uint8 images [N, H, W, C], C = 1 or 3, as one squarish PNG with gray rules."""
     from PIL import Image
 
@@ -111,7 +124,8 @@ def write_image_grid(path: str | os.PathLike, images: np.ndarray) -> None:
     tiles[:count, :height, :width] = images
     sheet = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
+    with paths.as_path(path).open("wb") as file:
+        Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
 
 
 def _plain(value):
@@ -121,6 +135,8 @@ def _plain(value):
 
 
 def _commit() -> str | None:
+    if commit := os.environ.get("GEOMEM_COMMIT"):  # where the code was copied without its history
+        return commit
     root = pathlib.Path(geomem.__file__).resolve().parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

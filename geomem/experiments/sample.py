@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from geomem import paths
 from geomem.diffusion import import_edm, sample, schedules
 from geomem.experiments import cli, record, train
 
@@ -86,9 +87,10 @@ def run(config: Config) -> Result:
         batch_size=config.batch_size,
         progress=True,
     )
-    path = pathlib.Path(config.out).with_suffix(".npz")
-    record.make_folder(path.parent)
-    np.savez(path, images=images, seeds=seeds)
+    path = paths.as_path(config.out).with_suffix(".npz")
+    path = record.make_folder(path.parent) / path.name
+    with path.open("wb") as file:
+        np.savez(file, images=images, seeds=seeds)
     grid = path.with_suffix(".png")
     record.write_image_grid(grid, sample.to_uint8(images[:256]))
     print(f"wrote {path} and {grid}")

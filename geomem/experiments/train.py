@@ -19,7 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
-from geomem import data
+from geomem import data, paths
 from geomem.diffusion import checkpoints, precond, sample, schedules, train
 from geomem.experiments import cli, record, train_config
 from geomem.experiments.journal import Journal
@@ -62,7 +62,7 @@ def run(config: Config) -> Result:
         (the checkpoint before it is kept).
       OSError: the folder cannot be written.
     """
-    if config.distributed:
+    if config.distributed and not jax.distributed.is_initialized():
         jax.distributed.initialize()
     config, phases = train_config.resolve(config), record.Phases()
     with phases("load"):
@@ -96,7 +96,7 @@ def run(config: Config) -> Result:
 
 
 def load(
-    folder: str | pathlib.Path, step: int | None = None, *, average: bool = True
+    folder: paths.AnyPath, step: int | None = None, *, average: bool = True
 ) -> tuple[precond.EDMDenoiser, precond.Params, tuple[int, int, int]]:
     """A trained denoiser from its run folder alone; the data set is not needed.
 
@@ -194,7 +194,7 @@ def _claim(config, facts):
             raise ValueError(f"out: {folder} holds a run, wanted --resume True or another folder")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("geomem run folder")
-    return pathlib.Path(config.out).expanduser()
+    return paths.as_path(config.out)
 
 
 def _template(denoiser, recipe, shape) -> Any:

@@ -56,7 +56,8 @@ class Config:
       keep_checkpoints: how many of the newest to keep.
       samples: images in the grid written at each checkpoint.
       steps_per_dispatch: steps per launch from Python; default 1 on a CPU, 10 elsewhere.
-      distributed: join a multi-host run by jax.distributed.initialize().
+      distributed: join a multi-host run by jax.distributed.initialize(); GEOMEM_DISTRIBUTED=1 in
+        the environment does so for every experiment.
     """
 
     out: str = "runs/edm_cifar10"

@@ -7,9 +7,10 @@ that survive a gray print.
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 from collections.abc import Iterator
+
+from geomem import paths
 
 __all__ = ["COLORS", "COLUMN", "save", "sheet"]
 
@@ -53,11 +54,12 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
         yield figure
 
 
-def save(figure, folder: str | os.PathLike, name: str = "figure") -> list[pathlib.Path]:
+def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Path]:
     """Write NAME.png (300 dpi) and NAME.pdf; returns their paths."""
-    paths = [pathlib.Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")]
-    for path in paths:
+    files = [paths.as_path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")]
+    for path in files:
         # No creation date: the same numbers give the same bytes.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        figure.savefig(path, dpi=300, metadata=metadata)
-    return paths
+        with path.open("wb") as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)
+    return files

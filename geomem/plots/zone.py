@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from geomem import paths
 from geomem.plots.style import COLORS, sheet
 
 __all__ = ["danger_zone", "read_run"]
 
 
-def read_run(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any], dict]:
+def read_run(folder: paths.AnyPath) -> tuple[dict[str, np.ndarray], dict[str, Any], dict]:
     """(columns of curves.csv, zone.json, run.json) of a danger-zone run.
 
     Raises:
       ValueError: the folder holds no such run.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.as_path(folder)
     try:
-        with open(folder / "curves.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
         zone, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("zone", "run"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"plot_only: {folder} is not a danger-zone run ({error})") from None

