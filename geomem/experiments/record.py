@@ -113,12 +113,12 @@ def write_json(path: paths.AnyPath, value: Any) -> None:
     paths.as_path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
 
 
-def write_image_grid(path: paths.AnyPath, images: np.ndarray) -> None:
-    """Write uint8 images [N, H, W, C], C = 1 or 3, as one squarish PNG with gray rules."""
+def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | None = None) -> None:
+    """Write uint8 images [N, H, W, C], C = 1 or 3, as one PNG with gray rules; default squarish."""
     from PIL import Image
 
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     tiles = np.full((rows * columns, height + 1, width + 1, channels), 128, np.uint8)
     tiles[:count, :height, :width] = images
