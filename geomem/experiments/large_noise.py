@@ -66,7 +66,6 @@ def _measure(config, sigmas, one):
             gap=found.relative,
             low=found.low,
             high=found.high,
-            excess=found.excess,
             distance=found.distance,
         )
     return {"gaps": measured}

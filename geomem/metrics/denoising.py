@@ -267,7 +267,8 @@ def relative_gap(
     apart, way, _ = np.float64(found.replicates).reshape(bootstrap, 3, -1).transpose(1, 0, 2)
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(np.sqrt(apart / way), [tail, 1 - tail], axis=0)
-    relative, excess = np.sqrt(distance / signal), distance / error
+    with np.errstate(divide="ignore"):  # the empirical denoiser's error is 0 at small sigma
+        relative, excess = np.sqrt(distance / signal), distance / error
     return Gap(np.asarray(sigmas), relative, low, high, excess, distance)
 
 

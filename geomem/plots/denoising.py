@@ -167,4 +167,4 @@ def _runs(table):
 
 def _styled(runs):
     first, *others = (label.removesuffix(" images") for label in runs.values())
-    return f"{first} (solid)" + (f", {', '.join(others)} (dashed)" if others else "")
+    return f"{first} (solid)" + (f", {', '.join(others)} (dashed)" if others else "") + " images"

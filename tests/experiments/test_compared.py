@@ -105,7 +105,7 @@ def test_large_noise(runs, tmp_path, capsys):
     gaps = large_noise.run(config)["gaps"]
     empirical = rows(gaps, first="empirical")
     assert empirical["gap"][-1] < 0.1 < empirical["gap"][1]
-    assert (np.diff(empirical["distance"]) < 0).all()
+    assert empirical["distance"][-1] < 1e-3 * empirical["distance"][1]
     # A triangle: the network is no farther from one than from the other plus what is between.
     sides = {
         (first, second): np.sqrt(rows(gaps, first=first, second=second)["distance"])
