@@ -169,7 +169,7 @@ def measure(task: Task) -> list[dict[str, Any]]:
                 if step == steps[-1]:
                     _save_samples(folder / f"samples-{grid}.npz", images, report)
                 judged.put(step, grid, found)
-            base = schedules.lognormal(config.noise_mean, config.noise_std)
+            base = train_config.base_schedule(config)
             low, high = task.arm.gap or (None, None)
             about = {
                 "arm": task.arm.name,

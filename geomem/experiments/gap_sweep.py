@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import schedules
-from geomem.experiments import arms, cli, gap_training, record
+from geomem.experiments import arms, cli, gap_training, record, train_config
 from geomem.experiments.arms import Arm, Task
 from geomem.geometry import danger_zone
 from geomem.metrics import prediction
@@ -90,7 +90,8 @@ def run(config: Config) -> Result:
         found, zones = gap_training.measure_zones(dataset.train, dataset.test, preset.thresholds)
     with phases("prediction"):
         predicted = _predict(dataset, preset.judging.samples)
-    positions = make_positions(config.positions, config.masses)
+    base = train_config.base_schedule(preset.train)
+    positions = make_positions(base, config.positions, config.masses)
     chosen = {
         "all": [Arm("baseline"), *positions, *make_variants(zones[preset.thresholds[-1]])],
         "positions": [Arm("baseline"), *positions],
@@ -143,9 +144,8 @@ def run(config: Config) -> Result:
     return Result(rows, predicted, folder)
 
 
-def make_positions(count: int, masses: tuple[float, ...]) -> list[Arm]:
-    """Gaps that hold `masses` of EDM's noise, `count` of each, evenly spread over that mass."""
-    base = schedules.lognormal()
+def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ...]) -> list[Arm]:
+    """Gaps that hold `masses` of the training noise, `count` of each, evenly spread over it."""
     edges = [
         (base.quantile(start), base.quantile(start + mass))
         for mass in masses
@@ -155,15 +155,16 @@ def make_positions(count: int, masses: tuple[float, ...]) -> list[Arm]:
 
 
 def make_variants(zone: danger_zone.Zone) -> list[Arm]:
-    """The zone's gap thinned, and with data scaled to sigma_data; and a baseline for the latter."""
+    """The zone's gap thinned, widened to small noise, and trained as if the data were EDM's."""
     edges = zone.low, zone.high
-    scaled = (("sigma_data", 0.0),)  # measured
+    unscaled = (("sigma_data", 0.5), ("noise_mean", -1.2))
     return [
         Arm("zone", edges),
         Arm("zone-keep-0.1", edges, keep=0.1),
         Arm("zone-keep-0.3", edges, keep=0.3),
-        Arm("baseline-scaled", changes=scaled),
-        Arm("zone-scaled", edges, changes=scaled),
+        Arm("zone-to-half", (zone.low / 2, zone.high)),
+        Arm("baseline-unscaled", changes=unscaled),
+        Arm("zone-unscaled", edges, changes=unscaled),
     ]
 
 

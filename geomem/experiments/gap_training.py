@@ -122,7 +122,9 @@ def run(config: Config) -> Result:
         dataset = load(preset.train)
         _, zones = measure_zones(dataset.train, dataset.test, preset.thresholds)
         record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-    chosen = _choose(make_arms([(z.low, z.high) for z in zones.values()], zones), config.arms)
+    base = train_config.base_schedule(preset.train)
+    every = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
+    chosen = _choose(every, config.arms)
     with phases("arms"):
         rows = arms.measure_all(
             [
@@ -177,10 +179,13 @@ def measure_zones(
     return found, zones
 
 
-def make_arms(zones: Sequence[tuple[float, float]], names: Sequence[object]) -> list[Arm]:
+def make_arms(
+    base: schedules.Schedule, zones: Sequence[tuple[float, float]], names: Sequence[object]
+) -> list[Arm]:
     """The arms of Figure 4, with controls for the last (widest) zone.
 
     Args:
+      base: the training noise without a gap.
       zones: the edges of one or more danger zones.
       names: what to call each.
 
@@ -188,7 +193,6 @@ def make_arms(zones: Sequence[tuple[float, float]], names: Sequence[object]) -> 
       baseline; dummy images in the last zone; a gap on each zone; gaps of the same mass just below
       the last zone and far below it; a gap over all noise above it.
     """
-    base = schedules.lognormal()
     low, high = zones[-1]
     mass = base.mass(low, high)
     far = _upper_edge(base, _SMALLEST, mass)

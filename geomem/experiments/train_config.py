@@ -12,7 +12,17 @@ import numpy as np
 from geomem import data
 from geomem.diffusion import augment, precond, schedules, train, unet
 
-__all__ = ["ABOUT", "MAY_CHANGE", "PRESETS", "Config", "build", "facts", "from_facts", "resolve"]
+__all__ = [
+    "ABOUT",
+    "MAY_CHANGE",
+    "PRESETS",
+    "Config",
+    "base_schedule",
+    "build",
+    "facts",
+    "from_facts",
+    "resolve",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Config:
       attention: resolutions with self-attention.
       dropout: dropout probability.
       embedding: embedding of the noise level.
+      adaptive_scale: whether the noise level also scales each block's channels.
       patch: side of the patches folded into channels; 2 suits small machines.
       sigma_data: standard deviation that the preconditioning assumes; 0 measures the data's.
       compute: exact float32, float32 with fast products, or bfloat16; parameters are float32.
@@ -83,6 +94,7 @@ class Config:
     attention: tuple[int, ...] = (16,)
     dropout: float = 0.13
     embedding: Literal["positional", "fourier"] = "positional"
+    adaptive_scale: bool = False
     patch: int = 1
     sigma_data: float = 0.5
     compute: Literal["float32", "tf32", "bfloat16"] = "float32"
@@ -141,7 +153,10 @@ PRESETS = {
         attention=(),
         dropout=0,
         embedding="fourier",
+        adaptive_scale=True,
         patch=2,
+        sigma_data=0,
+        noise_mean=-0.787,  # EDM's -1.2, for pixels of standard deviation 0.756 instead of 0.5
         batch=64,
         lr=2e-3,
         lr_ramp_kimg=12.8,
@@ -226,6 +241,11 @@ def from_facts(facts: Mapping[str, Any]) -> Config:
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
 
 
+def base_schedule(config: Config) -> schedules.Schedule:
+    """The training noise before any gap."""
+    return schedules.lognormal(config.noise_mean, config.noise_std)
+
+
 def build(facts: Mapping[str, Any]) -> tuple[precond.EDMDenoiser, train.Recipe]:
     """The denoiser (without parameters) and the training step of a run.
 
@@ -241,10 +261,11 @@ def build(facts: Mapping[str, Any]) -> tuple[precond.EDMDenoiser, train.Recipe]:
         dropout=config.dropout,
         embedding=config.embedding,
         augment_dim=augment.LABELS if config.augment else 0,
+        adaptive_scale=config.adaptive_scale,
         patch=config.patch,
         compute=config.compute,
     )
-    schedule = schedules.lognormal(config.noise_mean, config.noise_std)
+    schedule = base_schedule(config)
     if config.schedule == "gap":
         schedule = schedules.gap(schedule, *config.gap, keep=config.keep)
     elif config.schedule == "dummy":

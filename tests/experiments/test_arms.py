@@ -37,7 +37,7 @@ def found(tmp_path_factory):
 def test_arms_are_the_zones_and_controls_of_equal_mass():
     base = schedules.lognormal()
     zones = [(0.5, 0.9), (0.4, 1.4)]
-    chosen = {arm.name: arm for arm in gap_training.make_arms(zones, (0.8, 0.5))}
+    chosen = {arm.name: arm for arm in gap_training.make_arms(base, zones, (0.8, 0.5))}
     assert list(chosen)[:4] == ["baseline", "dummy", "zone-0.8", "zone-0.5"]
     mass = base.mass(*zones[1])
     for name in ("small-noise", "far-small-noise"):
@@ -141,7 +141,7 @@ def test_prediction_alone_trains_nothing(tmp_path, monkeypatch):
 
 def test_positions_hold_the_mass_that_was_asked_for():
     base = schedules.lognormal()
-    for arm in gap_sweep.make_positions(3, (0.2,)):
+    for arm in gap_sweep.make_positions(base, 3, (0.2,)):
         assert base.mass(*arm.gap) == pytest.approx(0.2, abs=1e-6)
 
 
