@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -39,10 +40,11 @@ def open_rows(points):
             f"points: {example.dtype} of shape {(len(points), *example.shape[1:])}, wanted uint8 "
             "or float [N, ...]"
         )
+    dim = math.prod(example.shape[1:])
     dtype = np.dtype(np.uint8 if example.dtype == np.uint8 else np.float32)
 
     def read(where):
         rows = np.asarray(select(where))
-        return rows.reshape(len(rows), -1).astype(dtype, copy=False)
+        return rows.reshape(len(rows), dim).astype(dtype, copy=False)
 
-    return Rows(read, len(points), example[0].size, dtype)
+    return Rows(read, len(points), dim, dtype)

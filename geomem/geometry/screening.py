@@ -1,3 +1,4 @@
+# ruff: noqa: D102 (the methods of a search are documented in `passes.Search`)
 """The search behind the posterior: screened by products, decided by differences.
 
 Centred products screen all points. The leading candidates are redone relative to the best one, x_r,

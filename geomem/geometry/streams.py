@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from geomem.data.datasets import to_unit_interval
 from geomem.geometry.groups import Group, decode
 from geomem.geometry.products import rounded_centre
 from geomem.geometry.rows import Rows
@@ -105,7 +106,7 @@ class Stream:
         def sample(k):
             first, stop = k * self._length, self._stop(k)
             index = np.unique(np.linspace(first, stop - 1, _SAMPLE).astype(int))
-            rows = decode(self._rows.read(index[: max(0, stop - first)]))
+            rows = to_unit_interval(self._rows.read(index[: max(0, stop - first)]))
             return rows.sum(axis=0, keepdims=True), np.float32([len(rows)])
 
         samples = {k: sample(k) for k in self._local()}
