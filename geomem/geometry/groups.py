@@ -109,8 +109,8 @@ def decode(rows: Any) -> Any:
 
 
 def _decode(pixels):
-    # A compiler makes x / 127.5 a product with the rounded inverse, off by a last bit. Of 16 leading
-    # bits of that, the remainder is exact.
+    # A compiler makes x / 127.5 a product with the rounded inverse, off by a last bit. From the 16
+    # leading bits of that, the remainder is exact.
     doubled = 2 * pixels.astype(jnp.float32)
     leading = jax.lax.reduce_precision(doubled / 255, exponent_bits=8, mantissa_bits=15)
     return leading + (doubled - 255 * leading) / 255 - 1
