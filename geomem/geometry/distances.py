@@ -29,7 +29,7 @@ from geomem.geometry.leaders import (
 from geomem.geometry.placement import Points, Stream, as_points
 from geomem.geometry.products import centre, inner_products
 
-__all__ = ["Nearest", "squared_distances", "two_nearest"]
+__all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
 
 _CLOSE = 1e-2  # below this fraction of ||x||^2 + ||y||^2 a squared distance is recomputed
 _CLOSE_COUNT = 4  # recomputed at once, for each row
@@ -38,11 +38,11 @@ _SAFETY = 4  # the largest screening error of all points over that of the candid
 
 
 class Nearest(NamedTuple):
-    """The two nearest points of each query.
+    """The K nearest points of each query.
 
     Attributes:
-      distance: [Q, 2], Euclidean, ascending.
-      index: int32 [Q, 2]; of equally distant points the one with the smaller index comes first.
+      distance: [Q, K], Euclidean, ascending.
+      index: int32 [Q, K]; of equally distant points the one with the smaller index comes first.
     """
 
     distance: jax.Array
@@ -89,10 +89,14 @@ def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
     return lax.while_loop(lambda state: state[1].any(), redo, (screened, pending))[0]
 
 
-def two_nearest(
-    queries: jax.Array, points: jax.Array | Points | Stream, *, chunk: int = CHUNK
+def nearest(
+    queries: jax.Array,
+    points: jax.Array | Points | Stream,
+    count: int = 2,
+    *,
+    chunk: int = CHUNK,
 ) -> Nearest:
-    """The two nearest points of each query, exactly.
+    """The K = `count` nearest points of each query, exactly.
 
     Candidates come from bfloat16 products over chunks of points, their distances from differences.
     The search goes on until four times the screening error that the candidates show rules all
@@ -100,52 +104,61 @@ def two_nearest(
 
     Args:
       queries: float32 [Q, d].
-      points: float32 [N, d], N >= 2; or what `placement.shard` or `placement.stream` returns.
+      points: float32 [N, d], N >= K; or what `placement.shard` or `placement.stream` returns.
+      count: K.
       chunk: points per matrix product.
 
     Returns:
-      Nearest, [Q, 2].
+      Nearest, [Q, K].
 
     Raises:
-      ValueError: fewer than two points.
+      ValueError: fewer than K points.
     """
     points = as_points(points)
     chex.assert_equal_shape_suffix((queries, points), 1)
-    if len(points) < 2:
-        raise ValueError(f"points: {len(points)}, wanted 2 or more")
-    return passes.run(points, _TwoNearest(len(points)), (queries,), chunk=chunk)
+    if len(points) < count:
+        raise ValueError(f"points: {len(points)}, wanted {count} or more")
+    return passes.run(points, _NearestSearch(len(points), count), (queries,), chunk=chunk)
+
+
+def two_nearest(
+    queries: jax.Array, points: jax.Array | Points | Stream, *, chunk: int = CHUNK
+) -> Nearest:
+    """The two nearest points of each query: `nearest` with K = 2."""
+    return nearest(queries, points, 2, chunk=chunk)
 
 
 class _State(NamedTuple):
     queries: jax.Array  # [B, d]
     norms: jax.Array  # [B, 1], from the origin
-    squares: jax.Array  # [B, 2], of the two nearest so far
-    index: jax.Array  # int32 [B, 2]
+    squares: jax.Array  # [B, K], of the nearest so far
+    index: jax.Array  # int32 [B, K]
     cutoff: Leaders  # candidates come after it
     error: jax.Array  # [B], largest screening error so far
     done: jax.Array  # [B]
 
 
 @dataclasses.dataclass(frozen=True)
-class _TwoNearest:
+class _NearestSearch:
     """A `passes.Search`; the context is the origin."""
 
-    total: int
+    total: int  # number of points
+    count: int  # how many are wanted
 
     def start(self, origin, queries):
         count = len(queries)
         return _State(
             queries,
             jnp.sum((queries - origin) ** 2, axis=1, keepdims=True),
-            jnp.full((count, 2), jnp.inf),
-            jnp.full((count, 2), self.total, jnp.int32),
+            jnp.full((count, self.count), jnp.inf),
+            jnp.full((count, self.count), self.total, jnp.int32),
             first_leader(count),
             jnp.zeros(count),
             jnp.zeros(count, bool),
         )
 
     def nothing(self, origin, state):
-        return no_leaders(len(state.queries), min(_NEAREST_COUNT, self.total))
+        return no_leaders(len(state.queries), min(max(_NEAREST_COUNT, self.count), self.total))
 
     def update(self, origin, state):
         narrow = (2 * (state.queries - origin)).astype(jnp.bfloat16)
@@ -186,9 +199,13 @@ class _TwoNearest:
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
         last = last_leader(leaders)
         # Written so that a NaN, which no further search removes, counts as done.
-        open_ = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, 1]
+        open_ = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, self.count - 1]
         return state._replace(
-            squares=squares[:, :2], index=index[:, :2], cutoff=last, error=error, done=~open_
+            squares=squares[:, : self.count],
+            index=index[:, : self.count],
+            cutoff=last,
+            error=error,
+            done=~open_,
         )
 
     def result(self, origin, state, partial, group):

@@ -36,7 +36,7 @@ def merge_leaders(leaders: Leaders, score: jax.Array, index: jax.Array) -> Leade
     queries, size = score.shape
     count = leaders.score.shape[1]
     new = jnp.broadcast_to(index, score.shape)
-    if size % _GROUP == 0 and size >= 8 * count:
+    if size % _GROUP == 0 and size >= _GROUP * count:
         # The best K lie in the K groups with the best maxima: a far shorter list to select from.
         grouped = score.reshape(queries, -1, _GROUP)
         groups = jnp.sort(lax.top_k(grouped.max(axis=2), count)[1], axis=1)
