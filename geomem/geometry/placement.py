@@ -1,8 +1,9 @@
 """Where the points are: on one device, over the devices of a mesh, or streamed from disk.
 
-`shard` and `stream` place points that one device cannot hold; the functions of the geometry take
-what they return in the place of an array. Device k of D holds (or reads) the rows k L to (k + 1) L,
-L = ceil(N / D), and no row ever goes to another device, but for the few candidates of a query.
+`shard` and `stream` place points that one device cannot hold, `place` chooses between them; the
+functions of the geometry take what they return in the place of an array. Device k of D holds (or
+reads) the rows k L to (k + 1) L, L = ceil(N / D), and no row ever goes to another device, but for
+the few candidates of a query.
 
 Stored images stay as they are: uint8 rows become x / 127.5 - 1 chunk by chunk, on the device.
 """
@@ -10,6 +11,7 @@ Stored images stay as they are: uint8 rows become x / 127.5 - 1 chunk by chunk, 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +22,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from geomem.geometry.blocks import CHUNK
-from geomem.geometry.groups import Group, Part, spread
+from geomem.geometry.groups import Group, Part, decode, spread
 from geomem.geometry.rows import open_rows
 from geomem.geometry.streams import Stream
 
-__all__ = ["Points", "Stream", "as_points", "shard", "stream"]
+__all__ = ["Points", "Stream", "as_points", "place", "shard", "stream"]
 
 _STEP_BYTES = 2**26  # of a stream, read and sent to a device at once
 
@@ -182,6 +184,35 @@ def stream(points: Any, mesh: Mesh | None = None, *, step: int | None = None) ->
         rows = _STEP_BYTES // (source.dim * source.dtype.itemsize)
         step = max(1, rows // CHUNK) * CHUNK
     return Stream(source, mesh, step)
+
+
+def place(points: Any, mesh: Mesh | None = None) -> Points | Stream:
+    """`shard` where half the memory of the devices holds the points, else `stream`.
+
+    On a single device that has the room, stored images become float32 at once.
+
+    Args:
+      points, mesh: as in `shard`.
+
+    Returns:
+      Points or Stream.
+    """
+    source, used = open_rows(points), _mesh(mesh)
+    devices = jax.devices()[:1] if used is None else list(used.devices.flat)
+    room = _memory(devices[0]) * (1 if devices[0].platform == "cpu" else len(devices)) / 2
+    if source.count * source.dim * source.dtype.itemsize > room:
+        return stream(points, mesh)
+    placed = shard(points, mesh)
+    if used is None and source.count * source.dim * 4 <= room:
+        return dataclasses.replace(placed, rows=jax.jit(decode)(placed.rows))
+    return placed
+
+
+def _memory(device):
+    """Bytes of a device's memory; of the machine's for a CPU, whose devices share it."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit", 2**33)
 
 
 def as_points(points: Any) -> Points | Stream:

@@ -29,10 +29,7 @@ def open_rows(points):
     if isinstance(points, str | os.PathLike):
         points = np.load(pathlib.Path(points).expanduser(), mmap_mode="r", allow_pickle=False)
     if isinstance(points, Split):
-        split, example = points, points.read(points.index[:1])
-
-        def select(where):
-            return split.read(split.index[where])
+        select, example = points.at, points.at(slice(0, 1))
     else:
         select, example = points.__getitem__, points[:1]
     if example.ndim < 2 or np.dtype(example.dtype).kind not in "uf":

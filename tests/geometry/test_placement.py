@@ -263,3 +263,15 @@ def test_two_processes_equal_one(points, noised, tmp_path):
         np.testing.assert_array_equal(found["nearest"], nearest.index)
         np.testing.assert_allclose(found["distance"], nearest.distance, rtol=1e-6)
         np.testing.assert_allclose(found["curve"], weight.mean, rtol=1e-5)
+
+
+def test_points_are_placed_where_there_is_room(stored, monkeypatch):
+    path, points = stored
+    assert isinstance(placement.place(path), placement.Points)
+    monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is too little
+    assert isinstance(placement.place(path), placement.Stream)
+    single = placement.place(points, grid(1))
+    assert isinstance(single, placement.Stream)
+    monkeypatch.undo()
+    single = placement.place(path, grid(1))
+    np.testing.assert_array_equal(single.rows, points)
