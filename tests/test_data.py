@@ -323,3 +323,23 @@ def test_cifar10_through_tfds_continues_the_sample(prepared_cifar10):
     np.testing.assert_array_equal(first.train_split.labels, sample.train_split.labels)
     cars = whole.subset(classes=["automobile"], count=2000)
     assert set(cars.train_split.labels) == {1}
+
+
+def test_blocks_of_a_large_split_give_the_same_hash_and_counts(monkeypatch, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
+    pixels[40] = pixels[3]
+    np.save(tmp_path / "images.npy", pixels)
+
+    def facts():
+        split = data.load(str(tmp_path / "images.npy"), heldout=0.2).train_split
+        blocks = list(split.blocks())
+        counts = data.count_duplicates(split.blocks()), data.count_shared(blocks, split.blocks())
+        return len(blocks), split.sha256(), *counts
+
+    whole = facts()
+    monkeypatch.setattr(data.datasets, "_KEPT", 0)
+    monkeypatch.setattr(data.datasets, "_BLOCK", 7)
+    parts = facts()
+    assert whole[0] == 1
+    assert parts[0] == 6
+    assert whole[1:] == parts[1:]

@@ -6,11 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 __all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_unit_interval"]
+
+_KEPT = 2**31  # bytes of pixels that a split keeps in memory
+_BLOCK = 4096  # images of a larger split in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,24 @@ class Split:
         """The images, float32 [N, H, W, C] in [-1, 1]."""
         return to_unit_interval(self.pixels)
 
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C), of which one image is read."""
+        return len(self), *self.at(slice(0, 1)).shape[1:]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The images as stored, a block at a time; of a large split only that is in memory."""
+        if len(self) * self.at(slice(0, 1)).nbytes <= _KEPT:
+            yield self.pixels
+            return
+        for start in range(0, len(self), _BLOCK):
+            yield self.take(slice(start, start + _BLOCK)).pixels
+
+    def at(self, positions: slice | np.ndarray) -> np.ndarray:
+        """The images at `positions`, as stored; read anew unless all of them are in memory."""
+        kept = "pixels" in vars(self)
+        return self.pixels[positions] if kept else self.read(self.index[positions])
+
     def take(self, positions: np.ndarray) -> Split:
         """The split that holds only the images at `positions` (int [n], into this split)."""
         labels = None if self.labels is None else self.labels[positions]
@@ -54,9 +75,12 @@ class Split:
 
     def sha256(self) -> str:
         """SHA-256 of the selected indices and of the images' shape, dtype and bytes."""
-        digest = hashlib.sha256(f"{self.pixels.shape}{self.pixels.dtype.name}".encode())
-        digest.update(self.index.astype("<i8").tobytes())
-        digest.update(self.pixels)
+        digest = hashlib.sha256()
+        for number, block in enumerate(self.blocks()):
+            if number == 0:
+                digest.update(f"{self.shape}{block.dtype.name}".encode())
+                digest.update(self.index.astype("<i8").tobytes())
+            digest.update(np.ascontiguousarray(block))
         return digest.hexdigest()
 
 
@@ -134,15 +158,18 @@ def to_unit_interval(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def count_duplicates(pixels: np.ndarray) -> int:
-    """The number of images [N, ...] that repeat an earlier one exactly."""
-    return len(pixels) - len(_row_digests(pixels))
+def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
+    """The number of images [N, ...], or of all those in blocks, that repeat an earlier one."""
+    digests = list(_digests(images))
+    return len(digests) - len(set(digests))
 
 
-def count_shared(pixels: np.ndarray, others: np.ndarray) -> int:
+def count_shared(
+    images: np.ndarray | Iterable[np.ndarray], others: np.ndarray | Iterable[np.ndarray]
+) -> int:
     """The number of images [N, ...] that also occur among `others` [M, ...], exactly."""
-    digests = _row_digests(others)
-    return sum(_digest(row) in digests for row in pixels)
+    known = set(_digests(others))
+    return sum(digest in known for digest in _digests(images))
 
 
 def _select(split, class_ids, count, seed, argument):
@@ -160,12 +187,10 @@ def _select(split, class_ids, count, seed, argument):
     return split.take(positions[:count])
 
 
-def _digest(row):
-    return hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()
-
-
-def _row_digests(pixels):
-    return {_digest(row) for row in pixels}
+def _digests(images):
+    for block in [images] if isinstance(images, np.ndarray) else images:
+        for image in block:
+            yield hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
 
 
 def _checked_floats(pixels):

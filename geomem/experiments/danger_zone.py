@@ -20,7 +20,7 @@ import tqdm
 from geomem import data
 from geomem.experiments import cli, record
 from geomem.geometry import curves as curves_lib
-from geomem.geometry import danger_zone, subspaces
+from geomem.geometry import danger_zone, placement, subspaces
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.plots import style
@@ -159,7 +159,7 @@ def run(config: Config) -> Result | None:
     with phases("data"):
         dataset = _load(config)
         duplicates, shared = _warn_of_copies(dataset)
-        train, heldout = (_points(images, config) for images in (dataset.train, dataset.test))
+        train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with phases("curves"):
         estimated = _estimate(config, train, heldout, sigmas)
         jax.block_until_ready(estimated)
@@ -198,6 +198,18 @@ def _load(config):
     )
 
 
+def _train_points(dataset, config):
+    """The training points: over all devices, or streamed, where that is the better way."""
+    split = dataset.train_split
+    few = len(split) + 1 < np.prod(split.shape[1:])  # one device needs fewer dimensions
+    if config.band is not None or config.protocol == "paper" or few:
+        return _points(dataset.train, config)
+    points = placement.place(split)
+    if isinstance(points, placement.Stream):
+        print(f"{len(points):,} images are more than the memory here holds: streamed")
+    return points
+
+
 def _points(images, config):
     if config.band is None:
         return jnp.asarray(images.reshape(len(images), -1))
@@ -206,13 +218,13 @@ def _points(images, config):
 
 
 def _warn_of_copies(dataset):
-    pixels, others = dataset.train_split.pixels, dataset.test_split.pixels
-    if pixels.shape[1:] != others.shape[1:]:
-        raise ValueError(f"heldout: images of {others.shape[1:]}, wanted {pixels.shape[1:]}")
-    duplicates = data.count_duplicates(pixels)
-    shared = data.count_shared(others, pixels)
+    images, others = dataset.train_split, dataset.test_split
+    if images.shape[1:] != others.shape[1:]:
+        raise ValueError(f"heldout: images of {others.shape[1:]}, wanted {images.shape[1:]}")
+    duplicates = data.count_duplicates(images.blocks())
+    shared = data.count_shared(others.blocks(), images.blocks())
     if duplicates:
-        _warn(f"{duplicates} of {len(pixels)} training images repeat another one exactly")
+        _warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
     if shared:
         _warn(f"{shared} of {len(others)} held-out images are also training images")
     return duplicates, shared

@@ -76,7 +76,7 @@ def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
         "name": pathlib.Path(dataset.name).name,
         "train": {"count": len(dataset.train_split), "sha256": dataset.train_split.sha256()},
         "test": {"count": len(dataset.test_split), "sha256": dataset.test_split.sha256()},
-        "image_shape": list(dataset.train_split.pixels.shape[1:]),
+        "image_shape": list(dataset.train_split.shape[1:]),
     }
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import tqdm
 
 from geomem.geometry import shells, sweep
-from geomem.geometry.distances import inner_products
+from geomem.geometry.groups import decode
+from geomem.geometry.placement import Points, Stream, as_points
 from geomem.geometry.posterior import check_sigma
+from geomem.geometry.products import inner_products
 
 __all__ = [
     "Curves",
@@ -69,7 +71,7 @@ class Curves(NamedTuple):
 
 def estimate(
     key: jax.Array,
-    train: jax.Array,
+    train: jax.Array | Points | Stream,
     heldout: jax.Array,
     sigmas: jax.Array,
     *,
@@ -84,7 +86,7 @@ def estimate(
 
     Args:
       key: PRNG key.
-      train: float32 [N, d], N >= 2.
+      train: float32 [N, d], N >= 2; or what `placement.shard` or `placement.stream` returns.
       heldout: float32 [M, d].
       sigmas: [S], ascending, > 0.
       num_base: how many training points, the first ones, are noised for W; default all.
@@ -116,7 +118,7 @@ def estimate(
 
 def estimate_coverage(
     key: jax.Array,
-    train: jax.Array,
+    train: jax.Array | Points | Stream,
     heldout: jax.Array,
     sigmas: jax.Array,
     *,
@@ -132,7 +134,7 @@ def estimate_coverage(
 
 def estimate_weight(
     key: jax.Array,
-    train: jax.Array,
+    train: jax.Array | Points | Stream,
     sigmas: jax.Array,
     *,
     num_base: int | None = None,
@@ -144,7 +146,7 @@ def estimate_weight(
 
     Args:
       key: PRNG key.
-      train: float32 [N, d].
+      train: as in `estimate`.
       sigmas: [S].
       num_base: how many training points, the first ones, are noised; default all.
       draws: noise draws for each of them.
@@ -152,7 +154,7 @@ def estimate_weight(
       progress: show a tqdm bar.
     """
     num_base = len(train) if num_base is None else num_base
-    frame = _frame(train, train[:1], num_base * draws)
+    frame = _frame(train, None, num_base * draws)
     return _weight(key, frame, check_sigmas(sigmas), num_base, draws, bootstrap, progress)
 
 
@@ -217,22 +219,24 @@ def _check_count(name, value):
 
 def _frame(train, heldout, noised):
     """The cheaper frame for this many noised copies, of points that were checked."""
-    for name, points in (("train", train), ("heldout", heldout)):
-        if points.ndim != 2 or points.shape[1] != train.shape[1]:
-            raise ValueError(f"{name}: shape {points.shape}, wanted [N, {train.shape[-1]}]")
-    if len(train) < 2 or len(heldout) < 1:
+    points = as_points(train)
+    if len(points) < 2 or (heldout is not None and len(heldout) < 1):
         raise ValueError(
-            f"train, heldout: {len(train)} and {len(heldout)} points, wanted at least 2 and 1"
+            f"train, heldout: {len(points)} and {len(heldout)} points, wanted at least 2 and 1"
         )
+    heldout = points.take(jnp.arange(1)) if heldout is None else decode(jnp.asarray(heldout))
+    if heldout.ndim != 2 or heldout.shape[1] != points.shape[1]:
+        raise ValueError(f"heldout: shape {heldout.shape}, wanted [N, {points.shape[1]}]")
     # The reduction's factorisation costs about as much as the products of 2 N noised copies.
-    reduce = len(train) + 1 < train.shape[1] and noised > 2 * len(train)
-    return (sweep.reduced_frame if reduce else sweep.direct_frame)(train, heldout)
+    in_one_place = isinstance(points, Points) and points.mesh is None
+    if in_one_place and len(points) + 1 < points.shape[1] and noised > 2 * len(points):
+        return sweep.reduced_frame(decode(points.rows), heldout)
+    return sweep.direct_frame(points, heldout)
 
 
 def _in_blocks(kernel, index, frame, draws, label):
     """`kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
-    dim = frame.points.shape[1] - int(frame.missing)
-    size = min(_QUERIES, len(index), max(1, _NOISE // (draws * dim)))
+    size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
     starts = range(0, len(index), size)
     blocks = []
     for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):

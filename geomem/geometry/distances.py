@@ -8,50 +8,33 @@ Memory: queries in blocks, points in chunks; never queries x points x dimensions
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = [
-    "CHUNK",
-    "Leaders",
-    "Nearest",
-    "centre",
-    "fold_chunks",
-    "inner_products",
-    "map_rows",
-    "merge_leaders",
-    "nearest",
-    "no_leaders",
-    "squared_distances",
-    "two_nearest",
-]
+from geomem.geometry import passes
+from geomem.geometry.blocks import CHUNK, gather_block, map_rows
+from geomem.geometry.leaders import (
+    Leaders,
+    after,
+    first_leader,
+    last_leader,
+    merge_leaders,
+    no_leaders,
+)
+from geomem.geometry.placement import Points, Stream, as_points
+from geomem.geometry.products import centre, inner_products
 
-CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
-QUERIES = 1024  # queries per block
-_GATHERED = 2**21  # float32 values gathered at once when candidates are recomputed (8 MB)
+__all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
+
 _CLOSE = 1e-2  # below this fraction of ||x||^2 + ||y||^2 a squared distance is recomputed
 _CLOSE_COUNT = 4  # recomputed at once, for each row
 _NEAREST_COUNT = 8
 _SAFETY = 4  # the largest screening error of all points over that of the candidates
-_GROUP = 16
-
-
-class Leaders(NamedTuple):
-    """The best-scored points of each query so far, by score, then by index.
-
-    Attributes:
-      score: [Q, K], descending; -inf marks an empty place.
-      index: int32 [Q, K], positions in the points.
-    """
-
-    score: jax.Array
-    index: jax.Array
 
 
 class Nearest(NamedTuple):
@@ -64,105 +47,6 @@ class Nearest(NamedTuple):
 
     distance: jax.Array
     index: jax.Array
-
-
-def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    """<x_i, y_j> in true float32 on every device: [Q, d], [N, d] -> [Q, N]."""
-    # The enum, not a name: "default" would be TF32 on a GPU and bfloat16 on a TPU.
-    return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
-def centre(points: jax.Array) -> jax.Array:
-    """The mean of `points` [N, d] to about five digits, [d].
-
-    With its last bits empty, x - centre is exact for x near it, and stays so when the compiler
-    fuses the mean's own multiplication into the subtraction.
-    """
-    return lax.reduce_precision(points.mean(axis=0), exponent_bits=8, mantissa_bits=16)
-
-
-def fold_chunks(
-    points: Any,
-    carry: Any,
-    update: Callable[[Any, Any, jax.Array, jax.Array], Any],
-    chunk: int = CHUNK,
-) -> Any:
-    """Fold `update` over `points` [N, d] in chunks of P = min(chunk, N) rows, without copying them.
-
-    Args:
-      points: [N, d], or a pytree of arrays [N, ...].
-      carry: the initial state, a pytree.
-      update: (carry, rows [P, d], index int32 [P], fresh bool [P]) -> carry. The last chunk ends at
-        N and may overlap the one before it; `fresh` is False for rows already seen.
-      chunk: largest number of rows at once.
-
-    Returns:
-      The final carry.
-    """
-    total = len(jax.tree.leaves(points)[0])
-    size = min(chunk, total)
-
-    def body(step, carry):
-        start = jnp.minimum(step * size, total - size)
-        index = start + jnp.arange(size, dtype=jnp.int32)
-        rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), points)
-        return update(carry, rows, index, index >= step * size)
-
-    count = -(-total // size)
-    return body(0, carry) if count == 1 else lax.fori_loop(0, count, body, carry)
-
-
-def map_rows(f: Callable[..., Any], rows: tuple, block: int) -> Any:
-    """Apply `f` to blocks of at most `block` rows of the arrays `rows`; memory is that of a block.
-
-    Args:
-      f: takes as many arrays as `rows` has, each [B, ...], and returns a pytree of [B, ...].
-      rows: arrays [Q, ...] of the same Q. The last block is filled up with copies of the last row.
-      block: largest B.
-
-    Returns:
-      The pytree of [Q, ...].
-    """
-    total = len(rows[0])
-    size = min(block, total)
-    count = -(-total // size)
-    if count == 1:
-        return f(*rows)
-
-    def blocks(a):
-        padding = [(0, count * size - total)] + [(0, 0)] * (a.ndim - 1)
-        return jnp.pad(a, padding, mode="edge").reshape(count, size, *a.shape[1:])
-
-    mapped = lax.map(lambda args: f(*args), tuple(blocks(a) for a in rows))
-    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:total], mapped)
-
-
-def no_leaders(queries: int, count: int) -> Leaders:
-    """Leaders [Q, K] with every place empty."""
-    shape = (queries, count)
-    return Leaders(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
-
-
-def merge_leaders(leaders: Leaders, score: jax.Array, index: jax.Array) -> Leaders:
-    """The leaders among `leaders` [Q, K] and points with `score` [Q, P], ascending `index` [P]."""
-    queries, size = score.shape
-    count = leaders.score.shape[1]
-    new = jnp.broadcast_to(index, score.shape)
-    if size % _GROUP == 0 and size >= _GROUP * count:
-        # The best K lie in the K groups with the best maxima: a far shorter list to select from.
-        grouped = score.reshape(queries, -1, _GROUP)
-        groups = jnp.sort(lax.top_k(grouped.max(axis=2), count)[1], axis=1)
-        score = jnp.take_along_axis(grouped, groups[:, :, None], 1).reshape(queries, -1)
-        new = index[0] + (groups[:, :, None] * _GROUP + jnp.arange(_GROUP)).reshape(queries, -1)
-    score = jnp.concatenate([leaders.score, score], axis=1)
-    new = jnp.concatenate([leaders.index, new], axis=1)
-    score, place = lax.top_k(score, count)
-    return Leaders(score, jnp.take_along_axis(new, place, 1))
-
-
-def gather_block(count: int, dim: int) -> int:
-    """How many queries may gather `count` points of dimension `dim` at once."""
-    return max(1, _GATHERED // (count * dim))
 
 
 def _redone(x, points, index):
@@ -205,9 +89,12 @@ def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
     return lax.while_loop(lambda state: state[1].any(), redo, (screened, pending))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("count", "chunk"))
 def nearest(
-    queries: jax.Array, points: jax.Array, count: int = 2, *, chunk: int = CHUNK
+    queries: jax.Array,
+    points: jax.Array | Points | Stream,
+    count: int = 2,
+    *,
+    chunk: int = CHUNK,
 ) -> Nearest:
     """The K = `count` nearest points of each query, exactly.
 
@@ -217,7 +104,7 @@ def nearest(
 
     Args:
       queries: float32 [Q, d].
-      points: float32 [N, d], N >= K.
+      points: float32 [N, d], N >= K; or what `placement.shard` or `placement.stream` returns.
       count: K.
       chunk: points per matrix product.
 
@@ -227,32 +114,56 @@ def nearest(
     Raises:
       ValueError: fewer than K points.
     """
+    points = as_points(points)
     chex.assert_equal_shape_suffix((queries, points), 1)
     if len(points) < count:
         raise ValueError(f"points: {len(points)}, wanted {count} or more")
-    block = functools.partial(
-        _nearest_block, points=points, origin=centre(points), count=count, chunk=chunk
-    )
-    squares, index = map_rows(block, (queries,), QUERIES)
-    return Nearest(jnp.sqrt(squares), index)
+    return passes.run(points, _NearestSearch(len(points), count), (queries,), chunk=chunk)
 
 
-def two_nearest(queries: jax.Array, points: jax.Array, *, chunk: int = CHUNK) -> Nearest:
+def two_nearest(
+    queries: jax.Array, points: jax.Array | Points | Stream, *, chunk: int = CHUNK
+) -> Nearest:
     """The two nearest points of each query: `nearest` with K = 2."""
     return nearest(queries, points, 2, chunk=chunk)
 
 
-def _nearest_block(queries, *, points, origin, count, chunk):
-    centred = queries - origin
-    norms = jnp.sum(centred**2, axis=1, keepdims=True)
-    candidates = min(max(_NEAREST_COUNT, count), len(points))
+class _State(NamedTuple):
+    queries: jax.Array  # [B, d]
+    norms: jax.Array  # [B, 1], from the origin
+    squares: jax.Array  # [B, K], of the nearest so far
+    index: jax.Array  # int32 [B, K]
+    cutoff: Leaders  # candidates come after it
+    error: jax.Array  # [B], largest screening error so far
+    done: jax.Array  # [B]
 
-    narrow = (2 * centred).astype(jnp.bfloat16)
 
-    def search(state):
-        best, best_index, cutoff, error, _ = state
+@dataclasses.dataclass(frozen=True)
+class _NearestSearch:
+    """A `passes.Search`; the context is the origin."""
 
-        def update(leaders, rows, index, fresh):
+    total: int  # number of points
+    count: int  # how many are wanted
+
+    def start(self, origin, queries):
+        count = len(queries)
+        return _State(
+            queries,
+            jnp.sum((queries - origin) ** 2, axis=1, keepdims=True),
+            jnp.full((count, self.count), jnp.inf),
+            jnp.full((count, self.count), self.total, jnp.int32),
+            first_leader(count),
+            jnp.zeros(count),
+            jnp.zeros(count, bool),
+        )
+
+    def nothing(self, origin, state):
+        return no_leaders(len(state.queries), min(max(_NEAREST_COUNT, self.count), self.total))
+
+    def update(self, origin, state):
+        narrow = (2 * (state.queries - origin)).astype(jnp.bfloat16)
+
+        def propose(leaders, rows, index, fresh):
             rows = rows - origin
             # bfloat16 is enough to propose: no distance is made of it, and its error is measured.
             products = lax.dot_general(
@@ -262,46 +173,40 @@ def _nearest_block(queries, *, points, origin, count, chunk):
                 preferred_element_type=jnp.float32,
             )
             score = products - jnp.sum(rows**2, axis=1)
-            return merge_leaders(
-                leaders, jnp.where(fresh & after(score, index, cutoff), score, -jnp.inf), index
-            )
+            score = jnp.where(fresh & after(score, index, state.cutoff), score, -jnp.inf)
+            return merge_leaders(leaders, score, index)
 
-        leaders = fold_chunks(points, no_leaders(len(queries), candidates), update, chunk)
+        return propose
+
+    def combine(self, leaders, group):
+        return group.merge(leaders)
+
+    def leaders(self, leaders):
+        return leaders
+
+    def redo(self, origin, state, leaders, rows, here, group):
+        squares = jnp.sum((state.queries[:, None, :] - rows) ** 2, axis=2)
+        squares = group.only(squares, here)
+        return jnp.where(leaders.score > -jnp.inf, squares, jnp.inf)
+
+    def advance(self, state, leaders, squares):
         found = leaders.score > -jnp.inf
-        squares = jnp.where(found, _redone(queries, points, leaders.index), jnp.inf)
-        gap = jnp.where(found, jnp.abs(norms - leaders.score - squares), 0)
-        error = jnp.maximum(error, gap.max(axis=1))
+        gap = jnp.where(found, jnp.abs(state.norms - leaders.score - squares), 0)
+        error = jnp.maximum(state.error, gap.max(axis=1))
         # Sorted by distance, then by index.
-        squares = jnp.concatenate([best, squares], axis=1)
-        index = jnp.concatenate([best_index, leaders.index], axis=1)
+        squares = jnp.concatenate([state.squares, squares], axis=1)
+        index = jnp.concatenate([state.index, leaders.index], axis=1)
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
         last = last_leader(leaders)
         # Written so that a NaN, which no further search removes, counts as done.
-        open_ = norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, count - 1]
-        return squares[:, :count], index[:, :count], last, error, ~open_.any()
+        open_ = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, self.count - 1]
+        return state._replace(
+            squares=squares[:, : self.count],
+            index=index[:, : self.count],
+            cutoff=last,
+            error=error,
+            done=~open_,
+        )
 
-    start = (
-        jnp.full((len(queries), count), jnp.inf),
-        jnp.full((len(queries), count), len(points), jnp.int32),
-        first_leader(len(queries)),
-        jnp.zeros(len(queries)),
-        jnp.array(False),
-    )
-    squares, index, *_ = lax.while_loop(lambda state: ~state[-1], search, start)
-    return squares, index
-
-
-def first_leader(queries: int) -> Leaders:
-    """A cutoff [Q, 1] that every point comes after."""
-    shape = (queries, 1)
-    return Leaders(jnp.full(shape, jnp.inf), jnp.full(shape, -1, jnp.int32))
-
-
-def last_leader(leaders: Leaders) -> Leaders:
-    """The worst of the leaders, as a cutoff [Q, 1] for the next search."""
-    return Leaders(leaders.score[:, -1:], leaders.index[:, -1:])
-
-
-def after(score: jax.Array, index: jax.Array, cutoff: Leaders) -> jax.Array:
-    """Whether points with `score` [Q, P] and `index` [P] come after `cutoff` [Q, 1]: [Q, P]."""
-    return (score < cutoff.score) | ((score == cutoff.score) & (index > cutoff.index))
+    def result(self, origin, state, partial, group):
+        return Nearest(jnp.sqrt(state.squares), state.index)

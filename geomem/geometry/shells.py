@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.geometry.distances import map_rows, squared_distances
+from geomem.geometry.blocks import map_rows
+from geomem.geometry.distances import squared_distances
 from geomem.geometry.posterior import check_sigma
 
 __all__ = [

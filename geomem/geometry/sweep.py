@@ -14,7 +14,7 @@ number more) give, with standard normal z' and that chi-square, the same joint l
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -22,8 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from geomem.geometry import bounds, shells
-from geomem.geometry.distances import centre, fold_chunks, inner_products, squared_distances
+from geomem.geometry import bounds, passes, shells
+from geomem.geometry.blocks import CHUNK
+from geomem.geometry.distances import squared_distances
+from geomem.geometry.placement import Points, Stream, as_points
+from geomem.geometry.products import centre, inner_products
 
 __all__ = ["Frame", "coverage_sweep", "direct_frame", "reduced_frame", "weight_sweep"]
 
@@ -37,45 +40,64 @@ class Frame(NamedTuple):
     """Points to measure distances between, and coordinates to take inner products with noise in.
 
     Attributes:
-      points: [N, d], the training points.
-      queries: [M, d], the points that are noised.
-      origin: [d]; where a field of coordinates is None they are the point less the origin.
-      point_coordinates: [N, r] or None.
+      points: the training points: rows [N, d], or (rows [N, d], their coordinates [N, r]).
+      queries: [M, d], the points that are noised, or None for the training points themselves.
+      origin: [d]; coordinates that are not given are the point less the origin.
       query_coordinates: [M, r] or None.
       missing: float scalar, d - r: dimensions of the noise that only its norm sees.
+      reach: float scalar, no smaller than any distance between points, or None.
     """
 
-    points: jax.Array
-    queries: jax.Array
+    points: Points | Stream
+    queries: jax.Array | None
     origin: jax.Array
-    point_coordinates: jax.Array | None
     query_coordinates: jax.Array | None
     missing: jax.Array
+    reach: jax.Array | None = None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether coordinates are given."""
+        return isinstance(self.points, Points) and isinstance(self.points.rows, tuple)
+
+    @property
+    def rank(self) -> int:
+        """r, how many coordinates there are."""
+        return self.points.rows[1].shape[1] if self.reduced else self.points.shape[1]
 
     def of_points(self) -> Frame:
         """The frame whose queries are the points themselves."""
-        return self._replace(queries=self.points, query_coordinates=self.point_coordinates)
-
-    def coordinates(self, points: jax.Array, coordinates: jax.Array | None) -> jax.Array:
-        """The coordinates of some `points`, computed now if they were not."""
-        return points - self.origin if coordinates is None else coordinates
+        reach = passes.run(self.points, _Reach(), (jnp.zeros(1),), self.origin)[0]
+        return self._replace(queries=None, query_coordinates=None, reach=reach)
 
     def query(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Queries [B, d] and their coordinates [B, r]."""
-        coordinates = self.query_coordinates
+        if self.queries is None:
+            return _pair(self.points.take(index), self.origin)
         rows = self.queries[index]
-        return rows, self.coordinates(rows, None if coordinates is None else coordinates[index])
+        if self.query_coordinates is None:
+            return rows, rows - self.origin
+        return rows, self.query_coordinates[index]
 
 
-@jax.jit
-def direct_frame(points: jax.Array, queries: jax.Array) -> Frame:
+def _pair(rows, origin):
+    """Points and their coordinates, computed now if they were not."""
+    return rows if isinstance(rows, tuple) else (rows, rows - origin)
+
+
+def direct_frame(points: jax.Array | Points | Stream, queries: jax.Array) -> Frame:
     """The frame of all d dimensions: points [N, d], queries [M, d]."""
-    return Frame(points, queries, centre(points), None, None, jnp.float32(0))
+    points = as_points(points)
+    return Frame(points, jnp.asarray(queries), points.centre(), None, jnp.float32(0))
 
 
-@jax.jit
 def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
     """The frame of N + 1 dimensions (see the module's docstring), for N + 1 < d."""
+    return _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
+
+
+@jax.jit
+def _reduced_frame(points, queries):
     count, dim = points.shape
     origin = centre(points)
     basis, coordinates = jnp.linalg.qr((points - origin).T)
@@ -83,42 +105,69 @@ def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
     outside = queries - origin - inner_products(inside, basis)
     distance = jnp.linalg.norm(outside, axis=1, keepdims=True)
     return Frame(
-        points,
+        Points((points, jnp.pad(coordinates.T, ((0, 0), (0, 1)))), count),
         queries,
         origin,
-        jnp.pad(coordinates.T, ((0, 0), (0, 1))),
         jnp.concatenate([inside, distance], axis=1),
         jnp.float32(dim - count - 1),
     )
 
 
-def _noise(key, index, frame, draws):
+def _noise(key, index, draws, rank):
     """Standard normal [draws, B, r], the same for (key, query) in any block, on any device."""
-    dim = frame.origin.shape[0]
-    if frame.point_coordinates is not None:
-        dim = frame.point_coordinates.shape[1]
 
     def row(i):
-        return jax.random.normal(jax.random.fold_in(key, i), (draws, dim))
+        return jax.random.normal(jax.random.fold_in(key, i), (draws, rank))
 
     return jnp.swapaxes(jax.vmap(row)(index), 0, 1)
 
 
-def _noise_and_norm(key, index, frame, draws):
+def _noise_and_norm(key, index, draws, rank, missing):
     """Noise [draws, B, r] and its squared norm in all d dimensions, [draws, B]."""
     noise_key, norm_key = jax.random.split(key)
-    noise = _noise(noise_key, index, frame, draws)
+    noise = _noise(noise_key, index, draws, rank)
     norms = jnp.sum(noise**2, axis=2)
-    if frame.point_coordinates is None:
+    if missing is None:
         return noise, norms
 
     def unseen(i):
-        return jax.random.chisquare(jax.random.fold_in(norm_key, i), frame.missing, (draws,))
+        return jax.random.chisquare(jax.random.fold_in(norm_key, i), missing, (draws,))
 
     return noise, norms + jax.vmap(unseen)(index).T
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+class _Context(NamedTuple):
+    key: jax.Array
+    origin: jax.Array
+    missing: jax.Array | None
+    sigmas: jax.Array
+    limits: jax.Array | None = None
+    table: shells.ProbabilityTable | None = None
+    reach: jax.Array | None = None
+
+
+class _Noised(NamedTuple):
+    index: jax.Array  # [B]
+    queries: jax.Array  # [B, d]
+    noise: jax.Array  # [draws, B, r]
+    own: jax.Array  # [draws, B], inner product of the noise with the query
+    norms: jax.Array  # [draws, B], of the noise, squared
+
+
+def _run(frame, sweep, index, chunk, **context):
+    missing = frame.missing if frame.reduced else None
+    context = _Context(origin=frame.origin, missing=missing, reach=frame.reach, **context)
+    run = _run_block if isinstance(frame.points, Stream) else _run_block_in_memory
+    return run(frame, sweep, index, context, chunk=chunk)
+
+
+def _run_block(frame, sweep, index, context, *, chunk):
+    return passes.run(frame.points, sweep, (index, *frame.query(index)), context, chunk=chunk)
+
+
+_run_block_in_memory = jax.jit(_run_block, static_argnames=("sweep", "chunk"))
+
+
 def coverage_sweep(
     key: jax.Array,
     index: jax.Array,
@@ -128,6 +177,7 @@ def coverage_sweep(
     limits: jax.Array,
     table: shells.ProbabilityTable,
     draws: int,
+    chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How often noised queries fall into a shell, and bounds on it without sampling.
 
@@ -139,120 +189,226 @@ def coverage_sweep(
       limits: float32 [2], the squared shell radii in units of sigma^2.
       table: the shell's probability.
       draws: noise draws for each query.
+      chunk: points per matrix product.
 
     Returns:
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
-    queries, coordinates = frame.query(index)
-    noise, norms = _noise_and_norm(key, index, frame, draws)
-
-    def update(carry, rows, _, fresh):
-        covered, lower, upper = carry
-        points, point_coordinates = rows
-        point_coordinates = frame.coordinates(points, point_coordinates)
-        squares = squared_distances(queries, points)
-
-        def draw(noise_and_norm):
-            z, norm = noise_and_norm
-            own = jnp.sum(z * coordinates, axis=1, keepdims=True)
-            inner = own - inner_products(z, point_coordinates)
-
-            def level(sigma):
-                radius2 = squares / sigma**2 + (2 / sigma) * inner + norm[:, None]
-                return ((radius2 >= limits[0]) & (radius2 <= limits[1])).any(axis=1)
-
-            return lax.map(level, sigmas)
-
-        def certificate(sigma):
-            probability = jnp.where(fresh, table(squares / sigma**2), 0)
-            return probability.max(axis=1), probability.sum(axis=1)
-
-        hit = lax.map(draw, (noise, norms))
-        largest, total = lax.map(certificate, sigmas)
-        return covered | hit, jnp.maximum(lower, largest), upper + total
-
-    shape = (len(sigmas), len(index))
-    start = jnp.zeros((draws, *shape), bool), jnp.zeros(shape), jnp.zeros(shape)
-    covered, lower, upper = fold_chunks((frame.points, frame.point_coordinates), start, update)
-    return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
+    sweep = _Coverage(draws, frame.rank)
+    return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
 
 
-@functools.partial(jax.jit, static_argnames="draws")
+@dataclasses.dataclass(frozen=True)
+class _Coverage:
+    """A `passes.Pass`."""
+
+    draws: int
+    rank: int
+
+    def start(self, context, index, queries, coordinates):
+        noise, norms = _noise_and_norm(context.key, index, self.draws, self.rank, context.missing)
+        return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), norms)
+
+    def nothing(self, context, state):
+        shape = (len(context.sigmas), len(state.index))
+        return jnp.zeros((self.draws, *shape), bool), jnp.zeros(shape), jnp.zeros(shape)
+
+    def update(self, context, state):
+        sigmas, limits = context.sigmas, context.limits
+
+        def add(partial, rows, _, fresh):
+            covered, lower, upper = partial
+            points, coordinates = _pair(rows, context.origin)
+            squares = squared_distances(state.queries, points)
+
+            def draw(noised):
+                z, own, norm = noised
+                inner = own[:, None] - inner_products(z, coordinates)
+
+                def level(sigma):
+                    radius2 = squares / sigma**2 + (2 / sigma) * inner + norm[:, None]
+                    inside = (radius2 >= limits[0]) & (radius2 <= limits[1])
+                    return (inside & fresh).any(axis=1)
+
+                return lax.map(level, sigmas)
+
+            def certificate(sigma):
+                probability = jnp.where(fresh, context.table(squares / sigma**2), 0)
+                return probability.max(axis=1), probability.sum(axis=1)
+
+            hit = lax.map(draw, (state.noise, state.own, state.norms))
+            largest, total = lax.map(certificate, sigmas)
+            return covered | hit, jnp.maximum(lower, largest), upper + total
+
+        return add
+
+    def combine(self, partial, group):
+        covered, lower, upper = partial
+        covered = group.max(covered.astype(jnp.int32)) > 0
+        return covered, group.max(lower), group.sum(upper)
+
+    def result(self, context, state, partial, group):
+        covered, lower, upper = partial
+        return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
+
+
 def weight_sweep(
-    key: jax.Array, index: jax.Array, frame: Frame, *, sigmas: jax.Array, draws: int
+    key: jax.Array,
+    index: jax.Array,
+    frame: Frame,
+    *,
+    sigmas: jax.Array,
+    draws: int,
+    chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Largest and own posterior weight of noised points, and bounds on the own weight's mean.
 
     Args:
       key: PRNG key; a query's noise depends on it and the query's index only.
-      index: int32 [B], positions in `frame.points`, which are the frame's queries too.
-      frame: points.
+      index: int32 [B], positions in `frame.points`.
+      frame: points, as from `of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
+      chunk: points per matrix product.
 
     Returns:
       Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
       [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
     """
-    queries, coordinates = frame.query(index)
-    others = len(frame.points) - 1
-    noise = _noise(key, index, frame, draws)
-    reach = 2 * jnp.sqrt(jnp.max(jnp.sum((frame.points - frame.origin) ** 2, axis=1)))
-    radii = reach * jnp.geomspace(1 / _REACH, 1, _RADII)
-    shape = (len(sigmas), len(index))
+    sweep = _Weight(draws, frame.rank, len(frame.points))
+    return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
-    def update(carry, rows, point_index, fresh):
-        (peak, total), terms, counts, nearest = carry
-        points, point_coordinates = rows
-        point_coordinates = frame.coordinates(points, point_coordinates)
-        squares = squared_distances(queries, points)
-        own_column = point_index == index[:, None]
-        other = fresh & ~own_column
-        squares = jnp.where(own_column, 0, squares)
 
-        def draw(z):
-            own = jnp.sum(z * coordinates, axis=1, keepdims=True)
-            # The noised point itself, and exact copies of it, have logit 0 exactly.
-            inner = jnp.where(squares > 0, own - inner_products(z, point_coordinates), 0)
+class _Neighbours(NamedTuple):
+    """Partial results of the weight's sweep: sums of exponentials, and what the bounds are of."""
 
-            def level(sigma):
-                logit = -(squares / (2 * sigma) + inner) / sigma
-                logit = jnp.where(fresh, logit, -jnp.inf)
-                top = logit.max(axis=1)
-                return top, jnp.exp(logit - top[:, None]).sum(axis=1)
+    peak: jax.Array  # [draws, S, B]
+    total: jax.Array  # [draws, S, B], sum of exp(logit - peak)
+    terms: jax.Array  # [S, deltas, B]
+    within: jax.Array  # int32 [radii, B], how many points
+    nearest: jax.Array  # [B]
 
-            return lax.map(level, sigmas)
 
-        distances = jnp.sqrt(squares)
+@dataclasses.dataclass(frozen=True)
+class _Weight:
+    """A `passes.Pass`."""
 
-        def union(sigma):
-            def failure(delta):
-                term = bounds.union_bound_terms(distances, sigma, delta, others)
-                return jnp.sum(term, axis=1, where=other)
+    draws: int
+    rank: int
+    total: int
 
-            return lax.map(failure, _DELTAS)
+    def start(self, context, index, queries, coordinates):
+        noise = _noise(context.key, index, self.draws, self.rank)
+        return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), None)
 
-        top, sums = lax.map(draw, noise)
-        new_peak = jnp.maximum(peak, top)
-        total = total * jnp.exp(peak - new_peak) + sums * jnp.exp(top - new_peak)
-        within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
-        nearest = jnp.minimum(nearest, jnp.min(distances, axis=1, where=other, initial=jnp.inf))
-        return (new_peak, total), terms + lax.map(union, sigmas), counts + within, nearest
+    def nothing(self, context, state):
+        levels, count = len(context.sigmas), len(state.index)
+        return _Neighbours(
+            jnp.full((self.draws, levels, count), jnp.finfo(jnp.float32).min),
+            jnp.zeros((self.draws, levels, count)),
+            jnp.zeros((levels, len(_DELTAS), count)),
+            jnp.zeros((_RADII, count), jnp.int32),
+            jnp.full(count, jnp.inf),
+        )
 
-    lowest = jnp.full((draws, *shape), jnp.finfo(jnp.float32).min)
-    start = (
-        (lowest, jnp.zeros((draws, *shape))),
-        jnp.zeros((len(sigmas), len(_DELTAS), len(index))),
-        jnp.zeros((_RADII, len(index)), jnp.int32),
-        jnp.full(len(index), jnp.inf),
+    def update(self, context, state):
+        sigmas, radii = context.sigmas, _radii(context)
+
+        def add(partial, rows, point_index, fresh):
+            points, coordinates = _pair(rows, context.origin)
+            squares = squared_distances(state.queries, points)
+            own_column = point_index == state.index[:, None]
+            other = fresh & ~own_column
+            squares = jnp.where(own_column, 0, squares)
+
+            def draw(noised):
+                z, own = noised
+                # The noised point itself, and exact copies of it, have logit 0 exactly.
+                inner = own[:, None] - inner_products(z, coordinates)
+                inner = jnp.where(squares > 0, inner, 0)
+
+                def level(sigma):
+                    logit = -(squares / (2 * sigma) + inner) / sigma
+                    logit = jnp.where(fresh, logit, -jnp.inf)
+                    top = jnp.maximum(logit.max(axis=1), jnp.finfo(jnp.float32).min)
+                    return top, jnp.exp(logit - top[:, None]).sum(axis=1)
+
+                return lax.map(level, sigmas)
+
+            distances = jnp.sqrt(squares)
+
+            def union(sigma):
+                def failure(delta):
+                    term = bounds.union_bound_terms(distances, sigma, delta, self.total - 1)
+                    return jnp.sum(term, axis=1, where=other)
+
+                return lax.map(failure, _DELTAS)
+
+            within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
+            nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
+            top, total = lax.map(draw, (state.noise, state.own))
+            return _together(
+                partial, _Neighbours(top, total, lax.map(union, sigmas), within, nearest)
+            )
+
+        return add
+
+    def combine(self, partial, group):
+        peak = group.max(partial.peak)
+        return _Neighbours(
+            peak,
+            group.sum(partial.total * jnp.exp(partial.peak - peak)),
+            group.sum(partial.terms),
+            group.sum(partial.within),
+            -group.max(-partial.nearest),
+        )
+
+    def result(self, context, state, partial, group):
+        lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
+        upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
+        own = jnp.exp(-partial.peak) / partial.total
+        largest = 1 / partial.total
+        return largest.mean(axis=0).T, own.mean(axis=0).T, lower, upper
+
+
+def _together(a, b):
+    peak = jnp.maximum(a.peak, b.peak)
+    return _Neighbours(
+        peak,
+        a.total * jnp.exp(a.peak - peak) + b.total * jnp.exp(b.peak - peak),
+        a.terms + b.terms,
+        a.within + b.within,
+        jnp.minimum(a.nearest, b.nearest),
     )
-    (peak, total), terms, counts, nearest = fold_chunks(
-        (frame.points, frame.point_coordinates), start, update
-    )
-    lower = (1 - _DELTAS[:, None]) / (1 + terms.transpose(2, 1, 0))
-    upper = _upper_bounds(radii, counts.T, nearest, sigmas)
-    own = jnp.exp(-peak) / total
-    return (1 / total).mean(axis=0).T, own.mean(axis=0).T, lower, upper
+
+
+def _radii(context):
+    return context.reach * jnp.geomspace(1 / _REACH, 1, _RADII)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reach:
+    """A `passes.Pass`: twice the largest distance from the origin, no smaller than any distance."""
+
+    def start(self, context, query):
+        return query
+
+    def nothing(self, context, state):
+        return jnp.zeros(len(state))
+
+    def update(self, context, state):
+        def add(largest, rows, _, fresh):
+            points = rows[0] if isinstance(rows, tuple) else rows
+            norms = jnp.sum((points - context) ** 2, axis=1)
+            return jnp.maximum(largest, jnp.max(jnp.where(fresh, norms, 0)))
+
+        return add
+
+    def combine(self, partial, group):
+        return group.max(partial)
+
+    def result(self, context, state, partial, group):
+        return 2 * jnp.sqrt(partial)
 
 
 def _upper_bounds(radii, counts, nearest, sigmas):

@@ -12,14 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from geomem.geometry.distances import (
-    CHUNK,
-    QUERIES,
-    fold_chunks,
-    map_rows,
-    nearest,
-    squared_distances,
-)
+from geomem.geometry.blocks import CHUNK, QUERIES, fold_chunks, map_rows
+from geomem.geometry.distances import nearest, squared_distances
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +122,26 @@ def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
         other = getattr(standard.curves, name).mean
         assert np.abs(one - other).max() < 0.25
         assert np.abs(one - other).mean() < 0.05
+
+
+def test_all_devices_and_streams_give_the_curves_of_one_device(tmp_path, monkeypatch, capsys):
+    """90 images of 64 pixels: enough that the command places them itself."""
+    settings = {"num_train": 90, "num_sigmas": 3, "bootstrap": 5, "draws_coverage": 2}
+
+    def found():
+        curves = danger_zone.run(small(tmp_path, **settings)).curves
+        return curves, capsys.readouterr().out
+
+    sharded, said = found()
+    assert "streamed" not in said
+    monkeypatch.setattr(danger_zone.placement, "_memory", lambda device: 1000)
+    streamed, said = found()
+    assert "90 images are more than the memory here holds: streamed" in said
+    monkeypatch.setattr(danger_zone.placement, "place", lambda split: split.images.reshape(90, 64))
+    one, _ = found()
+    for curves in (sharded, streamed):
+        for ours, wanted in zip(jax.tree.leaves(curves), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-6)
 
 
 def test_explicit_and_edm_grids(tmp_path):

@@ -160,11 +160,12 @@ def test_reduced_coordinates_keep_all_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
     train, heldout = cifar[0][:200], cifar[1][:5]
     frame = sweep.reduced_frame(train, heldout)
-    assert frame.point_coordinates.shape == (200, 201)
+    _, point_coordinates = frame.points.rows
+    assert point_coordinates.shape == (200, 201)
     assert frame.missing == 3072 - 201
     for query, coordinates in zip(heldout, np.float64(frame.query_coordinates), strict=True):
         wanted = np.float64(query) - train
-        found = coordinates - np.float64(frame.point_coordinates)
+        found = coordinates - np.float64(point_coordinates)
         np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, rtol=1e-4, atol=1e-3)
 
 
@@ -172,7 +173,10 @@ def test_noise_has_the_same_norm_in_both_frames(small):
     """||z||^2 is chi-square with 50 degrees of freedom: mean 50, variance 100."""
     train, heldout = small
     for frame in (sweep.reduced_frame(train, heldout), sweep.direct_frame(train, heldout)):
-        _, norms = sweep._noise_and_norm(jax.random.key(0), jnp.arange(12), frame, 2000)
+        missing = frame.missing if frame.reduced else None
+        _, norms = sweep._noise_and_norm(
+            jax.random.key(0), jnp.arange(12), 2000, frame.rank, missing
+        )
         assert norms.shape == (2000, 12)
         assert norms.mean() == pytest.approx(50, abs=5 * np.sqrt(100 / norms.size))
         assert norms.var() == pytest.approx(100, rel=0.1)
@@ -188,17 +192,13 @@ def test_blocks_change_nothing(small, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_points_in_chunks_change_nothing(small, monkeypatch):
+def test_points_in_chunks_change_nothing(small):
     train, heldout = small
     frame = sweep.direct_frame(train, heldout).of_points()
     arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
     whole = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
-    jax.clear_caches()
-    fold = sweep.fold_chunks
-    monkeypatch.setattr(sweep, "fold_chunks", lambda *a: fold(*a, 8))  # 30 is no multiple of 8
+    arguments["chunk"] = 8  # 30 is no multiple of it
     parts = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
-    monkeypatch.undo()
-    jax.clear_caches()
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

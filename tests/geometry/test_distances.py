@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.geometry import distances
+from geomem.geometry import blocks, distances, leaders
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
     score = rng.standard_normal((5, 3 * size)).astype(np.float32)
     if ties:
         score = np.round(score, 1)
-    leaders = distances.no_leaders(5, 32)
+    best = leaders.no_leaders(5, 32)
     for start in range(0, 3 * size, size):
         part = slice(start, start + size)
-        leaders = distances.merge_leaders(leaders, score[:, part], np.arange(3 * size)[part])
+        best = leaders.merge_leaders(best, score[:, part], np.arange(3 * size)[part])
     order = np.argsort(-score, axis=1, kind="stable")[:, :32]
-    np.testing.assert_array_equal(leaders.index, order)
-    np.testing.assert_array_equal(leaders.score, np.take_along_axis(score, order, 1))
+    np.testing.assert_array_equal(best.index, order)
+    np.testing.assert_array_equal(best.score, np.take_along_axis(score, order, 1))
 
 
 def test_map_rows_fills_up_the_last_block(rng):
     rows = rng.standard_normal((10, 3)).astype(np.float32)
     np.testing.assert_array_equal(
-        jax.jit(lambda x: distances.map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
+        jax.jit(lambda x: blocks.map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
     )
 
 
