@@ -91,10 +91,11 @@ def _print(errors):
         network, gaussian = (rows & (errors["kind"] == kind) for kind in ("network", "Gaussian"))
         undercut = errors["excess"][network] / errors["excess_error"][network]
         above = errors["sigma"][network][errors["mse"][network] > errors["mse"][gaussian]]
-        beyond = f"above it at sigma {', '.join(f'{s:.3g}' for s in above)}" if len(above) else ""
+        listed = ", ".join(f"{sigma:.3g}" for sigma in above)
+        where = f"except at sigma {listed}" if listed else "at every sigma"
         print(
             f"{name}: training error less the empirical denoiser's at least {undercut.min():.1f} "
-            f"standard errors; below the Gaussian denoiser's {beyond or 'at every sigma'}"
+            f"standard errors; below the Gaussian denoiser's {where}"
         )
 
 
