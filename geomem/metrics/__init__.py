@@ -1,0 +1,1 @@
+"""What samples and denoisers are worth: arrays in, numbers out."""
