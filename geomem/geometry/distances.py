@@ -26,6 +26,7 @@ __all__ = [
     "inner_products",
     "map_rows",
     "merge_leaders",
+    "nearest",
     "no_leaders",
     "squared_distances",
     "two_nearest",
@@ -54,11 +55,11 @@ class Leaders(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    """The two nearest points of each query.
+    """The K nearest points of each query.
 
     Attributes:
-      distance: [Q, 2], Euclidean, ascending.
-      index: int32 [Q, 2]; of equally distant points the one with the smaller index comes first.
+      distance: [Q, K], Euclidean, ascending.
+      index: int32 [Q, K]; of equally distant points the one with the smaller index comes first.
     """
 
     distance: jax.Array
@@ -147,7 +148,7 @@ def merge_leaders(leaders: Leaders, score: jax.Array, index: jax.Array) -> Leade
     queries, size = score.shape
     count = leaders.score.shape[1]
     new = jnp.broadcast_to(index, score.shape)
-    if size % _GROUP == 0 and size >= 8 * count:
+    if size % _GROUP == 0 and size >= _GROUP * count:
         # The best K lie in the K groups with the best maxima: a far shorter list to select from.
         grouped = score.reshape(queries, -1, _GROUP)
         groups = jnp.sort(lax.top_k(grouped.max(axis=2), count)[1], axis=1)
@@ -204,9 +205,11 @@ def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
     return lax.while_loop(lambda state: state[1].any(), redo, (screened, pending))[0]
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
-def two_nearest(queries: jax.Array, points: jax.Array, *, chunk: int = CHUNK) -> Nearest:
-    """The two nearest points of each query, exactly.
+@functools.partial(jax.jit, static_argnames=("count", "chunk"))
+def nearest(
+    queries: jax.Array, points: jax.Array, count: int = 2, *, chunk: int = CHUNK
+) -> Nearest:
+    """The K = `count` nearest points of each query, exactly.
 
     Candidates come from bfloat16 products over chunks of points, their distances from differences.
     The search goes on until four times the screening error that the candidates show rules all
@@ -214,27 +217,35 @@ def two_nearest(queries: jax.Array, points: jax.Array, *, chunk: int = CHUNK) ->
 
     Args:
       queries: float32 [Q, d].
-      points: float32 [N, d], N >= 2.
+      points: float32 [N, d], N >= K.
+      count: K.
       chunk: points per matrix product.
 
     Returns:
-      Nearest, [Q, 2].
+      Nearest, [Q, K].
 
     Raises:
-      ValueError: fewer than two points.
+      ValueError: fewer than K points.
     """
     chex.assert_equal_shape_suffix((queries, points), 1)
-    if len(points) < 2:
-        raise ValueError(f"points: {len(points)}, wanted 2 or more")
-    block = functools.partial(_nearest_block, points=points, origin=centre(points), chunk=chunk)
+    if len(points) < count:
+        raise ValueError(f"points: {len(points)}, wanted {count} or more")
+    block = functools.partial(
+        _nearest_block, points=points, origin=centre(points), count=count, chunk=chunk
+    )
     squares, index = map_rows(block, (queries,), QUERIES)
     return Nearest(jnp.sqrt(squares), index)
 
 
-def _nearest_block(queries, *, points, origin, chunk):
+def two_nearest(queries: jax.Array, points: jax.Array, *, chunk: int = CHUNK) -> Nearest:
+    """The two nearest points of each query: `nearest` with K = 2."""
+    return nearest(queries, points, 2, chunk=chunk)
+
+
+def _nearest_block(queries, *, points, origin, count, chunk):
     centred = queries - origin
     norms = jnp.sum(centred**2, axis=1, keepdims=True)
-    count = min(_NEAREST_COUNT, len(points))
+    candidates = min(max(_NEAREST_COUNT, count), len(points))
 
     narrow = (2 * centred).astype(jnp.bfloat16)
 
@@ -255,7 +266,7 @@ def _nearest_block(queries, *, points, origin, chunk):
                 leaders, jnp.where(fresh & after(score, index, cutoff), score, -jnp.inf), index
             )
 
-        leaders = fold_chunks(points, no_leaders(len(queries), count), update, chunk)
+        leaders = fold_chunks(points, no_leaders(len(queries), candidates), update, chunk)
         found = leaders.score > -jnp.inf
         squares = jnp.where(found, _redone(queries, points, leaders.index), jnp.inf)
         gap = jnp.where(found, jnp.abs(norms - leaders.score - squares), 0)
@@ -266,12 +277,12 @@ def _nearest_block(queries, *, points, origin, chunk):
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
         last = last_leader(leaders)
         # Written so that a NaN, which no further search removes, counts as done.
-        open_ = norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, 1]
-        return squares[:, :2], index[:, :2], last, error, ~open_.any()
+        open_ = norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, count - 1]
+        return squares[:, :count], index[:, :count], last, error, ~open_.any()
 
     start = (
-        jnp.full((len(queries), 2), jnp.inf),
-        jnp.full((len(queries), 2), len(points), jnp.int32),
+        jnp.full((len(queries), count), jnp.inf),
+        jnp.full((len(queries), count), len(points), jnp.int32),
         first_leader(len(queries)),
         jnp.zeros(len(queries)),
         jnp.array(False),

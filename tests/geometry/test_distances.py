@@ -92,3 +92,25 @@ def test_map_rows_fills_up_the_last_block(rng):
     np.testing.assert_array_equal(
         jax.jit(lambda x: distances.map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
     )
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_nearest_of_any_number(cifar, count):
+    points = cifar[0][:300].copy()
+    points[200:205] = points[1]
+    queries = np.concatenate([cifar[1][:20], points[[0, 1, 100]]])
+    found = distances.nearest(queries, points, count, chunk=70)
+    squares = oracles.squared_distances(queries, points)
+    order = np.argsort(squares, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(found.index, order)
+    wanted = np.sqrt(np.take_along_axis(squares, order, 1))
+    np.testing.assert_allclose(found.distance, wanted, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("count", [64, 96, 112, 128, 144])
+def test_few_points_in_whole_groups(rng, count):
+    """Sizes around which the search changes from all scores to groups of 16."""
+    points = rng.standard_normal((count, 5)).astype(np.float32)
+    queries = rng.standard_normal((7, 5)).astype(np.float32)
+    index = oracles.two_nearest(queries, points)[1]
+    np.testing.assert_array_equal(distances.two_nearest(queries, points).index, index)

@@ -225,3 +225,12 @@ def test_memory_does_not_grow_with_queries_times_points():
         )
         blocks = 2 * queries * 3072 * 4  # the queries and the means again, cut into blocks
         assert memory.temp_size_in_bytes <= 256e6 + blocks
+
+
+@pytest.mark.parametrize("count", [128, 192, 240, 256])
+def test_few_points_in_whole_groups(rng, count):
+    """Sizes around which the search changes from all scores to groups of 16."""
+    points = rng.standard_normal((count, 5)).astype(np.float32)
+    y = rng.standard_normal((7, 5)).astype(np.float32)
+    found = posterior.denoise(y, points, 0.5)
+    np.testing.assert_allclose(found, oracles.denoise(y, points, 0.5), atol=1e-5)

@@ -1,0 +1,56 @@
+"""Precision, recall, density and coverage against a float64 loop, ties and duplicates included."""
+
+import numpy as np
+import oracles
+import pytest
+
+from geomem.metrics.precision_recall import precision_recall
+
+
+def loop(samples, reference, k):
+    def radii(points):
+        return np.sort(np.sqrt(oracles.squared_distances(points, points)), axis=1)[:, k]
+
+    apart = np.sqrt(oracles.squared_distances(samples, reference))
+    within_reference = apart <= radii(reference)
+    within_samples = (apart <= radii(samples)[:, None]).T
+    return (
+        within_reference.any(axis=1).mean(),
+        within_samples.any(axis=1).mean(),
+        within_reference.sum(axis=1).mean() / k,
+        within_reference.any(axis=0).mean(),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_is_the_loop(rng, k):
+    reference = np.float32(rng.standard_normal((333, 8)))
+    samples = np.float32(0.3 + 0.8 * rng.standard_normal((150, 8)))
+    found = precision_recall(samples, reference, k, chunk=64)
+    np.testing.assert_allclose(found[:4], loop(samples, reference, k), atol=1e-7)
+    assert found[4:] == (k, 150, 333)
+    assert 0 < found.recall < 1
+
+
+def test_ties_and_duplicates_are_the_loops(rng):
+    """On a lattice distances tie exactly, and points repeat: a ball holds its boundary."""
+    reference = np.float32(rng.integers(0, 4, (333, 8)))
+    samples = np.float32(rng.integers(1, 5, (150, 8)))
+    found = precision_recall(samples, reference, 5, chunk=64)
+    np.testing.assert_allclose(found[:4], loop(samples, reference, 5), atol=1e-7)
+
+
+def test_a_set_with_itself_and_with_one_far_away(rng):
+    points = np.float32(100 + rng.standard_normal((120, 5)))
+    same = precision_recall(points, points, 4)
+    # Each of the k + 1 points in a ball, its centre included, is a sample.
+    np.testing.assert_allclose(same[:4], [1, 1, 5 / 4, 1])
+    np.testing.assert_allclose(precision_recall(points + 50, points, 4)[:4], 0)
+
+
+def test_bad_input_is_named(rng):
+    points = rng.standard_normal((5, 2))
+    with pytest.raises(ValueError, match="neighbours: 5, wanted 1 to 4"):
+        precision_recall(points, points, 5)
+    with pytest.raises(ValueError, match=r"reference: features \(3,\), wanted \(2,\)"):
+        precision_recall(points, np.ones((6, 3)))
