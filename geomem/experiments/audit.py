@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import pathlib
 import shlex
 from typing import Any, NamedTuple
@@ -350,12 +349,11 @@ def _draw(folder, config, dataset, copies, curves: Curves, zone, grown):
     embedded = {name: ("image/svg+xml", style.svg(figure)) for name, figure in drawn.items()}
     if groups := copies.groups()[:_SHOWN]:
         names = _names(config, dataset)
-        both = (dataset.train_split.pixels, dataset.test_split.pixels)
-        count = len(both[0])
+        train, test = dataset.train_split.pixels, dataset.test_split.pixels
         rows = []
         for group in groups:
-            shown = group[:5]
-            pixels = [both[i >= count][i - count * (i >= count)] for i in shown]
+            shown = group[: audit_plot.COPIES + 1].tolist()
+            pixels = [train[i] if i < len(train) else test[i - len(train)] for i in shown]
             rows.append((data.to_unit_interval(np.stack(pixels)), [names[i] for i in shown]))
         style.save(audit_plot.copies(rows), folder, "copies")
         embedded["copies"] = ("image/png", (folder / "copies.png").read_bytes())
@@ -366,9 +364,8 @@ def _print(report, folder):
     print(f"\n{audit_page.headline(report)}")
     for line in audit_page.answers(report):
         print(f"- {line}")
-    for name in sorted(os.listdir(folder)):
-        if name.startswith(("audit.", "zone.json", "curves.csv", "run.json")):
-            print(f"wrote {folder / name}")
+    for path in sorted(folder.iterdir()):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

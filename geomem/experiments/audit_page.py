@@ -130,7 +130,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _pairs(rows):
     """A table of names and texts."""
     return "".join(
-        ["<table>"]
+        ['<table class="facts">']
         + [f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows]
         + ["</table>"]
     )
@@ -373,8 +373,8 @@ def _made(facts):
         ("geomem", f"{environment['geomem']}, commit {environment['commit']}"),
         ("device", f"{environment['device_count']} x {environment['device']}"),
         ("seconds", seconds),
-        ("SHA-256 of training images", facts["data"]["train"]["sha256"]),
-        ("SHA-256 of held-out images", facts["data"]["test"]["sha256"]),
+        ("SHA-256, training", facts["data"]["train"]["sha256"]),
+        ("SHA-256, held out", facts["data"]["test"]["sha256"]),
         (
             "settings",
             ", ".join(

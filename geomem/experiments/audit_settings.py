@@ -9,15 +9,16 @@ from typing import Any
 __all__ = ["settings"]
 
 _EDM = string.Template("""\
-# training/loss.py, EDMLoss.__call__, after: sigma = (rnd_normal * self.P_std + self.P_mean).exp()
+# training/loss.py, EDMLoss.__call__, after
+#   sigma = (rnd_normal * self.P_std + self.P_mean).exp()
 low, high = $low, $high
 while (inside := (sigma > low) & (sigma < high)).any():
     fresh = (torch.randn_like(sigma) * self.P_std + self.P_mean).exp()
     sigma = torch.where(inside, fresh, sigma)
 """)
 _DDPM = string.Template("""\
-# instead of: timesteps = torch.randint(0, noise_scheduler.config.num_train_timesteps, (bsz,), ...)
-# left out of 1,000: linear betas $linear, squaredcos_cap_v2 $cosine; first and last included
+# instead of timesteps = torch.randint(0, noise_scheduler.config.num_train_timesteps, ...)
+# Left out, first and last included, of 1,000: linear $linear, squaredcos_cap_v2 $cosine
 low, high = $low, $high
 abar = noise_scheduler.alphas_cumprod
 sigmas = ((1 - abar) / abar) ** 0.5
@@ -27,7 +28,8 @@ timesteps = allowed[torch.randint(0, len(allowed), (bsz,))].to(clean_images.devi
 _FLOW = string.Template("""\
 # x_t = (1 - t) * image + t * noise; where your data are at t = 1, put 1 - t for t
 low, high = $low, $high
-t = draw(batch)  # torch.rand(batch), or torch.sigmoid(torch.randn(batch)) as Stable Diffusion 3
+draw = torch.rand  # or, as Stable Diffusion 3, lambda n: torch.sigmoid(torch.randn(n))
+t = draw(batch)
 while (inside := (t > low) & (t < high)).any():
     t = torch.where(inside, draw(batch), t)
 """)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
+import pathlib
 import sys
 from typing import Any
 
@@ -59,10 +60,11 @@ def columns(curves: Curves) -> dict[str, np.ndarray]:
     return {name: np.asarray(values) for name, values in fields.items()}
 
 
-def write_curves(path: str | os.PathLike, curves: Curves) -> None:
+def write_curves(path: pathlib.Path, curves: Curves) -> None:
     """Write curves.csv: a row for each noise level."""
     fields = columns(curves)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(fields)
-        writer.writerows(np.stack(list(fields.values()), axis=1).tolist())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(fields)
+    writer.writerows(np.stack(list(fields.values()), axis=1).tolist())
+    path.write_text(text.getvalue())

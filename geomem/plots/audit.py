@@ -10,23 +10,24 @@ from geomem.diffusion.conversions import TrainingNoise
 from geomem.geometry.growth import Closing, Growth
 from geomem.plots.style import COLORS, COLUMN, sheet
 
-__all__ = ["copies", "growth", "training_noise"]
+__all__ = ["COPIES", "copies", "growth", "training_noise"]
 
+COPIES = 4  # shown of each group
 _LABEL = 20  # letters of a file's name
 
 
-def copies(groups: Sequence[tuple[np.ndarray, Sequence[str]]], columns: int = 4):
+def copies(groups: Sequence[tuple[np.ndarray, Sequence[str]]]):
     """Thumbnails of groups of copies, a group on a row.
 
     Args:
       groups: for each row, float images [K, H, W, C] in [-1, 1], C = 1 or 3, and their K names.
-      columns: images shown of a group, at most.
+        The first COPIES are shown, and dots for the others.
 
     Returns:
       A matplotlib Figure.
     """
     with sheet(COLUMN, 0.2 + 1.0 * len(groups)) as figure:
-        grid = figure.subplots(len(groups), columns, squeeze=False)
+        grid = figure.subplots(len(groups), COPIES, squeeze=False)
         for row, (images, names) in zip(grid, groups, strict=True):
             for axes in row:
                 axes.axis("off")
@@ -36,7 +37,7 @@ def copies(groups: Sequence[tuple[np.ndarray, Sequence[str]]], columns: int = 4)
                 axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 short = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
                 axes.set_title(short, fontsize=5, pad=2, parse_math=False)
-            if len(images) > columns:
+            if len(images) > COPIES:
                 row[-1].text(1.05, 0.5, "…", transform=row[-1].transAxes, fontsize=8)
     return figure
 
