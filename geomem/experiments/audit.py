@@ -66,8 +66,9 @@ class Config:
     """Seed of a random subset; default: the first images in canonical order."""
     duplicate_threshold: float = 1 / 3
     """Near-duplicates: closer than this fraction of the typical distance to a nearest neighbour."""
-    max_noised: int = 2000
-    """At most so many held-out images, and training images, are noised, at random."""
+    max_noised: int | None = None
+    """At most so many held-out images, and training images, are noised, at random; default 2,000,
+    and fewer beyond 50,000 training images, so that the time grows no more."""
     threshold: float = 0.8
     """Both curves reach it inside the danger zone."""
     num_sigmas: int = 32
@@ -111,10 +112,11 @@ def run(config: Config) -> Result:
         dataset = measured.load(config, count=config.num_train, heldout_count=config.num_heldout)
     with phases("duplicates"):
         copies = _scan(config, dataset)
-        train, heldout = _different(config, dataset, copies)
+        noised = config.max_noised or _noised(len(dataset.train_split))
+        train, heldout = _different(config, dataset, copies, noised)
     key, growth_key = jax.random.key(config.seed), jax.random.key(config.seed + 1)
     with phases("curves"):
-        curves = _estimate(config, key, train, heldout, sigmas)
+        curves = _estimate(config, key, train, heldout, sigmas, noised)
         zone, wide = (danger_zone.find(curves, t) for t in (config.threshold, _WIDE))
     grown = None
     if config.growth and len(train) >= _GROWTH_LEAST:
@@ -125,11 +127,11 @@ def run(config: Config) -> Result:
                 heldout,
                 curves,
                 threshold=config.threshold,
-                noised=min(500, config.max_noised),
+                noised=min(500, noised),
                 shell_c=config.shell_c,
             )
     report = {
-        "dataset": _describe(config, dataset, train, heldout),
+        "dataset": _describe(config, dataset, train, heldout, noised),
         "duplicates": _describe_copies(dataset, copies, _names(config, dataset)),
         "zone": zone._asdict(),
         "wider_zone": wide._asdict(),
@@ -160,7 +162,7 @@ def _check(config):
     for name in ("threshold", "duplicate_threshold"):
         if not 0 < getattr(config, name) < 1:
             raise ValueError(f"{name}: {getattr(config, name):g}, wanted between 0 and 1")
-    if config.max_noised < 1:
+    if config.max_noised is not None and config.max_noised < 1:
         raise ValueError(f"max_noised: {config.max_noised}, wanted 1 or more")
     if config.num_sigmas < 2:
         raise ValueError(f"num_sigmas: {config.num_sigmas}, wanted 2 or more")
@@ -168,6 +170,11 @@ def _check(config):
     if not 0 < low < high < math.inf:
         raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
     return np.geomspace(low, high, config.num_sigmas)
+
+
+def _noised(count):
+    """How many images to noise beside `count` training images."""
+    return min(2000, max(500, 100_000_000 // count))
 
 
 def _base_name(path):
@@ -181,7 +188,7 @@ def _scan(config, dataset):
     return duplicates.scan(both, threshold=config.duplicate_threshold)
 
 
-def _different(config, dataset, copies):
+def _different(config, dataset, copies, noised):
     """One image of each group, as points; held-out ones that no training image is a copy of.
 
     Where not all are noised, a random part is, so the points are shuffled.
@@ -194,9 +201,9 @@ def _different(config, dataset, copies):
         (dataset.train_split, np.flatnonzero(first[:count])),
         (dataset.test_split, np.flatnonzero(first[count:])),
     ):
-        if len(kept) > config.max_noised:
+        if len(kept) > noised:
             kept = rng.permutation(kept)
-            kept = kept if split is dataset.train_split else kept[: config.max_noised]
+            kept = kept if split is dataset.train_split else kept[:noised]
         images = data.to_unit_interval(split.pixels[kept])
         points.append(jnp.asarray(images.reshape(len(kept), -1)))
     if len(points[0]) < 2 or len(points[1]) < 1:
@@ -207,21 +214,21 @@ def _different(config, dataset, copies):
     return points
 
 
-def _estimate(config, key, train, heldout, sigmas):
+def _estimate(config, key, train, heldout, sigmas, noised):
     return jax.block_until_ready(
         curves_lib.estimate(
             key,
             train,
             heldout,
             sigmas,
-            num_base=min(len(train), config.max_noised),
+            num_base=min(len(train), noised),
             shell_c=config.shell_c,
             progress=True,
         )
     )
 
 
-def _describe(config, dataset, train, heldout):
+def _describe(config, dataset, train, heldout, noised):
     pixels = dataset.train_split.pixels
     labels = dataset.train_split.labels
     return {
@@ -229,7 +236,7 @@ def _describe(config, dataset, train, heldout):
         "train": len(pixels),
         "heldout": len(dataset.test_split),
         "different_train": len(train),
-        "noised_train": min(len(train), config.max_noised),
+        "noised_train": min(len(train), noised),
         "noised_heldout": len(heldout),
         "shape": list(pixels.shape[1:]),
         "dimensions": train.shape[1],
@@ -246,13 +253,11 @@ def _names(config, dataset):
     path = pathlib.Path(config.dataset).expanduser()
     files = sources.image_paths(path) if path.is_dir() else None
 
-    def name(split, kind, mine):
-        if files and mine:
-            return [str(files[i].relative_to(path)) for i in split.index]
-        return [f"{kind} {i}" for i in split.index]
+    def name(split, listed):
+        return [str(files[i].relative_to(path)) if listed else f"image {i}" for i in split.index]
 
-    own = not isinstance(config.heldout, str)
-    return name(dataset.train_split, "train", True) + name(dataset.test_split, "held-out", own)
+    same_source = not isinstance(config.heldout, str)
+    return name(dataset.train_split, files) + name(dataset.test_split, files and same_source)
 
 
 def _describe_copies(dataset, copies, names):
@@ -273,6 +278,7 @@ def _describe_copies(dataset, copies, names):
         "exact_copies": int(exact.sum()),
         "near_pairs": copies.pairs,
         "images_in_groups": sum(len(group["images"]) for group in groups),
+        "groups_in_training": sum(not all(group["held_out"]) for group in groups),
         "groups_over_both": sum(len(set(group["held_out"])) > 1 for group in groups),
         "groups": groups,
     }
@@ -354,7 +360,8 @@ def _draw(folder, config, dataset, copies, curves: Curves, zone, grown):
         for group in groups:
             shown = group[: audit_plot.COPIES + 1].tolist()
             pixels = [train[i] if i < len(train) else test[i - len(train)] for i in shown]
-            rows.append((data.to_unit_interval(np.stack(pixels)), [names[i] for i in shown]))
+            labels = [names[i] + " (held out)" * (i >= len(train)) for i in shown]
+            rows.append((data.to_unit_interval(np.stack(pixels)), labels))
         style.save(audit_plot.copies(rows), folder, "copies")
         embedded["copies"] = ("image/png", (folder / "copies.png").read_bytes())
     return embedded

@@ -13,32 +13,39 @@ from geomem.plots.style import COLORS, COLUMN, sheet
 __all__ = ["COPIES", "copies", "growth", "training_noise"]
 
 COPIES = 4  # shown of each group
-_LABEL = 20  # letters of a file's name
+_LABEL = 24  # letters of a file's name
 
 
 def copies(groups: Sequence[tuple[np.ndarray, Sequence[str]]]):
-    """Thumbnails of groups of copies, a group on a row.
+    """Thumbnails of groups of copies.
 
     Args:
-      groups: for each row, float images [K, H, W, C] in [-1, 1], C = 1 or 3, and their K names.
+      groups: for each, float images [K, H, W, C] in [-1, 1], C = 1 or 3, and their K names.
         The first COPIES are shown, and dots for the others.
 
     Returns:
       A matplotlib Figure.
     """
-    with sheet(COLUMN, 0.2 + 1.0 * len(groups)) as figure:
-        grid = figure.subplots(len(groups), COPIES, squeeze=False)
-        for row, (images, names) in zip(grid, groups, strict=True):
-            for axes in row:
-                axes.axis("off")
-            for axes, image, name in zip(row, images, names, strict=False):
+    # Pairs stand two on a row.
+    cells = 2 if all(len(images) <= 2 for images, _ in groups) else COPIES
+    across = COPIES // cells
+    rows = -(-len(groups) // across)
+    widths = ([1] * cells + [0.4]) * across
+    with sheet(COLUMN, 0.2 + 1.0 * rows) as figure:
+        grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+        for axes in grid.ravel():
+            axes.axis("off")
+        for place, (images, names) in enumerate(groups):
+            row, column = divmod(place, across)
+            start = column * (cells + 1)
+            for axes, image, name in zip(grid[row, start:], images[:cells], names, strict=False):
                 shown = np.clip((image + 1) / 2, 0, 1)
-                shown = shown[..., 0] if image.shape[2] != 3 else shown
+                shown = shown if image.shape[2] == 3 else shown[..., 0]
                 axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 short = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
                 axes.set_title(short, fontsize=5, pad=2, parse_math=False)
-            if len(images) > COPIES:
-                row[-1].text(1.05, 0.5, "…", transform=row[-1].transAxes, fontsize=8)
+            if len(images) > cells:
+                grid[row, start + cells].text(0, 0.5, "…", fontsize=8)
     return figure
 
 
@@ -56,7 +63,7 @@ def growth(measured: Growth, closing: Closing | None):
     with sheet(height=3.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         reach = count.max() * (16 if closing else 1.3)
-        line = np.geomspace(count.min(), reach, 50)
+        line = np.union1d(np.geomspace(count.min(), reach, 50), [count.max()])
         known = np.isfinite(measured.width)
         edges = []
         for edge, color, marker, label in (
@@ -91,7 +98,8 @@ def growth(measured: Growth, closing: Closing | None):
         bottom.plot(count, measured.peak_level, "D", color=COLORS["green"], ms=3)
         bottom.axhline(measured.threshold, color="0.6", lw=0.6, zorder=0)
         bottom.set(ylim=(0, 1.02), ylabel="peak of\nmin(C, W)", xlabel="training images")
-        top.legend(loc="lower left")
+        handles = top.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -108,10 +108,10 @@ def test_the_page_is_whole_escaped_and_loads_nothing(finished):
     assert len(page.loaded) == 4
     assert all(source.startswith("data:image/") for source in page.loaded)
     assert "http" not in text.replace("http://www.w3.org", "")
-    assert page.words.count(NAME) == 2  # in the title and as the heading
-    assert NAME not in text
-    assert "$" not in "".join(page.words).replace(NAME, "").replace("a $name <b>&", "")
     words = " ".join(page.words)
+    assert words.count(NAME) >= 3  # the title, the heading, the command
+    assert NAME not in text
+    assert "$" not in words.replace(NAME, "")
     for answer in (audit_page.headline(finished.report), "78.8%", "geomem.experiments.train"):
         assert answer in words
 
