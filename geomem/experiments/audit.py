@@ -205,7 +205,7 @@ def _different(config, dataset, copies, noised):
             kept = rng.permutation(kept)
             kept = kept if split is dataset.train_split else kept[:noised]
         images = data.to_unit_interval(split.pixels[kept])
-        points.append(jnp.asarray(images.reshape(len(kept), -1)))
+        points.append(jnp.asarray(images.reshape(len(kept), math.prod(images.shape[1:]))))
     if len(points[0]) < 2 or len(points[1]) < 1:
         raise ValueError(
             f"dataset: {len(points[0])} different training and {len(points[1])} different held-out "
