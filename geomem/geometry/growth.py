@@ -166,7 +166,7 @@ def extrapolate(growth: Growth) -> Closing | None:
     >>> one = np.ones(6)
     >>> closing = extrapolate(Growth(count, one, np.exp(width), one, one, 0.8))
     >>> round(closing.slope, 2), round(closing.count)
-    (-0.5, 1605)
+    (-0.5, 1600)
     """
     known = np.isfinite(growth.width)
     x, y = np.log2(growth.count[known]), growth.width[known]
