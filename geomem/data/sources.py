@@ -14,7 +14,7 @@ import numpy as np
 
 from geomem.data.datasets import Split
 
-__all__ = ["open_source"]
+__all__ = ["image_paths", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -45,6 +45,12 @@ def open_source(
         f"dataset: {name!r} is neither cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME nor "
         "the path of a folder, .npy or .npz file"
     )
+
+
+def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """A folder's PNG and JPEG files, subfolders included, in the order of their indices."""
+    paths = pathlib.Path(folder).expanduser().rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES)
 
 
 def _from_array(pixels, labels=None):
@@ -86,7 +92,7 @@ def _open_digits():
 def _open_folder(folder, resize):
     from PIL import Image
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    paths = image_paths(folder)
     if not paths:
         raise ValueError(f"dataset: no PNG or JPEG image in the folder {folder}")
     sizes, modes = {}, set()

@@ -5,11 +5,8 @@ python -m geomem.experiments.danger_zone --dataset cifar10_sample --out runs/dan
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import pathlib
-import sys
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,7 +15,7 @@ import numpy as np
 import tqdm
 
 from geomem import data
-from geomem.experiments import cli, record
+from geomem.experiments import cli, measured, record
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, placement, subspaces
 from geomem.geometry.curves import Curves
@@ -157,7 +154,9 @@ def run(config: Config) -> Result | None:
     folder = record.make_folder(config.out)
     phases = record.Phases()
     with phases("data"):
-        dataset = _load(config)
+        # The paper's protocol draws its own subsets, from all training images.
+        count = None if config.protocol == "paper" else config.num_train
+        dataset = measured.load(config, count=count, heldout_count=config.num_heldout)
         duplicates, shared = _warn_of_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with phases("curves"):
@@ -166,7 +165,7 @@ def run(config: Config) -> Result | None:
     with phases("zone"):
         zone = danger_zone.find(estimated, config.threshold)
     with phases("files"):
-        _write_curves(folder / "curves.csv", estimated)
+        measured.write_curves(folder / "curves.csv", estimated)
         record.write_json(folder / "zone.json", zone._asdict())
         facts = {
             "config": dataclasses.asdict(config),
@@ -182,20 +181,6 @@ def run(config: Config) -> Result | None:
     record.write_json(folder / "run.json", facts)
     _print(estimated, zone)
     return Result(estimated, zone, folder)
-
-
-def _load(config):
-    dataset = data.load(
-        config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
-    )
-    # The paper's protocol draws its own subsets, from all training images.
-    paper = config.protocol == "paper"
-    return dataset.subset(
-        classes=config.classes or None,
-        count=None if paper else config.num_train,
-        heldout_count=config.num_heldout,
-        seed=config.subset_seed,
-    )
 
 
 def _train_points(dataset, config):
@@ -219,19 +204,13 @@ def _points(images, config):
 
 def _warn_of_copies(dataset):
     images, others = dataset.train_split, dataset.test_split
-    if images.shape[1:] != others.shape[1:]:
-        raise ValueError(f"heldout: images of {others.shape[1:]}, wanted {images.shape[1:]}")
     duplicates = data.count_duplicates(images.blocks())
     shared = data.count_shared(others.blocks(), images.blocks())
     if duplicates:
-        _warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
+        measured.warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
     if shared:
-        _warn(f"{shared} of {len(others)} held-out images are also training images")
+        measured.warn(f"{shared} of {len(others)} held-out images are also training images")
     return duplicates, shared
-
-
-def _warn(text):
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def _estimate(config, train, heldout, sigmas):
@@ -258,7 +237,7 @@ def _paper_estimate(key, config, train, heldout, sigmas):
     if not _PAPER_BASE_POINTS <= size <= len(train):
         raise ValueError(f"num_train: {size}, wanted {_PAPER_BASE_POINTS} to {len(train)}")
     if size == len(train):
-        _warn(f"protocol paper: all {size} training images make one subset, so none is fresh")
+        measured.warn(f"protocol paper: all {size} training images make one subset, none is fresh")
     subset_key, coverage_key, weight_key, bootstrap_key = jax.random.split(key, 4)
 
     def subset(trial):
@@ -295,32 +274,6 @@ def _paper_estimate(key, config, train, heldout, sigmas):
         upper.mean(axis=0),
         *weight,
     )
-
-
-def _columns(curves):
-    return {
-        "sigma": curves.sigma,
-        "coverage": curves.coverage.mean,
-        "coverage_low": curves.coverage.low,
-        "coverage_high": curves.coverage.high,
-        "coverage_lower_bound": curves.coverage_lower_bound,
-        "coverage_upper_bound": curves.coverage_upper_bound,
-        "max_weight": curves.max_weight.mean,
-        "max_weight_low": curves.max_weight.low,
-        "max_weight_high": curves.max_weight.high,
-        "own_weight": curves.own_weight,
-        "own_weight_lower_bound": curves.own_weight_lower_bound,
-        "own_weight_upper_bound": curves.own_weight_upper_bound,
-    }
-
-
-def _write_curves(path, curves):
-    columns = _columns(curves)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(np.stack(list(columns.values()), axis=1).tolist())
-    path.write_text(text.getvalue())
 
 
 def _draw(folder):

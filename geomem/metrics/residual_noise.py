@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.geometry.distances import QUERIES, inner_products, map_rows
+from geomem.geometry.blocks import QUERIES, map_rows
+from geomem.geometry.products import inner_products
 
 if TYPE_CHECKING:
     from geomem.metrics.memorization import Memorization

@@ -1,0 +1,127 @@
+"""Every exact and near-duplicate, against a float64 loop over all pairs."""
+
+import io
+import itertools
+
+import numpy as np
+import oracles
+import pytest
+from PIL import Image
+
+from geomem import data
+from geomem.metrics import duplicates
+
+
+def check(images, found):
+    """`found` against all pairs, one by one: pairs, groups, and the nearest partner."""
+    values = data.to_unit_interval(images).reshape(len(images), -1)
+    apart = np.sqrt(oracles.squared_distances(values, values))
+    firsts = [
+        min(j for j in range(i + 1) if (images[i] == images[j]).all()) for i in range(len(images))
+    ]
+    assert found.exact.tolist() == firsts
+    group, pairs = list(range(len(images))), 0
+    for i, j in itertools.combinations(range(len(images)), 2):
+        if apart[i, j] <= found.cutoff:
+            pairs += firsts[i] == i and firsts[j] == j
+            old, new = max(group[i], group[j]), min(group[i], group[j])
+            group = [new if g == old else g for g in group]
+    assert found.pairs == pairs
+    assert found.group.tolist() == group
+    np.fill_diagonal(apart, np.inf)
+    near = apart.min(axis=1) <= found.cutoff
+    np.testing.assert_array_equal(found.nearest >= 0, near)
+    np.testing.assert_allclose(found.distance[near], apart.min(axis=1)[near], rtol=1e-12)
+    assert np.isinf(found.distance[~near]).all()
+    partners = np.where(near, found.nearest, 0)
+    np.testing.assert_allclose(apart[near, partners[near]], apart.min(axis=1)[near], rtol=1e-12)
+    return pairs
+
+
+def planted(rng, images, copies):
+    """`images` with copies of its first ones at known places: exact, noised, a chain of steps."""
+    images, places = images.copy(), rng.permutation(np.arange(copies, len(images)))[:copies]
+    for source, place in enumerate(places):
+        noise = rng.normal(0, 2, images.shape[1:]) * (source % 3)
+        images[place] = np.clip(np.rint(images[source] + noise), 0, 255)
+    return images, places
+
+
+@pytest.mark.parametrize("tile", [7, 64, 2048])
+def test_equals_the_loop_over_all_pairs(rng, tile):
+    pixels = data.load().train_split.pixels[:150]
+    images, places = planted(rng, pixels, 24)
+    found = duplicates.scan(images, tile=tile)
+    assert check(images, found) == 16  # those of the 24 that are not exact
+    assert {tuple(group) for group in found.groups()} == set(enumerate(places.tolist()))
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 1), (33, 20, 3), (1, 600, 1), (2, 2, 300)])
+def test_any_shape_and_white_noise(rng, shape):
+    """White noise: block means tell little, full products and differences must."""
+    images, _ = planted(rng, rng.integers(0, 256, (90, *shape), dtype=np.uint8), 12)
+    check(images, duplicates.scan(images, tile=32))
+
+
+def test_pairs_at_the_cutoff_are_decided_by_differences(rng):
+    """A line of images, one float32 step around the cutoff apart, far from the origin."""
+    base = rng.uniform(-0.1, 0.1, (64, 6, 6, 1))
+    first = duplicates.scan(base)
+    step = np.zeros((6, 6, 1))
+    step[0, 0] = 1
+    close = [base[0] + step * first.cutoff * (1 + k * 1e-7) + 0 for k in range(-6, 7)]
+    images = np.concatenate([base, close]).astype(np.float32) * np.float32(0.5) + np.float32(0.4)
+    check(images, duplicates.scan(images, tile=16))
+
+
+def test_groups_are_components_and_threshold_is_scale_free(rng):
+    pixels = np.float32(data.load().train[:100])
+    step = rng.normal(size=pixels.shape[1:]).astype(np.float32)
+    step *= 4 / np.linalg.norm(step)
+    images = np.concatenate([pixels, pixels[:1] + step, pixels[:1] + 2 * step])
+    found = duplicates.scan(images)
+    assert [group.tolist() for group in found.groups()] == [[0, 100, 101]]  # 0 and 101: 8 apart
+    assert found.cutoff < 8
+    half = duplicates.scan(images / 2 + np.float32(0.1))
+    np.testing.assert_array_equal(half.group, found.group)
+    assert half.typical == pytest.approx(found.typical / 2, rel=1e-5)
+    assert not duplicates.scan(images, threshold=0.01).groups()
+
+
+def test_a_set_where_every_image_has_a_copy(rng):
+    pixels = data.load().train_split.pixels[:200]
+    noised = np.clip(pixels + rng.integers(-3, 4, pixels.shape), 0, 255).astype(np.uint8)
+    found = duplicates.scan(np.concatenate([pixels, noised]))
+    assert [group.tolist() for group in found.groups()] == [[i, i + 200] for i in range(200)]
+    alone = duplicates.scan(pixels)
+    assert found.typical == pytest.approx(alone.typical, rel=0.2)
+    assert not alone.groups()
+
+
+def test_jpeg_copies_are_found():
+    pixels = data.load().train_split.pixels[:60]
+    copies = []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "jpeg", quality=90)
+        copies.append(np.asarray(Image.open(file)))
+    found = duplicates.scan(np.concatenate([pixels, copies]))
+    assert [group.tolist() for group in found.groups()] == [[i, i + 60] for i in range(60)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_images_and_all_the_same(count):
+    same = np.full((count, 4, 4, 1), 7, np.uint8)
+    found = duplicates.scan(same)
+    assert found.group.tolist() == [0] * count
+    assert len(found.groups()) == (count > 1)
+    different = np.arange(count * 16, dtype=np.uint8).reshape(count, 4, 4, 1)
+    assert not duplicates.scan(different).groups()
+
+
+def test_bad_arguments_are_named():
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    with pytest.raises(ValueError, match="duplicates: threshold 1, wanted between 0 and 1"):
+        duplicates.scan(images, threshold=1)
+    with pytest.raises(ValueError, match=r"images: shape \(4, 4\), wanted \[N, H, W, C\]"):
+        duplicates.scan(images.reshape(4, 4))
