@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
@@ -23,10 +24,10 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from geomem import data
+from geomem import data, paths
 from geomem.diffusion import checkpoints, sample, schedules
 from geomem.experiments import record, train, train_config
-from geomem.metrics import frechet, inception, memorization
+from geomem.metrics import frechet, inception, inception_weights, memorization
 
 __all__ = [
     "Arm",
@@ -149,10 +150,10 @@ def measure(task: Task) -> list[dict[str, Any]]:
     dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
         classes=config.classes, count=config.num_train, seed=config.subset_seed
     )
-    folder = pathlib.Path(config.out)
+    folder = paths.as_path(config.out)
     features = frechet.PIXELS
     if task.judging.inception is not None:
-        features = inception.features(inception.load(task.judging.inception))
+        features = inception.features(inception_weights.load(task.judging.inception))
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
         steps = saved.steps()
@@ -230,12 +231,13 @@ def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]
     return summary
 
 
-def write_rows(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the same keys as CSV."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    paths.as_path(path).write_text(text.getvalue())
 
 
 def read_samples(runs: pathlib.Path, arm: str, seed: int, grid: int) -> dict[str, np.ndarray]:
