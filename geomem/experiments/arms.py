@@ -335,10 +335,10 @@ def _pin(cores, jobs):
 
 
 def _quietly(task):
-    """`measure`, with what it prints in the run folder's log.txt."""
+    """`measure`, with what it prints in a log file beside the run folder."""
     folder = record.make_folder(task.config.out)
     with (
-        (folder / "log.txt").open("a") as log,
+        folder.with_name(f"{folder.name}.log").open("a") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
