@@ -120,6 +120,10 @@ def solve(
             sigma = raised
         step = _STEPS[method if following > 0 else "euler"]
         x = step(denoiser.at(i), x, sigma, following)
+        if jax.default_backend() == "cpu" and not isinstance(x, jax.core.Tracer):
+            # A CPU's virtual devices share few threads: with steps queued ahead, an all-reduce
+            # inside a denoiser can starve until XLA ends the process.
+            jax.block_until_ready(x)
     return x
 
 

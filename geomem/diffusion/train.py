@@ -176,22 +176,28 @@ def make_update(
     if recipe.batch % count_devices:
         raise ValueError(f"batch: {recipe.batch}, wanted a multiple of the {count_devices} devices")
     step = functools.partial(_step, denoiser, recipe, recipe.batch // count_devices)
+    # The seed is an argument of the program, so that runs of other seeds find it in a cache.
+    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
 
-    def steps(state, images, count):
+    def steps(state, images, seed, count):
         if count == 1:
-            return step(state, images)
-        return jax.lax.scan(lambda state, _: (step(state, images), None), state, length=count)[0]
+            return step(state, images, seed)
+        scanned = jax.lax.scan(
+            lambda state, _: (step(state, images, seed), None), state, length=count
+        )
+        return scanned[0]
 
     mapped = jax.pmap(
         steps,
         axis_name="data",
+        in_axes=(0, 0, None),
         devices=devices,
-        static_broadcasted_argnums=2,
+        static_broadcasted_argnums=3,
         donate_argnums=0,
     )
 
     def update(state, images, count):
-        state = mapped(state, images, count)
+        state = mapped(state, images, seed, count)
         # A CPU's virtual devices share few threads: steps queued ahead can starve an all-reduce
         # until XLA ends the process.
         return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
@@ -217,9 +223,10 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
 
-def _step(denoiser, recipe, device_batch, state, images):
-    """One step on one device of the axis "data"."""
-    step_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step + 1)  # 0 was for init
+def _step(denoiser, recipe, device_batch, state, images, seed):
+    """One step on one device of the axis "data"; seed: the data of the recipe's key."""
+    key = jax.random.wrap_key_data(seed)
+    step_key = jax.random.fold_in(key, state.step + 1)  # 0 was for init
     index = jax.lax.axis_index("data") * device_batch + jnp.arange(device_batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
     value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe)

@@ -13,7 +13,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 __all__ = ["COMPUTE", "UNet"]
 
@@ -267,11 +266,16 @@ def _convolve(x, kernel, *arguments, precision, **options):
     reach = (kernel.shape[0] + 1) // 2
     if max(height, width) > reach:
         return jax.lax.conv_general_dilated(x, kernel, *arguments, precision=precision, **options)
-    rows, columns = (
-        np.arange(size)[:, None] - np.arange(size) + reach - 1 for size in (height, width)
+    # The output at (i, j) sees the whole image through these taps of the kernel.
+    taps = jnp.stack(
+        [
+            kernel[reach - 1 - i :][:height, reach - 1 - j :][:, :width]
+            for i in range(height)
+            for j in range(width)
+        ]
     )
-    taps = kernel[rows[:, None, :, None], columns[None, :, None, :]]
-    return jnp.einsum("bhwc,hwyxcd->byxd", x, taps, precision=precision)
+    products = jnp.einsum("bhwc,phwcd->bpd", x, taps, precision=precision)
+    return products.reshape(len(x), height, width, -1)
 
 
 def _dense(width, compute, *, name, use_bias=True):

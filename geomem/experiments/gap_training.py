@@ -58,7 +58,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "digits": Preset(train_config.PRESETS["digits_gap"], Judging(512, (18, 48)), 3, (0.8, 0.5)),
+    "digits": Preset(train_config.PRESETS["digits_gap"], Judging(512), 3, (0.8, 0.5)),
     "cifar10": Preset(
         dataclasses.replace(
             train_config.PRESETS["edm_small"], classes=("automobile",), num_train=2000, kimg=20_000

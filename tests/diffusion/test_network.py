@@ -1,5 +1,6 @@
 """The network and the importer against outputs of the reference implementation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,11 +109,41 @@ def test_patch_stem_is_a_bijection_of_pixels():
     np.testing.assert_array_equal(unet._unfold(folded, 2), x)
 
 
+@pytest.mark.parametrize("sides", [(1, 1), (2, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("side", [1, 3])
+def test_convolutions_of_small_images_are_convolutions(sides, side):
+    x = np.random.default_rng(0).normal(size=(2, *sides, 3))
+    kernel = np.random.default_rng(1).normal(size=(side, side, 3, 4))
+    padded = np.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)))
+    wanted = np.zeros((2, *sides, 4))
+    for i, j in np.ndindex(*sides):
+        window = padded[:, i : i + side, j : j + side]
+        wanted[:, i, j] = np.einsum("bhwc,hwcd->bd", window, kernel)
+    conv = nn.Conv(4, (side, side), use_bias=False, conv_general_dilated=unet._convolve)
+    found = conv.apply({"params": {"kernel": jnp.float32(kernel)}}, jnp.float32(x))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_adaptive_scale_scales_the_normalised_channels():
+    x, embedding = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 4))
+    block = unet.Block(8, 0.0, "float32", adaptive_scale=True)
+    params = block.init(jax.random.key(0), x, embedding, None)["params"]
+    assert params["affine"]["kernel"].shape == (4, 16)  # scale and shift
+    # A scale of -1 leaves the shift alone, whatever the image is.
+    bias = jnp.concatenate([jnp.full(8, -1.0), jnp.full(8, 0.5)])
+    params["affine"] = {"kernel": jnp.zeros((4, 16)), "bias": bias}
+    params["conv1"]["kernel"] = params["conv1"]["kernel"] * 1e5
+    first, second = (
+        block.apply({"params": params}, image, embedding, None) - image * np.sqrt(0.5)
+        for image in (x, x.at[0, 0, 0, 0].set(9.0))
+    )
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_every_option_runs_on_oblong_images(compute):
-    network = unet.UNet(
-        8, (1, 2), 1, (4,), dropout=0.5, embedding="fourier", patch=2, compute=compute
-    )
+    options = {"embedding": "fourier", "adaptive_scale": True, "patch": 2, "compute": compute}
+    network = unet.UNet(8, (1, 2), 1, (4,), dropout=0.5, **options)
     denoiser = precond.EDMDenoiser(network, 0.3)
     params = denoiser.init(jax.random.key(0), (8, 12, 2))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

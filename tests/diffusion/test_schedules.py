@@ -74,6 +74,13 @@ def test_density_integrates_to_one_and_mass_is_the_cdf(name):
         assert schedule.mass(low, high) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("probability", [1e-6, 0.3, 0.999])
+def test_quantiles_invert_the_mass(name, probability):
+    schedule, _ = CASES[name]
+    assert schedule.mass(0, schedule.quantile(probability)) == pytest.approx(probability, abs=1e-9)
+
+
 def test_far_tails_are_accurate():
     # What is left of the base is its last 1.2% on the right: every draw is a tail quantile.
     low, high = 1e-6, 4.5
@@ -149,6 +156,7 @@ def test_zone_files(tmp_path):
         (lambda: schedules.dummy(BASE, 2, 1), "dummy: 2 to 1"),
         (lambda: schedules.equal_mass_gap(BASE, 0, 0.5), "center: 0, wanted"),
         (lambda: schedules.equal_mass_gap(BASE, 1, 1), "mass: 1, wanted"),
+        (lambda: BASE.quantile(1), "probability: 1, wanted"),
         (lambda: schedules.lognormal(std=0), "std: 0, wanted"),
         (lambda: schedules.edm_grid(1), "steps: 1, wanted 2 or more"),
         (lambda: schedules.edm_grid(18, 80, 0.002), "sigma_min, sigma_max: 80 to 0.002"),

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Usage: run.sh [digits | cifar10]. Trains the preset's two runs in runs/ unless they are there.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+preset="${1:-digits}"
+python -m geomem.experiments.denoiser_swap --preset "$preset" --out "experiments/denoiser_swap/results/$preset"

@@ -1,0 +1,45 @@
+"""What a gap can remove, against the two denoisers' own flows."""
+
+import numpy as np
+import pytest
+
+from geomem import data
+from geomem.diffusion import schedules
+from geomem.metrics import prediction
+
+GRID = schedules.edm_grid(12)
+SEEDS = range(48)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset = data.load("digits")
+    return dataset.train[:32], np.concatenate([dataset.train[:32], dataset.test])
+
+
+def test_what_is_decided_grows_as_the_edge_falls(digits):
+    found = prediction.predict(*digits, (90.0, 1.0, 0.003), GRID, seeds=SEEDS)
+    rates = [rate.rate for rate in found.rate]
+    # From the start on the pool's own flow: a copy of each of its images is as likely as another.
+    assert rates[0] < 0.25
+    assert rates[0] <= rates[1] <= rates[2] == 1
+    assert found.memorized.shape == (3, len(SEEDS))
+
+
+def test_a_pool_of_the_training_images_changes_nothing(digits):
+    train, _ = digits
+    found = prediction.predict(train, train, (90.0, 0.5), GRID, seeds=SEEDS)
+    assert found.memorized.all()
+
+
+def test_edges_between_the_same_levels_share_a_flow(digits):
+    high, low = GRID[5:7]
+    found = prediction.predict(*digits, (low, low + 0.9 * (high - low)), GRID, seeds=SEEDS)
+    assert (found.memorized[0] == found.memorized[1]).all()
+
+
+def test_bad_input_is_named(digits):
+    with pytest.raises(ValueError, match="highs: none"):
+        prediction.predict(*digits, (), GRID)
+    with pytest.raises(ValueError, match="pool: images of"):
+        prediction.predict(digits[0], digits[1][:, :4], (1.0,), GRID)
