@@ -17,10 +17,11 @@ PAPER_EFFECT = (
     "In the paper, on 2,000 CIFAR-10 images of cars, a gap over the danger zone takes memorization "
     "from 78.8% of samples to 0.7%, and improves FID from 3.72 to 2.35."
 )
-# What experiments/gap_training measured; one sentence.
+# What experiments/gap_training/results holds.
 OWN_EFFECT = (
-    "What geomem itself measured, on small images, is in experiments/gap_training/results of its "
-    "repository."
+    "What geomem itself measured, on 128 digits of 8x8 pixels (experiments/gap_training): from 73% "
+    "to 58% with a gap on the zone at threshold 0.8, to 35% at 0.5, at some cost in quality; stopping "
+    "the training early did better there."
 )
 
 _COLORS = {"risky": "#D55E00", "borderline": "#E69F00", "none": "#009E73"}

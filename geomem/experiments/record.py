@@ -30,6 +30,7 @@ __all__ = [
     "write_json",
 ]
 
+_LEAST_SIDE = 32  # pixels of an image in a grid
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -118,6 +119,9 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
     from PIL import Image
 
     count, height, width, channels = images.shape
+    scale = max(1, _LEAST_SIDE // height)  # tiny images are enlarged
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale, width * scale
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     tiles = np.full((rows * columns, height + 1, width + 1, channels), 128, np.uint8)
