@@ -20,8 +20,8 @@ PAPER_EFFECT = (
 # What experiments/gap_training/results holds.
 OWN_EFFECT = (
     "What geomem itself measured, on 128 digits of 8x8 pixels (experiments/gap_training): from 73% "
-    "to 58% with a gap on the zone at threshold 0.8, to 35% at 0.5, at some cost in quality; stopping "
-    "the training early did better there."
+    "to 58% with a gap on the zone at threshold 0.8, to 35% at 0.5, at some cost in quality; "
+    "stopping the training early did better there."
 )
 
 _COLORS = {"risky": "#D55E00", "borderline": "#E69F00", "none": "#009E73"}
