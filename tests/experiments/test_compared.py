@@ -140,4 +140,4 @@ def test_images_that_changed_since_training_are_noticed(runs, tmp_path):
     (copy / "config.json").unlink()
     (copy / "config.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="was trained on other images than digits has now"):
-        compared._load(copy)
+        compared.load_run(copy)
