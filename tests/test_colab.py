@@ -72,7 +72,8 @@ def test_the_quick_values_are_of_its_parameters(path):
 
 @pytest.mark.slow
 @each
-def test_it_runs(path, tmp_path):
+def test_it_runs(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as a runtime has
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = _read(path)
