@@ -109,9 +109,9 @@ def run(config: Config) -> Result:
         )
     with phases("files"):
         record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-        edges = zip(predicted.high, predicted.rate, strict=True)
+        decided = zip(predicted.high, predicted.rate, strict=True)
         arms.write_rows(
-            folder / "prediction.csv", [{"high": high, **r._asdict()} for high, r in edges]
+            folder / "prediction.csv", [{"sigma": sigma, **r._asdict()} for sigma, r in decided]
         )
         if rows:
             arms.write_rows(folder / "results.csv", rows)
