@@ -214,15 +214,11 @@ def load_run(folder: str | os.PathLike) -> Compared:
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
     denoisers = {
         "network": denoiser.bind(params),
-        "empirical": jax.tree_util.Partial(_empirical, points),
+        "empirical": posterior.empirical_denoiser(dataset.train),
         "Gaussian": jax.tree_util.Partial(_gaussian, bounds.fit_gaussian(points)),
     }
     about = {"run": folder.name, "config": facts["config"], "data": record.dataset_facts(dataset)}
     return Compared(folder.name, dataset.train, dataset.test, denoisers, about)
-
-
-def _empirical(points, x, sigma):
-    return posterior.denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
 
 
 def _gaussian(gaussian, x, sigma):

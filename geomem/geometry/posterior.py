@@ -154,13 +154,14 @@ def empirical_denoiser(images: jax.Array | Points | Stream):
     Returns:
       (x [B, H, W, C], sigma scalar or [B]) -> [B, H, W, C].
     """
-    placed = isinstance(images, Points | Stream)
-    points = images if placed else jnp.reshape(images, (len(images), -1))
+    if isinstance(images, Points | Stream):
+        return functools.partial(_denoise_images, images)
+    points = jnp.reshape(images, (len(images), -1))
+    return jax.tree_util.Partial(_denoise_images, points)  # for jit an argument, not a constant
 
-    def denoiser(x, sigma):
-        return denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
 
-    return denoiser
+def _denoise_images(points, x, sigma):
+    return denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
 
 
 def check_sigma(sigma: float | jax.Array) -> float | jax.Array:

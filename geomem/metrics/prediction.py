@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from geomem.diffusion import sample
@@ -70,7 +69,7 @@ def predict(
         raise ValueError("highs: none, wanted one or more noise levels")
     if train.shape[1:] != pool.shape[1:]:
         raise ValueError(f"pool: images of {pool.shape[1:]}, wanted {train.shape[1:]}")
-    memorizing, generalizing = _bound(train), _bound(pool)
+    memorizing, generalizing = map(posterior.empirical_denoiser, (train, pool))
     steps = len(sigmas) - 1
     flags = {}
     firsts = [int(np.argmax(np.asarray(sigmas) <= high)) for high in highs]
@@ -81,11 +80,3 @@ def predict(
     memorized = np.stack([flags[first] for first in firsts])
     found = tuple(rates.rate(row) for row in memorized)
     return Prediction(np.asarray(highs, float), found, memorized)
-
-
-def _bound(images):
-    return jax.tree_util.Partial(_denoise, jax.numpy.asarray(images.reshape(len(images), -1)))
-
-
-def _denoise(points, x, sigma):
-    return posterior.denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
