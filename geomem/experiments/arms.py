@@ -1,49 +1,25 @@
-"""Train several arms with several seeds, and judge each along its training.
+"""Train an arm, and judge it along its training.
 
 An arm is a training noise distribution. All arms share the data, the network and, seed by seed, the
-initial parameters and the latents of their samples. Runs that a folder holds already are not
+initial parameters and the latents of their samples. A run that a folder holds already is not
 trained again, and checkpoints that were judged already are not judged again.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import contextlib
-import csv
 import dataclasses
-import io
 import json
-import multiprocessing
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from tqdm.auto import tqdm
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, sample, schedules
-from geomem.experiments import record, train, train_config
+from geomem.experiments import train, train_config
 from geomem.metrics import frechet, inception, inception_weights, memorization
 
-__all__ = [
-    "Arm",
-    "Judging",
-    "Task",
-    "early_stopping",
-    "judge",
-    "measure",
-    "measure_all",
-    "read_samples",
-    "summarize",
-    "write_rows",
-]
-
-_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # 8% faster on one core
+__all__ = ["Arm", "Judging", "Task", "judge", "measure", "read_samples"]
 
 
 class Arm(NamedTuple):
@@ -97,50 +73,6 @@ class Task(NamedTuple):
     judging: Judging
 
 
-def measure_all(tasks: Sequence[Task], jobs: int | None = None) -> list[dict[str, Any]]:
-    """`measure` of all tasks, on a CPU one process to a core.
-
-    Small networks leave most of a second core idle, so two runs side by side are nearly twice as
-    fast as one after the other. On accelerators tasks run in this process, one after the other.
-
-    Args:
-      tasks: what to train and judge.
-      jobs: processes; default the number of cores on a CPU, else 1.
-
-    Returns:
-      The rows of all tasks, in the order of the tasks.
-    """
-    if jobs is None:
-        jobs = os.cpu_count() if jax.default_backend() == "cpu" else 1
-    jobs = min(jobs, len(tasks))
-    with tqdm(total=len(tasks), unit="run", desc="train and judge") as bar:
-        if jobs <= 1:
-            rows = []
-            for task in tasks:
-                rows += measure(task)
-                bar.update()
-            return rows
-        context = multiprocessing.get_context("spawn")
-        numbers = context.Queue()
-        for job in range(jobs):
-            numbers.put(job)
-        with (
-            tempfile.TemporaryDirectory() as compiled,
-            concurrent.futures.ProcessPoolExecutor(
-                jobs, context, _start, (numbers, jobs, compiled)
-            ) as pool,
-        ):
-            futures = [pool.submit(_quietly, task) for task in tasks]
-            try:
-                for done in concurrent.futures.as_completed(futures):
-                    done.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return [row for future in futures for row in future.result()]
-
-
 def measure(task: Task) -> list[dict[str, Any]]:
     """Train (or go on training) one run and judge its checkpoints.
 
@@ -155,9 +87,7 @@ def measure(task: Task) -> list[dict[str, Any]]:
     config = task.config
     if not train.run(config).finished:
         raise ValueError(f"run: {config.out} was stopped, wanted to its end (run again to go on)")
-    dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
-        classes=config.classes, count=config.num_train, seed=config.subset_seed
-    )
+    dataset = train_config.load_data(config)
     folder = paths.as_path(config.out)
     features = frechet.PIXELS
     if task.judging.inception is not None:
@@ -218,36 +148,6 @@ def judge(
     return row, report
 
 
-def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Mean and standard error over the seeds of the columns `keys`, for each arm, kimg and grid.
-
-    Returns:
-      Rows in the order of their first appearance, with seeds (a count), KEY and KEY_error, which is
-      None for a single seed.
-    """
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[row["arm"], row["kimg"], row["sampling_steps"]].append(row)
-    summary = []
-    for (arm, kimg, grid), members in groups.items():
-        line = {"arm": arm, "kimg": kimg, "sampling_steps": grid, "seeds": len(members)}
-        for key in keys:
-            values = np.array([member[key] for member in members], float)
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-            line |= {key: float(values.mean()), f"{key}_error": error}
-        summary.append(line)
-    return summary
-
-
-def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows of the same keys as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    paths.as_path(path).write_text(text.getvalue())
-
-
 def read_samples(runs: pathlib.Path, arm: str, seed: int, grid: int) -> dict[str, np.ndarray]:
     """What `measure` kept of the last checkpoint's samples.
 
@@ -257,37 +157,6 @@ def read_samples(runs: pathlib.Path, arm: str, seed: int, grid: int) -> dict[str
     """
     with np.load(runs / f"{arm}-{seed}" / f"samples-{grid}.npz") as archive:
         return dict(archive)
-
-
-def early_stopping(
-    rows: Sequence[dict[str, Any]], arm: str, baseline: str
-) -> dict[str, float | None]:
-    """An arm's end against the baseline stopped as early as its quality allows.
-
-    For each seed the baseline's checkpoint of least memorization is taken among those of a Frechet
-    distance no larger than the arm's at its end.
-
-    Returns:
-      frechet, without_noise: of the arm at its end, means over the seeds; baseline_frechet,
-      baseline_without_noise: of the baseline's checkpoints, None if a seed has none as good.
-    """
-    grid = rows[0]["sampling_steps"]
-    pairs = []
-    for seed in dict.fromkeys(row["seed"] for row in rows):
-        mine, other = (
-            [r for r in rows if (r["arm"], r["seed"], r["sampling_steps"]) == (name, seed, grid)]
-            for name in (arm, baseline)
-        )
-        end = max(mine, key=lambda row: row["kimg"])
-        as_good = [row for row in other if row["frechet"] <= end["frechet"]]
-        pairs.append((end, min(as_good, key=lambda r: r["without_noise"], default=None)))
-    ends, stops = zip(*pairs, strict=True)
-    found: dict[str, float | None] = {}
-    for prefix, chosen in (("", ends), ("baseline_", stops)):
-        for key in ("frechet", "without_noise", "kimg"):
-            missing = None in chosen
-            found[prefix + key] = None if missing else float(np.mean([r[key] for r in chosen]))
-    return found
 
 
 class _Judged:
@@ -331,25 +200,3 @@ def _save_samples(path, images, report):
         memorized=found.memorized,
         memorized_without_noise=report.ratio_without_noise < 1 / 3,
     )
-
-
-def _start(numbers, jobs, compiled):
-    """Give this process its share of the cores and the common cache, before JAX starts."""
-    job = numbers.get()
-    if hasattr(os, "sched_setaffinity"):
-        mine = sorted(os.sched_getaffinity(0))[job::jobs]
-        if mine:
-            os.sched_setaffinity(0, mine)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
-    jax.config.update("jax_compilation_cache_dir", compiled)
-
-
-def _quietly(task):
-    """`measure`, with what it prints in a log file beside the run folder."""
-    folder = record.make_folder(task.config.out)
-    with (
-        folder.with_name(f"{folder.name}.log").open("a") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        return measure(task)

@@ -8,7 +8,6 @@ measure of them; `experiment` is all the rest.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -18,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from geomem import data
 from geomem.diffusion import checkpoints
 from geomem.diffusion.sample import Denoiser
 from geomem.experiments import record, train, train_config
@@ -137,13 +135,9 @@ def experiment(
                 tables.setdefault(name, []).extend(labels | row for row in measured)
         facts.append(one.facts)
     for name, measured in tables.items():
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, measured[0])
-            writer.writeheader()
-            writer.writerows(measured)
+        record.write_rows(folder / f"{name}.csv", measured)
     columns = {name: read_table(folder / f"{name}.csv") for name in tables}
-    about = {"config": dataclasses.asdict(config), "runs": facts, "seconds": phases.seconds}
-    record.write_json(folder / "run.json", about | {"environment": record.environment()})
+    record.write_run(folder, config, phases, runs=facts)
     _draw(folder, figure, columns)
     print(f"wrote {', '.join(f'{name}.csv' for name in tables)} and run.json in {folder}")
     return columns
@@ -206,9 +200,7 @@ def load_run(folder: str | os.PathLike) -> Compared:
     denoiser, params, _ = train.load(folder)
     facts = checkpoints.read_facts(folder)
     recipe = train_config.from_facts(facts)
-    dataset = data.load(recipe.dataset, heldout=recipe.heldout, resize=recipe.resize).subset(
-        classes=recipe.classes, count=recipe.num_train, seed=recipe.subset_seed
-    )
+    dataset = train_config.load_data(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(f"run: {folder} was trained on other images than {recipe.dataset} has now")
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))

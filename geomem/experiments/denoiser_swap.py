@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import sample, schedules
-from geomem.experiments import arms, cli, compared, gap_training, record
+from geomem.experiments import cli, compared, gaps, record
 from geomem.metrics import memorization, rates
 from geomem.plots import style
 from geomem.plots import swap as swap_plot
@@ -101,7 +101,7 @@ def run(config: Config) -> Result:
         )
     with phases("zone"):
         threshold = _THRESHOLD[config.preset]
-        _, zones = gap_training.measure_zones(memorizing.train, memorizing.heldout, [threshold])
+        _, zones = gaps.measure_zones(memorizing.train, memorizing.heldout, [threshold])
     windows = make_windows(grid, medium, (zones[threshold].low, zones[threshold].high))
     rows = []
     with phases("samples"):
@@ -126,19 +126,11 @@ def run(config: Config) -> Result:
                 rows.append(_row(direction, window, grid, report, unswapped))
                 print(_line(rows[-1]))
     with phases("files"):
-        arms.write_rows(folder / "table.csv", rows)
+        record.write_rows(folder / "table.csv", rows)
         for path in style.save(swap_plot.swap(rows, config.steps), folder):
             print(f"wrote {path}")
-    record.write_json(
-        folder / "run.json",
-        {
-            "config": dataclasses.asdict(config),
-            "runs": [one.facts for one in pair],
-            "zone": zones[threshold]._asdict(),
-            "environment": record.environment(),
-            "seconds": phases.seconds,
-        },
-    )
+    runs, zone = [one.facts for one in pair], zones[threshold]._asdict()
+    record.write_run(folder, config, phases, runs=runs, zone=zone)
     return Result(rows, folder)
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import schedules
-from geomem.experiments import arms, cli, gap_training, record, train_config
-from geomem.experiments.arms import Arm, Task
+from geomem.experiments import cli, gap_training, gaps, record, train_config
+from geomem.experiments.arms import Arm
 from geomem.geometry import danger_zone
 from geomem.metrics import prediction
 from geomem.plots import style
@@ -29,33 +29,25 @@ _PREDICTION_STEPS = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(gaps.Config):
     """Where must a gap lie, how wide must it be, and what else removes memorization?
 
     Trains one arm for each position and width of a gap, and variants of the zone's gap, at the
     scale of gap_training's preset; draws them over C and W. --arms prediction trains nothing.
     """
 
-    preset: Literal["digits", "cifar10"] = "digits"
-    """The scale."""
     out: str = "runs/gap_sweep"
     """Folder for the runs, the tables and the figures."""
+    seeds: int = 1
+    """Number of seeds."""
+    samples: int | None = None
+    """Images sampled from each checkpoint and for the prediction, default the preset's."""
     arms: Literal["all", "positions", "variants", "prediction"] = "all"
     """What to train."""
     positions: int = 5
     """Number of gaps along the noise levels for each width."""
     masses: tuple[float, ...] = (0.15, 0.3)
     """Shares of the training noise that a gap removes."""
-    seeds: int = 1
-    """Number of seeds."""
-    kimg: float | None = None
-    """Length of each training in thousands of images, default the preset's."""
-    samples: int | None = None
-    """Images sampled from each checkpoint and for the prediction, default the preset's."""
-    inception: str | None = None
-    """File with the Inception weights: FID instead of the Frechet distance of pixels."""
-    jobs: int | None = None
-    """Runs at a time; default one to a core on a CPU, else one."""
 
 
 class Result(NamedTuple):
@@ -83,11 +75,11 @@ def run(config: Config) -> Result:
             f"positions, masses: {config.positions}, {config.masses}, wanted 1 or more positions "
             "and shares in (0, 0.9)"
         )
-    preset = gap_training.resolve(config)
+    preset = gaps.resolve(config, gap_training.PRESETS[config.preset])
     folder, phases = record.make_folder(config.out), record.Phases()
-    dataset = gap_training.load(preset.train)
+    dataset = train_config.load_data(preset.train)
     with phases("curves"):
-        found, zones = gap_training.measure_zones(dataset.train, dataset.test, preset.thresholds)
+        found, zones = gaps.measure_zones(dataset.train, dataset.test, preset.thresholds)
     with phases("prediction"):
         predicted = _predict(dataset, preset.judging.samples)
     base = train_config.base_schedule(preset.train)
@@ -99,22 +91,15 @@ def run(config: Config) -> Result:
         "prediction": [],
     }[config.arms]
     with phases("arms"):
-        rows = arms.measure_all(
-            [
-                Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.judging)
-                for seed in range(config.seeds)
-                for arm in chosen
-            ],
-            config.jobs,
-        )
+        rows = gaps.measure_arms(config, preset, chosen, folder)
     with phases("files"):
         record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
         decided = zip(predicted.high, predicted.rate, strict=True)
-        arms.write_rows(
+        record.write_rows(
             folder / "prediction.csv", [{"sigma": sigma, **r._asdict()} for sigma, r in decided]
         )
         if rows:
-            arms.write_rows(folder / "results.csv", rows)
+            record.write_rows(folder / "results.csv", rows)
         zone = zones[preset.thresholds[-1]]
         figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(rows))}
         if rows:
@@ -123,18 +108,7 @@ def run(config: Config) -> Result:
         for name, figure in figures.items():
             for path in style.save(figure, folder, name):
                 print(f"wrote {path}")
-    record.write_json(
-        folder / "run.json",
-        {
-            "config": dataclasses.asdict(config),
-            "arms": [arm._asdict() for arm in chosen],
-            "train": dataclasses.asdict(preset.train),
-            "judging": dataclasses.asdict(preset.judging),
-            "data": record.dataset_facts(dataset),
-            "environment": record.environment(),
-            "seconds": phases.seconds,
-        },
-    )
+    record.write_run(folder, config, phases, **gaps.facts(preset, chosen, dataset))
     for row in _ends(rows):
         gap = f"{row['gap_low']:.3g} to {row['gap_high']:.3g}" if row["gap_low"] else "no gap"
         print(

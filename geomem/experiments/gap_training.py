@@ -11,50 +11,22 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from geomem import data
 from geomem.diffusion import sample, schedules
-from geomem.experiments import arms, cli, record, train_config
-from geomem.experiments.arms import Arm, Judging, Task
-from geomem.geometry import curves, danger_zone
+from geomem.experiments import arms, arms_table, cli, gaps, record, train_config
+from geomem.experiments.arms import Arm, Judging
+from geomem.experiments.gaps import Preset
 from geomem.metrics import rates
 from geomem.plots import style
 from geomem.plots import training as training_plot
 
-__all__ = [
-    "PRESETS",
-    "Config",
-    "Preset",
-    "Result",
-    "load",
-    "make_arms",
-    "measure_zones",
-    "resolve",
-    "run",
-]
+__all__ = ["PRESETS", "Config", "Result", "make_arms", "run"]
 
 _SHOWN = ("memorized", "without_noise", "residual_noise", "frechet")
 _SMALLEST = 0.02  # where the far control starts: levels below give samples their last polish
-
-
-class Preset(NamedTuple):
-    """A scale at which the experiment runs.
-
-    Attributes:
-      train: every arm's run, but for its gap and seed.
-      judging: how checkpoints are judged.
-      seeds: how many.
-      thresholds: of the zones, from narrow to wide; controls are those of the last.
-    """
-
-    train: train_config.Config
-    judging: Judging
-    seeds: int
-    thresholds: tuple[float, ...]
 
 
 PRESETS = {
@@ -71,29 +43,17 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(gaps.Config):
     """Train with and without gaps in the noise levels, and compare what is memorized.
 
     digits: 128 training digits, 3 seeds, 7 arms, minutes on 2 CPU cores. cifar10: the paper's 2,000
     car images, for a GPU or a TPU slice. What the folder holds already is not computed again.
     """
 
-    preset: Literal["digits", "cifar10"] = "digits"
-    """The scale."""
     out: str = "runs/gap_training"
     """Folder for the runs, the tables and the figures."""
     arms: tuple[str, ...] = ()
     """Names of the arms to run, default all of them."""
-    seeds: int | None = None
-    """Number of seeds, default the preset's."""
-    kimg: float | None = None
-    """Length of each training in thousands of images, default the preset's."""
-    samples: int | None = None
-    """Images sampled from each checkpoint, default the preset's."""
-    inception: str | None = None
-    """File with the Inception weights: FID instead of the Frechet distance of pixels."""
-    jobs: int | None = None
-    """Runs at a time; default one to a core on a CPU, else one."""
 
 
 class Result(NamedTuple):
@@ -116,67 +76,29 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: an unusable configuration, an unknown arm, or no zone in these data.
     """
-    preset = resolve(config)
+    preset = gaps.resolve(config, PRESETS[config.preset])
     folder, phases = record.make_folder(config.out), record.Phases()
     with phases("zone"):
-        dataset = load(preset.train)
-        _, zones = measure_zones(dataset.train, dataset.test, preset.thresholds)
+        dataset = train_config.load_data(preset.train)
+        _, zones = gaps.measure_zones(dataset.train, dataset.test, preset.thresholds)
         record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
     base = train_config.base_schedule(preset.train)
     every = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
     chosen = _choose(every, config.arms)
     with phases("arms"):
-        rows = arms.measure_all(
-            [
-                Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.judging)
-                for seed in range(preset.seeds)
-                for arm in chosen
-            ],
-            config.jobs,
-        )
+        rows = gaps.measure_arms(config, preset, chosen, folder)
     with phases("files"):
-        summary = arms.summarize(rows, *_SHOWN)
-        arms.write_rows(folder / "results.csv", rows)
-        arms.write_rows(folder / "summary.csv", summary)
+        summary = arms_table.summarize(rows, *_SHOWN)
+        record.write_rows(folder / "results.csv", rows)
+        record.write_rows(folder / "summary.csv", summary)
         compared = _compare(folder, chosen, preset, rows)
         record.write_json(folder / "comparisons.json", compared)
         for path in _draw(folder, rows, chosen, preset, dataset):
             print(f"wrote {path}")
-    record.write_json(
-        folder / "run.json",
-        {
-            "config": dataclasses.asdict(config),
-            "arms": [arm._asdict() for arm in chosen],
-            "train": dataclasses.asdict(preset.train),
-            "judging": dataclasses.asdict(preset.judging),
-            "seeds": preset.seeds,
-            "data": record.dataset_facts(dataset),
-            "environment": record.environment(),
-            "seconds": phases.seconds,
-        },
-    )
+    about = gaps.facts(preset, chosen, dataset)
+    record.write_run(folder, config, phases, **about, seeds=preset.seeds)
     _print(summary, compared)
     return Result(rows, summary, folder)
-
-
-def measure_zones(
-    train: np.ndarray, heldout: np.ndarray, thresholds: Sequence[float]
-) -> tuple[curves.Curves, dict[float, danger_zone.Zone]]:
-    """The curves of images [N, H, W, C], and their danger zone at each threshold.
-
-    Raises:
-      ValueError: there is none at some threshold.
-    """
-    train, heldout = (images.reshape(len(images), -1) for images in (train, heldout))
-    found = curves.estimate(jax.random.key(0), train, heldout, np.geomspace(0.02, 80, 32))
-    zones = {threshold: danger_zone.find(found, threshold) for threshold in thresholds}
-    for threshold, zone in zones.items():
-        if zone.low is None:
-            raise ValueError(
-                f"threshold: {threshold}, wanted at most {zone.peak_level:.3g}, where "
-                "the curves of these images peak"
-            )
-    return found, zones
 
 
 def make_arms(
@@ -215,37 +137,6 @@ def _upper_edge(base, low, mass):
     return base.quantile(min(base.mass(0, low) + mass, 1 - 1e-9))
 
 
-def resolve(config: Any) -> Preset:
-    """The preset that `config` names, with its seeds, kimg, samples and inception put in.
-
-    Raises:
-      ValueError: a number that is not positive.
-    """
-    preset = PRESETS[config.preset]
-    for name in ("seeds", "kimg", "samples", "jobs"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: {value}, wanted a positive number")
-    train, judging = preset.train, preset.judging
-    if config.kimg is not None:
-        steps = max(1, round(config.kimg * 1000 / train.batch))
-        every = max(1, steps // 8)
-        train = dataclasses.replace(
-            train, kimg=config.kimg, checkpoint_every=every, log_every=every
-        )
-    judging = dataclasses.replace(
-        judging, samples=config.samples or judging.samples, inception=config.inception
-    )
-    return preset._replace(train=train, judging=judging, seeds=config.seeds or preset.seeds)
-
-
-def load(train: train_config.Config) -> data.Dataset:
-    """The images of a training run, with the held-out ones."""
-    return data.load(train.dataset, heldout=train.heldout, resize=train.resize).subset(
-        classes=train.classes, count=train.num_train, seed=train.subset_seed
-    )
-
-
 def _choose(every, names):
     known = {arm.name: arm for arm in every}
     if unknown := [name for name in names if name not in known]:
@@ -274,7 +165,7 @@ def _compare(folder, chosen, preset, rows):
                 "arm": arm.name,
                 "memorized": rates.compare(*flags[:2])._asdict(),
                 "without_noise": rates.compare(*flags[2:])._asdict(),
-                "early_stopping": arms.early_stopping(rows, arm.name, "baseline"),
+                "early_stopping": arms_table.early_stopping(rows, arm.name, "baseline"),
             }
         )
     return comparisons
@@ -305,10 +196,7 @@ def _print(summary, compared):
     last = {line["arm"]: line["kimg"] for line in summary}
     for line in summary:
         if line["kimg"] == last[line["arm"]]:
-            cells = "  ".join(
-                f"{line[key]:.2f}{_error(line[f'{key}_error'])}"
-                for key in ("memorized", "without_noise", "residual_noise", "frechet")
-            )
+            cells = "  ".join(f"{line[key]:.2f}{_error(line[f'{key}_error'])}" for key in _SHOWN)
             print(f"{line['arm']:<18}{line['kimg']:>7.0f}{line['sampling_steps']:>6}  {cells}")
 
 

@@ -2,8 +2,10 @@
 
 import atexit
 import contextlib
+import csv
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +30,8 @@ __all__ = [
     "make_folder",
     "write_image_grid",
     "write_json",
+    "write_rows",
+    "write_run",
 ]
 
 _LEAST_SIDE = 32  # pixels of an image in a grid
@@ -112,6 +116,22 @@ def make_folder(out: paths.AnyPath) -> pathlib.Path:
 def write_json(path: paths.AnyPath, value: Any) -> None:
     """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
     paths.as_path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of the same keys as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    paths.as_path(path).write_text(text.getvalue())
+
+
+def write_run(folder: pathlib.Path, config: Any, phases: Phases, **facts: Any) -> None:
+    """Write run.json: the configuration (a dataclass), `facts`, the environment and the seconds."""
+    about = {"config": dataclasses.asdict(config), **facts}
+    about |= {"environment": environment(), "seconds": phases.seconds}
+    write_json(folder / "run.json", about)
 
 
 def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | None = None) -> None:

@@ -19,7 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
-from geomem import data, paths
+from geomem import paths
 from geomem.diffusion import checkpoints, precond, sample, schedules, train
 from geomem.experiments import cli, record, train_config
 from geomem.experiments.journal import Journal
@@ -66,9 +66,7 @@ def run(config: Config) -> Result:
         jax.distributed.initialize()
     config, phases = train_config.resolve(config), record.Phases()
     with phases("load"):
-        dataset = data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
-            classes=config.classes, count=config.num_train, seed=config.subset_seed
-        )
+        dataset = train_config.load_data(config)
         facts = train_config.facts(config, dataset.train_split)
     denoiser, recipe = train_config.build(facts)
     update = train.make_update(denoiser, recipe)

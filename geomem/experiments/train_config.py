@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "facts",
     "from_facts",
+    "load_data",
     "resolve",
 ]
 
@@ -221,6 +222,17 @@ def resolve(config: Config) -> Config:
             f"({config.log_every})"
         )
     return dataclasses.replace(config, schedule=schedule, gap=edges, gap_from=None)
+
+
+def load_data(config: Config) -> data.Dataset:
+    """The training images, all that there are in the held-out ones.
+
+    Raises:
+      ValueError: unusable data.
+    """
+    return data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
+        classes=config.classes, count=config.num_train, seed=config.subset_seed
+    )
 
 
 def facts(config: Config, split: data.Split) -> dict[str, Any]:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from geomem.diffusion import schedules
-from geomem.experiments import arms, denoiser_swap, gap_sweep, gap_training, train
+from geomem.experiments import (
+    arms,
+    arms_table,
+    denoiser_swap,
+    gap_sweep,
+    gap_training,
+    gaps,
+    train,
+    workers,
+)
 from geomem.experiments.arms import Arm, Judging, Task
 
 TINY = dataclasses.replace(
@@ -21,7 +30,7 @@ TINY = dataclasses.replace(
     checkpoint_every=20,
 )
 JUDGING = Judging(samples=16, steps=(4, 3))
-PRESET = gap_training.Preset(TINY, JUDGING, 1, (0.8, 0.5))
+PRESET = gaps.Preset(TINY, JUDGING, 1, (0.8, 0.5))
 ARMS = ("baseline", "zone-0.5")
 
 
@@ -84,7 +93,7 @@ def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
     gap = next(row for row in found[1].rows if row["arm"] == ARMS[1])
     chosen = Arm(ARMS[0]), Arm(ARMS[1], (gap["gap_low"], gap["gap_high"]))
     tasks = [Task(arm, arm.configure(TINY, 0, tmp_path), JUDGING) for arm in chosen]
-    rows = arms.measure_all(tasks, jobs=2)
+    rows = workers.measure_all(tasks, jobs=2)
     assert [row["arm"] for row in rows] == [row["arm"] for row in found[1].rows]
     for row, other in zip(rows, found[1].rows, strict=True):
         assert row["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
@@ -94,7 +103,7 @@ def test_summaries_are_means_with_standard_errors():
     rows = [
         {"arm": "a", "kimg": 1.0, "sampling_steps": 4, "memorized": value} for value in (0.1, 0.5)
     ]
-    (line,) = arms.summarize(rows, "memorized")
+    (line,) = arms_table.summarize(rows, "memorized")
     assert line["memorized"] == pytest.approx(0.3)
     assert line["memorized_error"] == pytest.approx(0.2)  # std 0.2828 / sqrt(2)
     assert line["seeds"] == 2
@@ -111,11 +120,11 @@ def test_early_stopping_takes_the_least_memorized_checkpoint_that_is_as_good():
         row("baseline", 3, 1.5, 0.8),
         row("gap", 3, 2.1, 0.3),
     ]
-    found = arms.early_stopping(rows, "gap", "baseline")
+    found = arms_table.early_stopping(rows, "gap", "baseline")
     assert (found["without_noise"], found["baseline_without_noise"]) == (0.3, 0.2)
     assert found["baseline_kimg"] == 2
     rows[-1]["frechet"] = 1.0
-    assert arms.early_stopping(rows, "gap", "baseline")["baseline_without_noise"] is None
+    assert arms_table.early_stopping(rows, "gap", "baseline")["baseline_without_noise"] is None
 
 
 def test_bad_flags_are_named(tmp_path):
