@@ -28,6 +28,7 @@ __all__ = [
     "gap",
     "log_grid",
     "lognormal",
+    "over_gaps",
     "read_zone",
 ]
 
@@ -113,6 +114,14 @@ class Schedule:
             return self.mass(0, math.exp(self.mean + self.std * z)) - probability
 
         return math.exp(self.mean + self.std * scipy.optimize.brentq(excess, -37, 37, xtol=1e-13))
+
+    @property
+    def gaps(self) -> tuple[tuple[float, float], ...]:
+        """The intervals (low, high) that no draw lies in."""
+        spans = zip(itertools.pairwise((0, *self.edges, math.inf)), self.weights, strict=True)
+        empty = itertools.groupby(spans, lambda span: span[1] == 0)
+        runs = [list(run) for is_empty, run in empty if is_empty]
+        return tuple((run[0][0][0], run[-1][0][1]) for run in runs)
 
     def is_dummy(self, sigma: jax.Array) -> jax.Array:
         """Where the clean image is replaced by a dummy image: [...] -> bool [...]."""
@@ -264,6 +273,33 @@ def log_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> n
     """Sampling levels evenly spaced in ln sigma, then 0: float64 [steps + 1], descending."""
     _check_grid(steps, sigma_min, sigma_max)
     return np.append(np.geomspace(sigma_max, sigma_min, steps), 0.0)
+
+
+def over_gaps(sigmas: np.ndarray, schedule: Schedule) -> np.ndarray:
+    """A sampling grid that steps over the noise levels that training left out.
+
+    What a network says of levels that it never saw is arbitrary, so a sampler should not ask. The
+    levels inside a gap make way for its two edges, which were trained: one step crosses it. A gap
+    without a level of the grid above or below (but 0) has to be sampled, and stays as it is.
+
+    Args:
+      sigmas: [S + 1], descending, as from `edm_grid`.
+      schedule: the training noise.
+
+    Returns:
+      float64, descending; as long as before or shorter, or longer by at most 2 for each gap.
+
+    Source: geomem; `geomem.experiments.gap_training` measures what it changes.
+
+    >>> over_gaps(np.array([80.0, 5.0, 2.0, 1.0, 0.1, 0.0]), gap(lognormal(), 0.5, 3.0)).tolist()
+    [80.0, 5.0, 3.0, 0.5, 0.1, 0.0]
+    """
+    sigmas = np.asarray(sigmas, np.float64)
+    for low, high in schedule.gaps:
+        if (sigmas > high).any() and ((sigmas < low) & (sigmas > 0)).any():
+            outside = sigmas[(sigmas < low) | (sigmas > high)]
+            sigmas = np.sort(np.append(outside, [low, high]))[::-1]
+    return sigmas
 
 
 def _check_grid(steps, sigma_min, sigma_max):

@@ -19,7 +19,9 @@ from geomem.diffusion import checkpoints, sample, schedules
 from geomem.experiments import train, train_config
 from geomem.metrics import frechet, inception, inception_weights, memorization
 
-__all__ = ["Arm", "Judging", "Task", "judge", "measure", "read_samples"]
+__all__ = ["COMPARED", "Arm", "Judging", "Task", "judge", "measure", "read_samples"]
+
+COMPARED = ("memorized", "without_noise", "residual_noise", "frechet")  # the columns that matter
 
 
 class Arm(NamedTuple):
@@ -53,14 +55,13 @@ class Judging:
 
     Attributes:
       samples: images sampled from each checkpoint, the seeds 0, 1, ...
-      steps: levels of the sampling grid, one entry for each grid; the first is used along the
-        training, the others on the last checkpoint only.
+      steps: levels of EDM's sampling grid, before it steps over the arm's gap.
       method: the sampler.
       inception: weights of the FID network; None takes pixels as features.
     """
 
     samples: int = 512
-    steps: tuple[int, ...] = (18,)
+    steps: int = 18
     method: str = "heun"
     inception: str | None = None
 
@@ -76,10 +77,13 @@ class Task(NamedTuple):
 def measure(task: Task) -> list[dict[str, Any]]:
     """Train (or go on training) one run and judge its checkpoints.
 
+    Samplers step over a gap (`schedules.over_gaps`). The last checkpoint is judged with every level
+    of the grid besides, those inside the gap included.
+
     Returns:
-      One row for each checkpoint and grid: arm, seed, gap and mass, kimg, and what `judge` finds.
-      They are also kept in the run folder's judged.jsonl; the samples of the last checkpoint are in
-      samples-STEPS.npz there.
+      One row for each checkpoint: arm, seed, gap and mass, kimg, and what `judge` finds;
+      whole_grid_KEY is the same for every level of the grid, None before the end. What was found is
+      kept in the run folder's judged.jsonl, the last checkpoint's samples in samples.npz there.
 
     Raises:
       ValueError: an unusable configuration, or a run that SIGTERM ended early.
@@ -95,32 +99,39 @@ def measure(task: Task) -> list[dict[str, Any]]:
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
         steps = saved.steps()
+    whole = schedules.edm_grid(task.judging.steps)
     judged = _Judged(folder / "judged.jsonl", task.judging)
+
+    def find(step, sigmas, keep=None):
+        found = judged.get(step, sigmas)
+        if found is None:
+            denoiser, params, shape = train.load(folder, step)
+            seeds, method = range(task.judging.samples), task.judging.method
+            images = sample.generate(denoiser.bind(params), seeds, shape, sigmas, method=method)
+            found, report = judge(images, dataset, reference, features)
+            if keep:
+                _save_samples(keep, images, report)
+            judged.put(step, sigmas, found)
+        return found
+
+    low, high = task.arm.gap or (None, None)
+    base = train_config.base_schedule(config)
+    about = {
+        "arm": task.arm.name,
+        "seed": config.seed,
+        "gap_low": low,
+        "gap_high": high,
+        "gap_mass": base.mass(low, high) if low else 0.0,
+        "keep": task.arm.keep,
+    }
+    sigmas = train.sampling_grid(folder, whole)
     rows = []
     for step in steps:
-        bound = None
-        for grid in task.judging.steps if step == steps[-1] else task.judging.steps[:1]:
-            found = judged.get(step, grid)
-            if found is None:
-                bound = bound or _bind(folder, step)
-                images = _generate(*bound, task.judging, grid)
-                found, report = judge(images, dataset, reference, features)
-                if step == steps[-1]:
-                    _save_samples(folder / f"samples-{grid}.npz", images, report)
-                judged.put(step, grid, found)
-            base = train_config.base_schedule(config)
-            low, high = task.arm.gap or (None, None)
-            about = {
-                "arm": task.arm.name,
-                "seed": config.seed,
-                "gap_low": low,
-                "gap_high": high,
-                "gap_mass": base.mass(low, high) if low else 0.0,
-                "keep": task.arm.keep,
-                "kimg": step * config.batch / 1000,
-                "sampling_steps": grid,
-            }
-            rows.append(about | found)
+        last = step == steps[-1]
+        found = find(step, sigmas, folder / "samples.npz" if last else None)
+        of_whole = find(step, whole) if last else {}
+        extra = {f"whole_grid_{key}": of_whole.get(key) for key in COMPARED}
+        rows.append(about | {"kimg": step * config.batch / 1000} | found | extra)
     return rows
 
 
@@ -148,46 +159,37 @@ def judge(
     return row, report
 
 
-def read_samples(runs: pathlib.Path, arm: str, seed: int, grid: int) -> dict[str, np.ndarray]:
+def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     """What `measure` kept of the last checkpoint's samples.
 
     Returns:
       images [Q, H, W, C], distance and index [Q, 2] of the two nearest training images, memorized
       and memorized_without_noise [Q].
     """
-    with np.load(runs / f"{arm}-{seed}" / f"samples-{grid}.npz") as archive:
+    with np.load(runs / f"{arm}-{seed}" / "samples.npz") as archive:
         return dict(archive)
 
 
 class _Judged:
-    """Rows that were found before, by checkpoint and by how they were judged."""
+    """What was found before, by checkpoint and by how it was judged."""
 
     def __init__(self, path: pathlib.Path, judging: Judging):
         self._path = path
         self._how = [judging.samples, judging.method, judging.inception]
         lines = path.read_text().splitlines() if path.exists() else []
-        self._rows = {_name(line["at"]): line["row"] for line in map(json.loads, lines)}
+        self._found = {json.dumps(line["at"]): line["found"] for line in map(json.loads, lines)}
 
-    def get(self, step, grid):
-        return self._rows.get(_name([step, grid, *self._how]))
+    def get(self, step, sigmas):
+        return self._found.get(json.dumps(self._at(step, sigmas)))
 
-    def put(self, step, grid, row):
+    def put(self, step, sigmas, found):
+        at = self._at(step, sigmas)
+        self._found[json.dumps(at)] = found
         with self._path.open("a") as file:
-            file.write(json.dumps({"at": [step, grid, *self._how], "row": row}) + "\n")
+            file.write(json.dumps({"at": at, "found": found}) + "\n")
 
-
-def _name(at):
-    return json.dumps(at)
-
-
-def _bind(folder, step):
-    denoiser, params, shape = train.load(folder, step)
-    return denoiser.bind(params), shape
-
-
-def _generate(denoiser, shape, judging, grid):
-    sigmas = schedules.edm_grid(grid)
-    return sample.generate(denoiser, range(judging.samples), shape, sigmas, method=judging.method)
+    def _at(self, step, sigmas):
+        return [step, *self._how, np.asarray(sigmas).tolist()]
 
 
 def _save_samples(path, images, report):

@@ -12,22 +12,23 @@ __all__ = ["early_stopping", "summarize"]
 
 
 def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Mean and standard error over the seeds of the columns `keys`, for each arm, kimg and grid.
+    """Mean and standard error over the seeds of the columns `keys`, for each arm and kimg.
 
     Returns:
       Rows in the order of their first appearance, with seeds (a count), KEY and KEY_error, which is
-      None for a single seed.
+      None for a single seed; both are None where a row lacks the value.
     """
     groups = collections.defaultdict(list)
     for row in rows:
-        groups[row["arm"], row["kimg"], row["sampling_steps"]].append(row)
+        groups[row["arm"], row["kimg"]].append(row)
     summary = []
-    for (arm, kimg, grid), members in groups.items():
-        line = {"arm": arm, "kimg": kimg, "sampling_steps": grid, "seeds": len(members)}
+    for (arm, kimg), members in groups.items():
+        line = {"arm": arm, "kimg": kimg, "seeds": len(members)}
         for key in keys:
-            values = np.array([member[key] for member in members], float)
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-            line |= {key: float(values.mean()), f"{key}_error": error}
+            values = [member[key] for member in members]
+            known = None not in values
+            error = np.std(values, ddof=1) / np.sqrt(len(values)) if known and values[1:] else None
+            line |= {key: float(np.mean(values)) if known else None, f"{key}_error": error}
         summary.append(line)
     return summary
 
@@ -44,11 +45,10 @@ def early_stopping(
       frechet, without_noise: of the arm at its end, means over the seeds; baseline_frechet,
       baseline_without_noise: of the baseline's checkpoints, None if a seed has none as good.
     """
-    grid = rows[0]["sampling_steps"]
     pairs = []
     for seed in dict.fromkeys(row["seed"] for row in rows):
         mine, other = (
-            [r for r in rows if (r["arm"], r["seed"], r["sampling_steps"]) == (name, seed, grid)]
+            [row for row in rows if (row["arm"], row["seed"]) == (name, seed)]
             for name in (arm, baseline)
         )
         end = max(mine, key=lambda row: row["kimg"])

@@ -54,7 +54,7 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-      rows: one for each arm, seed, checkpoint and sampling grid.
+      rows: one for each arm, seed and checkpoint.
       prediction: of the upper edges in prediction.csv.
       folder: where the files are.
     """
@@ -103,8 +103,7 @@ def run(config: Config) -> Result:
         zone = zones[preset.thresholds[-1]]
         figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(rows))}
         if rows:
-            along = [r for r in rows if r["sampling_steps"] == preset.judging.steps[0]]
-            figures["frontier"] = training_plot.frontier(along)
+            figures["frontier"] = training_plot.frontier(rows)
         for name, figure in figures.items():
             for path in style.save(figure, folder, name):
                 print(f"wrote {path}")
@@ -151,13 +150,8 @@ def _predict(dataset, samples):
 
 
 def _ends(rows):
-    """The last checkpoint of each run, on the first grid."""
-    first = rows[0]["sampling_steps"] if rows else None
-    last = {}
-    for row in rows:
-        if row["sampling_steps"] == first:
-            last[row["arm"], row["seed"]] = row
-    return list(last.values())
+    """The last checkpoint of each run."""
+    return list({(row["arm"], row["seed"]): row for row in rows}.values())
 
 
 if __name__ == "__main__":

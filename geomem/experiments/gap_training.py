@@ -25,7 +25,7 @@ from geomem.plots import training as training_plot
 
 __all__ = ["PRESETS", "Config", "Result", "make_arms", "run"]
 
-_SHOWN = ("memorized", "without_noise", "residual_noise", "frechet")
+_WHOLE = tuple(f"whole_grid_{key}" for key in arms.COMPARED)
 _SMALLEST = 0.02  # where the far control starts: levels below give samples their last polish
 
 
@@ -60,7 +60,7 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-      rows: one for each arm, seed, checkpoint and sampling grid.
+      rows: one for each arm, seed and checkpoint.
       summary: means over the seeds.
       folder: where the files are.
     """
@@ -88,16 +88,16 @@ def run(config: Config) -> Result:
     with phases("arms"):
         rows = gaps.measure_arms(config, preset, chosen, folder)
     with phases("files"):
-        summary = arms_table.summarize(rows, *_SHOWN)
+        summary = arms_table.summarize(rows, *arms.COMPARED, *_WHOLE)
         record.write_rows(folder / "results.csv", rows)
         record.write_rows(folder / "summary.csv", summary)
         compared = _compare(folder, chosen, preset, rows)
         record.write_json(folder / "comparisons.json", compared)
-        for path in _draw(folder, rows, chosen, preset, dataset):
+        for path in _draw(folder, rows, chosen, dataset):
             print(f"wrote {path}")
     about = gaps.facts(preset, chosen, dataset)
     record.write_run(folder, config, phases, **about, seeds=preset.seeds)
-    _print(summary, compared)
+    _print(summary)
     return Result(rows, summary, folder)
 
 
@@ -153,7 +153,7 @@ def _compare(folder, chosen, preset, rows):
         flags = [
             np.concatenate(
                 [
-                    arms.read_samples(folder / "runs", name, seed, preset.judging.steps[0])[kind]
+                    arms.read_samples(folder / "runs", name, seed)[kind]
                     for seed in range(preset.seeds)
                 ]
             )
@@ -171,13 +171,11 @@ def _compare(folder, chosen, preset, rows):
     return comparisons
 
 
-def _draw(folder, rows, chosen, preset, dataset):
-    first = preset.judging.steps[0]
-    along = [row for row in rows if row["sampling_steps"] == first]
-    paths = style.save(training_plot.along_training(along), folder, "training")
-    paths += style.save(training_plot.frontier(along), folder, "frontier")
+def _draw(folder, rows, chosen, dataset):
+    paths = style.save(training_plot.along_training(rows), folder, "training")
+    paths += style.save(training_plot.frontier(rows), folder, "frontier")
     for arm in chosen:
-        found = arms.read_samples(folder / "runs", arm.name, 0, first)
+        found = arms.read_samples(folder / "runs", arm.name, 0)
         images, index = found["images"][:32], found["index"][:32, 0]
         path = folder / f"samples_{arm.name}.png"
         # Eight to a row, and beneath each row of samples their nearest training images.
@@ -191,13 +189,16 @@ def _draw(folder, rows, chosen, preset, dataset):
     return paths
 
 
-def _print(summary, compared):
-    print(f"\n{'arm':<18}{'kimg':>7}{'grid':>6}  memorized      noise removed  noise   Frechet")
-    last = {line["arm"]: line["kimg"] for line in summary}
-    for line in summary:
-        if line["kimg"] == last[line["arm"]]:
-            cells = "  ".join(f"{line[key]:.2f}{_error(line[f'{key}_error'])}" for key in _SHOWN)
-            print(f"{line['arm']:<18}{line['kimg']:>7.0f}{line['sampling_steps']:>6}  {cells}")
+def _print(summary):
+    last = {line["arm"]: line for line in summary}.values()
+    head = (
+        f"{'arm':<18}{'memorized':<15}{'noise removed':<15}{'left-over noise':<17}Frechet distance"
+    )
+    for title, keys in (("", arms.COMPARED), ("with the levels inside the gap", _WHOLE)):
+        print(f"\n{title}\n{head}" if title else f"\n{head}")
+        for line in last:
+            cells = [f"{line[key]:.2f}{_error(line[f'{key}_error'])}" for key in keys]
+            print(f"{line['arm']:<18}{cells[0]:<15}{cells[1]:<15}{cells[2]:<17}{cells[3]}")
 
 
 def _error(value):

@@ -37,6 +37,7 @@ class Config:
       sigma_min: last positive noise level.
       sigma_max: first noise level.
       rho: crowding of the levels towards sigma_min.
+      over_gap: step over the noise levels that a gap left out of the run's training.
       churn: noise renewed over the trajectory (EDM's S_churn); 0 is deterministic.
       batch_size: images at a time; the images do not depend on it.
     """
@@ -53,6 +54,7 @@ class Config:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    over_gap: bool = True
     churn: float = 0.0
     batch_size: int = 256
 
@@ -76,6 +78,8 @@ def run(config: Config) -> Result:
         raise ValueError(f"count: {config.count}, wanted 1 or more")
     sigmas = schedules.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     denoiser, params, image_shape = _load(config)
+    if config.run and config.over_gap:
+        sigmas = train.sampling_grid(config.run, sigmas)
     seeds = np.arange(config.seed, config.seed + config.count)
     images = sample.generate(
         denoiser.bind(params),

@@ -16,6 +16,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
@@ -120,6 +121,16 @@ def load(
     return denoiser, found[1].ema if average else found[1].params, shape
 
 
+def sampling_grid(run: paths.AnyPath, sigmas: np.ndarray) -> np.ndarray:
+    """A grid of noise levels [S + 1] that steps over the gap the run was trained with, if any.
+
+    Raises:
+      ValueError: not a run folder.
+    """
+    _, recipe = train_config.build(checkpoints.read_facts(run))
+    return schedules.over_gaps(sigmas, recipe.schedule)
+
+
 def _train(this, update, state, images, step):
     """The loop: dispatch, log, save, until the end or a signal. Returns (last step, images/s)."""
     config, chief = this.config, jax.process_index() == 0
@@ -179,7 +190,8 @@ def _save(this, state, step, draw):
     host = train.unreplicate(state)
     this.saved.save(step, host)
     if draw and this.config.samples:
-        seeds, grid = range(this.config.samples), schedules.edm_grid(18)
+        seeds = range(this.config.samples)
+        grid = schedules.over_gaps(schedules.edm_grid(18), this.recipe.schedule)
         images = sample.generate(this.denoiser.bind(host.ema), seeds, this.image_shape, grid)
         record.write_image_grid(this.folder / f"samples_{step:07d}.png", sample.to_uint8(images))
 

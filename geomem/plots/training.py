@@ -19,7 +19,7 @@ def along_training(rows: Sequence[Mapping[str, Any]]):
     """Figure 4: memorized fraction (dashed: after noise removal) and quality against training.
 
     Args:
-      rows: of results.csv for one sampling grid: arm, seed, kimg, memorized, without_noise,
+      rows: of results.csv: arm, seed, kimg, memorized, without_noise,
         frechet, features.
 
     Returns:

@@ -128,6 +128,27 @@ def test_edm_grid_is_the_papers():
     assert np.ptp(np.diff(np.log(schedules.log_grid(10)[:-1]))) < 1e-12
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_sampling_grids_step_over_gaps(name):
+    schedule, intervals = CASES[name]
+    empty = [(low, high) for low, high, keep in intervals if keep == 0]
+    assert schedule.gaps == tuple(empty)
+    grid = schedules.edm_grid(18)
+    over = schedules.over_gaps(grid, schedule)
+    assert (np.diff(over) < 0).all()
+    assert (over[0], over[-1]) == (80, 0)
+    crossed = [(low, high) for low, high in empty if high < 80 and low > 0.002]
+    for low, high in crossed:
+        assert {low, high} <= set(over)
+    inside = np.any([(grid > low) & (grid < high) for low, high in crossed], axis=0)
+    assert set(over) == set(grid[~inside] if crossed else grid) | set(itertools.chain(*crossed))
+
+
+def test_neighbouring_gaps_are_one():
+    schedule = schedules.gap(schedules.gap(BASE, 0.1, 0.2), 0.2, 3.0)
+    assert schedule.gaps == ((0.1, 3.0),)
+
+
 def test_zone_files(tmp_path):
     path = tmp_path / "zone.json"
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))

@@ -29,7 +29,7 @@ TINY = dataclasses.replace(
     log_every=20,
     checkpoint_every=20,
 )
-JUDGING = Judging(samples=16, steps=(4, 3))
+JUDGING = Judging(samples=16, steps=6)
 PRESET = gaps.Preset(TINY, JUDGING, 1, (0.8, 0.5))
 ARMS = ("baseline", "zone-0.5")
 
@@ -63,13 +63,14 @@ def test_gap_training_rows_and_files(found):
     result = found[1]
     with (result.folder / "results.csv").open() as file:
         table = list(csv.DictReader(file))
-    # Two arms; checkpoints at steps 20 and 40; the last one on both grids.
-    assert len(table) == len(result.rows) == 2 * 3
-    assert {(row["kimg"], row["sampling_steps"]) for row in table} == {
-        ("1.28", "4"),
-        ("2.56", "4"),
-        ("2.56", "3"),
-    }
+    # Two arms; checkpoints at steps 20 and 40; the last one also with the levels inside the gap.
+    assert [(row["arm"], row["kimg"]) for row in table] == [
+        (arm, kimg) for arm in ARMS for kimg in ("1.28", "2.56")
+    ]
+    assert [row["whole_grid_frechet"] == "" for row in table] == [True, False] * 2
+    (baseline, gap) = (row for row in result.rows if row["kimg"] == 2.56)
+    assert baseline["whole_grid_frechet"] == baseline["frechet"]
+    assert gap["whole_grid_frechet"] != gap["frechet"]
     for row in result.rows:
         assert row["memorized_low"] <= row["memorized"] <= row["memorized_high"]
         assert row["frechet"] > 0
@@ -101,17 +102,19 @@ def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
 
 def test_summaries_are_means_with_standard_errors():
     rows = [
-        {"arm": "a", "kimg": 1.0, "sampling_steps": 4, "memorized": value} for value in (0.1, 0.5)
+        {"arm": "a", "kimg": 1.0, "memorized": value, "late": late}
+        for value, late in ((0.1, None), (0.5, 1.0))
     ]
-    (line,) = arms_table.summarize(rows, "memorized")
+    (line,) = arms_table.summarize(rows, "memorized", "late")
     assert line["memorized"] == pytest.approx(0.3)
     assert line["memorized_error"] == pytest.approx(0.2)  # std 0.2828 / sqrt(2)
     assert line["seeds"] == 2
+    assert line["late"] is None is line["late_error"]
 
 
 def test_early_stopping_takes_the_least_memorized_checkpoint_that_is_as_good():
     def row(arm, kimg, frechet, memorized):
-        keys = {"seed": 0, "sampling_steps": 4, "without_noise": memorized}
+        keys = {"seed": 0, "without_noise": memorized}
         return {"arm": arm, "kimg": kimg, "frechet": frechet, **keys}
 
     rows = [
