@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import scipy.special
 from geomem import paths
 
 __all__ = [
+    "Levels",
     "Schedule",
     "dummy",
     "edm_grid",
@@ -33,6 +35,37 @@ __all__ = [
 ]
 
 _LEAST_MASS = 0.01
+_PIECES = 8  # more than most schedules have, so that their arrays have one shape
+
+
+class Levels(NamedTuple):
+    """A `Schedule` as float32 arrays, [P] for P pieces of the line; a pytree.
+
+    Attributes:
+      mean: of ln sigma.
+      log_mass: of each piece, -inf if it is never drawn.
+      near, span: the standard normal's distribution function at the piece's outer end, seen from
+        the tail that it lies in, and its growth from there to the inner end.
+      scale: standard deviation of ln sigma, negative in the right tail.
+      low, high: the piece's edges.
+    """
+
+    mean: jax.Array
+    log_mass: jax.Array
+    near: jax.Array
+    span: jax.Array
+    scale: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        """As `Schedule.sample`."""
+        key_piece, key_place = jax.random.split(key)
+        piece = jax.random.categorical(key_piece, self.log_mass, shape=shape)
+        place = 1 - jax.random.uniform(key_place, shape)  # in (0, 1]: the tail's end is excluded
+        near, span, scale, low, high = (jnp.asarray(field)[piece] for field in self[2:])
+        z = jax.scipy.special.ndtri(near + place * span)
+        return jnp.clip(jnp.exp(self.mean + scale * z), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +100,25 @@ class Schedule:
         Returns:
           float32 [*shape], positive; never inside an interval of weight 0.
         """
+        return self.levels().sample(key, shape)
+
+    def levels(self) -> Levels:
+        """The distribution as arrays, so that one program can serve many schedules."""
         low, high, weight = self._pieces()
         right = low >= math.exp(self.mean)  # mirrored: z -> -z turns a right tail into a left one
         near = scipy.special.ndtr(np.where(right, -self._z(high), self._z(low)))
         far = scipy.special.ndtr(np.where(right, -self._z(low), self._z(high)))
         with np.errstate(divide="ignore"):
             log_mass = np.log(weight * (far - near))
-
-        key_piece, key_place = jax.random.split(key)
-        piece = jax.random.categorical(key_piece, jnp.asarray(log_mass, jnp.float32), shape=shape)
-        place = 1 - jax.random.uniform(key_place, shape)  # in (0, 1]: the tail's end is excluded
-
-        def take(values):
-            return jnp.asarray(values, jnp.float32)[piece]
-
-        z = jax.scipy.special.ndtri(take(near) + place * take(far - near)) * take(1 - 2 * right)
-        return jnp.clip(
-            jnp.exp(self.mean + self.std * z), take(_rounded_up(low)), take(_rounded_down(high))
+        scale = np.where(right, -self.std, self.std)
+        empty = -len(low) % _PIECES  # pieces that are never drawn
+        columns = (log_mass, near, far - near, scale, _rounded_up(low), _rounded_down(high))
+        fills = (-np.inf, 0, 0, 0, 0, 0)
+        padded = (
+            np.pad(np.float32(column), (0, empty), constant_values=fill)
+            for column, fill in zip(columns, fills, strict=True)
         )
+        return Levels(np.float32(self.mean), *padded)
 
     def log_density(self, sigma: jax.Array) -> jax.Array:
         """ln p(sigma), a density in sigma: [...] -> [...]; -inf inside a gap of weight 0."""

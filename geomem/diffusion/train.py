@@ -132,6 +132,7 @@ def loss(
     keys: jax.Array,
     images: Images,
     recipe: Recipe,
+    levels: schedules.Levels | None = None,
 ) -> jax.Array:
     """EDM's loss, (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma z; sigma) - x|^2 with s = sigma_data.
 
@@ -141,13 +142,14 @@ def loss(
       keys: typed PRNG keys [B], one per image.
       images: the training set that x is drawn from, with replacement.
       recipe: gives the distribution of sigma and the augmentation.
+      levels: recipe.schedule.levels(), where they are arguments of a compiled program.
 
     Returns:
       float32 scalar: the sum over pixels, the mean over the batch.
     """
-    clean, noise, sigma, labels, dropout_keys = jax.vmap(
-        functools.partial(_draw, images=images, recipe=recipe)
-    )(keys)
+    levels = recipe.schedule.levels() if levels is None else levels
+    draw = functools.partial(_draw, images=images, recipe=recipe, levels=levels)
+    clean, noise, sigma, labels, dropout_keys = jax.vmap(draw)(keys)
     noisy = clean + sigma[:, None, None, None] * noise
     denoised = denoiser(params, noisy, sigma, labels, dropout_keys)
     weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
@@ -176,28 +178,29 @@ def make_update(
     if recipe.batch % count_devices:
         raise ValueError(f"batch: {recipe.batch}, wanted a multiple of the {count_devices} devices")
     step = functools.partial(_step, denoiser, recipe, recipe.batch // count_devices)
-    # The seed is an argument of the program, so that runs of other seeds find it in a cache.
+    # Arguments of the program, so that runs of other seeds and schedules find it in a cache.
     seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
+    levels = recipe.schedule.levels()
 
-    def steps(state, images, seed, count):
+    def steps(state, images, seed, levels, count):
         if count == 1:
-            return step(state, images, seed)
+            return step(state, images, seed, levels)
         scanned = jax.lax.scan(
-            lambda state, _: (step(state, images, seed), None), state, length=count
+            lambda state, _: (step(state, images, seed, levels), None), state, length=count
         )
         return scanned[0]
 
     mapped = jax.pmap(
         steps,
         axis_name="data",
-        in_axes=(0, 0, None),
+        in_axes=(0, 0, None, None),
         devices=devices,
-        static_broadcasted_argnums=3,
+        static_broadcasted_argnums=4,
         donate_argnums=0,
     )
 
     def update(state, images, count):
-        state = mapped(state, images, seed, count)
+        state = mapped(state, images, seed, levels, count)
         # A CPU's virtual devices share few threads: steps queued ahead can starve an all-reduce
         # until XLA ends the process.
         return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
@@ -223,13 +226,13 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
 
-def _step(denoiser, recipe, device_batch, state, images, seed):
+def _step(denoiser, recipe, device_batch, state, images, seed, levels):
     """One step on one device of the axis "data"; seed: the data of the recipe's key."""
     key = jax.random.wrap_key_data(seed)
     step_key = jax.random.fold_in(key, state.step + 1)  # 0 was for init
     index = jax.lax.axis_index("data") * device_batch + jnp.arange(device_batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
-    value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe)
+    value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe, levels)
     value, grads = jax.lax.pmean((value, grads), "data")
     # As EDM does: one bad gradient value must not end the run (a bad loss does, in the loop).
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
@@ -247,11 +250,11 @@ def _step(denoiser, recipe, device_batch, state, images, seed):
     )
 
 
-def _draw(key, images, recipe):
+def _draw(key, images, recipe, levels):
     """One training example: clean and unit-noise images, sigma, labels and a key for dropout."""
     keys = iter(jax.random.split(key, 6))
     shape = images.mean.shape
-    sigma = recipe.schedule.sample(next(keys))
+    sigma = levels.sample(next(keys))
     place = jax.random.randint(next(keys), (), 0, len(images.pixels))
     clean = _to_unit_interval(images.pixels[place])
     noise_key, dummy_key, augment_key, dropout_key = keys

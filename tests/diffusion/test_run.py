@@ -110,6 +110,21 @@ def test_samples_come_from_the_average_and_one_seed_each(finished, tmp_path):
     assert np.abs(raw.images - result.images).max() > 1e-3
 
 
+def test_samples_step_over_the_gap_of_their_training(finished, tmp_path):
+    run = tmp_path / "gap"
+    shutil.copytree(finished, run)
+    facts = json.loads((run / "config.json").read_text())
+    facts["config"] |= {"schedule": "gap", "gap": [0.3, 1.5]}
+    (run / "config.json").write_text(json.dumps(facts))
+    config = sample.Config(run=str(run), out=str(tmp_path / "a"), count=2, steps=5)
+    over, whole = (
+        sample.run(dataclasses.replace(config, over_gap=o)).images for o in (True, False)
+    )
+    assert np.abs(over - whole).max() > 1e-3
+    without = sample.run(dataclasses.replace(config, run=str(finished))).images
+    np.testing.assert_allclose(whole, without, atol=1e-4)
+
+
 def test_published_weights_are_sampled(tmp_path):
     config = sample.Config(
         weights=str(DATA / "songunet_gray8.npz"), out=str(tmp_path / "b.npz"), count=2, steps=3
@@ -119,7 +134,7 @@ def test_published_weights_are_sampled(tmp_path):
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "copy")
-    monkeypatch.setattr(steps, "loss", lambda d, p, k, i, r: np.nan * p["map_layer0"]["bias"].sum())
+    monkeypatch.setattr(steps, "loss", lambda d, p, *rest: np.nan * p["map_layer0"]["bias"].sum())
     with pytest.raises(ValueError, match="loss: nan by step 24, wanted a finite one"):
         train.run(_config(folder, kimg=1, checkpoint_every=4))
     ours, theirs = train.load(folder)[1], train.load(finished)[1]

@@ -118,6 +118,18 @@ def test_dummy_draws_like_its_base_and_marks_the_interval():
     assert not BASE.is_dummy(draws).any()
 
 
+def test_schedules_share_one_program(count_compilations):
+    sample = jax.jit(lambda levels, key: levels.sample(key, (4,)))
+    key = jax.random.key(0)
+    sample(BASE.levels(), key)
+    levels = [schedule.levels() for schedule, _ in CASES.values()]
+    with count_compilations() as compiled:
+        draws = [sample(each, key) for each in levels]
+    assert not compiled
+    for (schedule, _), drawn in zip(CASES.values(), draws, strict=True):
+        np.testing.assert_allclose(drawn, schedule.sample(key, (4,)), rtol=1e-6)
+
+
 def test_edm_grid_is_the_papers():
     grid = schedules.edm_grid(18)
     root = [80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18)]

@@ -165,7 +165,9 @@ def test_a_gradient_that_is_not_finite_does_not_end_the_run():
 
 def test_examples_are_uniform_draws_of_the_data_and_unit_noise():
     keys = jax.random.split(jax.random.key(1), 20_000)
-    clean, noise, sigma, labels, _ = jax.vmap(lambda key: train._draw(key, IMAGES, _recipe()))(keys)
+    clean, noise, sigma, labels, _ = jax.vmap(
+        lambda key: train._draw(key, IMAGES, _recipe(), _recipe().schedule.levels())
+    )(keys)
     flat, truth = np.asarray(clean).reshape(20_000, -1), (PIXELS / 127.5 - 1).reshape(20, -1)
     nearest = np.abs(flat[:, None, :8] - truth[None, :, :8]).sum(-1).argmin(1)
     np.testing.assert_allclose(flat, truth[nearest], atol=1e-6)
@@ -179,7 +181,9 @@ def test_examples_are_uniform_draws_of_the_data_and_unit_noise():
 def test_the_dummy_rule_replaces_images_inside_its_interval_only():
     recipe = train.Recipe(schedules.dummy(schedules.lognormal(), 0.2, 0.6), augment=0)
     keys = jax.random.split(jax.random.key(2), 20_000)
-    clean, _, sigma, _, _ = jax.vmap(lambda key: train._draw(key, IMAGES, recipe))(keys)
+    clean, _, sigma, _, _ = jax.vmap(
+        lambda key: train._draw(key, IMAGES, recipe, recipe.schedule.levels())
+    )(keys)
     truth = PIXELS / 127.5 - 1
     corner = np.abs(np.asarray(clean)[:, None, :2, :2] - truth[None, :, :2, :2]).max((2, 3, 4))
     real = corner.min(1) < 1e-6
