@@ -6,7 +6,10 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +76,15 @@ def _start(numbers, jobs, compiled):
             os.sched_setaffinity(0, mine)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
     jax.config.update("jax_compilation_cache_dir", compiled)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """Where the parent is killed, training on would only be in the way of the next start."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)  # a training saves a checkpoint
+    time.sleep(30)
+    os._exit(1)
 
 
 def _quietly(task):
