@@ -128,16 +128,27 @@ def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ..
 
 
 def make_variants(zone: danger_zone.Zone) -> list[Arm]:
-    """The zone's gap thinned, widened to small noise, and trained as if the data were EDM's."""
+    """The zone's gap thinned and widened, and three other trainings with and without it.
+
+    unscaled: as if the data had EDM's standard deviation; smooth: a noise embedding that the
+    network can interpolate in; wide: half as many channels again.
+    """
     edges = zone.low, zone.high
-    unscaled = (("sigma_data", 0.5), ("noise_mean", -1.2))
+    others = {
+        "unscaled": (("sigma_data", 0.5), ("noise_mean", -1.2)),
+        "smooth": (("embedding", "positional"),),
+        "wide": (("channels", 48),),
+    }
     return [
         Arm("zone", edges),
         Arm("zone-keep-0.1", edges, keep=0.1),
         Arm("zone-keep-0.3", edges, keep=0.3),
         Arm("zone-to-half", (zone.low / 2, zone.high)),
-        Arm("baseline-unscaled", changes=unscaled),
-        Arm("zone-unscaled", edges, changes=unscaled),
+        *(
+            Arm(f"{name}-{how}", gap, changes=changes)
+            for how, changes in others.items()
+            for name, gap in (("baseline", None), ("zone", edges))
+        ),
     ]
 
 

@@ -3,11 +3,16 @@
 import csv
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from geomem.diffusion import schedules
+from geomem.diffusion import checkpoints, schedules
 from geomem.experiments import (
     arms,
     arms_table,
@@ -98,6 +103,46 @@ def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
     assert [row["arm"] for row in rows] == [row["arm"] for row in found[1].rows]
     for row, other in zip(rows, found[1].rows, strict=True):
         assert row["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
+
+
+_SIDE_BY_SIDE = """
+import dataclasses, pathlib, sys
+from geomem.experiments import arms, train, workers
+
+config = dataclasses.replace(
+    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=1e6, log_every=5
+)
+config = dataclasses.replace(config, checkpoint_every=10**9)
+arm, folder = arms.Arm("a"), pathlib.Path(sys.argv[1])
+tasks = [arms.Task(arm, arm.configure(config, seed, folder), arms.Judging()) for seed in (0, 1)]
+workers.measure_all(tasks, 2)
+"""
+
+
+@pytest.mark.slow
+def test_runs_save_and_end_where_their_parent_is_killed(tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    with (tmp_path / "log").open("w") as log:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", _SIDE_BY_SIDE, str(tmp_path)], env=environment, stderr=log
+        )
+        _wait(lambda: len(list(tmp_path.glob("a-*/metrics.jsonl"))) == 2)
+        found = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True)
+        parent.kill()
+        parent.wait()
+    children = [pathlib.Path("/proc", child) for child in found.stdout.split()]
+    assert len(children) >= 2
+    _wait(lambda: not any(child.exists() for child in children))
+    for seed in (0, 1):
+        with checkpoints.Checkpoints(tmp_path / f"a-{seed}", read_only=True) as saved:
+            assert saved.steps()
+
+
+def _wait(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_summaries_are_means_with_standard_errors():
