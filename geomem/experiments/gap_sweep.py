@@ -83,11 +83,13 @@ def run(config: Config) -> Result:
     with phases("prediction"):
         predicted = _predict(dataset, preset.judging.samples)
     base = train_config.base_schedule(preset.train)
+    zone = zones[preset.thresholds[-1]]
     positions = make_positions(base, config.positions, config.masses)
+    variants = make_variants(zone)
     chosen = {
-        "all": [Arm("baseline"), *positions, *make_variants(zones[preset.thresholds[-1]])],
+        "all": [Arm("baseline"), *positions, *variants],
         "positions": [Arm("baseline"), *positions],
-        "variants": [Arm("baseline"), *make_variants(zones[preset.thresholds[-1]])],
+        "variants": [Arm("baseline"), *variants],
         "prediction": [],
     }[config.arms]
     with phases("arms"):
@@ -100,10 +102,13 @@ def run(config: Config) -> Result:
         )
         if rows:
             record.write_rows(folder / "results.csv", rows)
-        zone = zones[preset.thresholds[-1]]
-        figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(rows))}
-        if rows:
-            figures["frontier"] = training_plot.frontier(rows)
+        placed, varied = (
+            [row for row in rows if row["arm"] in ("baseline", *(arm.name for arm in group))]
+            for group in (positions, variants)
+        )
+        figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(placed))}
+        if varied:
+            figures["variants"] = training_plot.frontier(varied)
         for name, figure in figures.items():
             for path in style.save(figure, folder, name):
                 print(f"wrote {path}")

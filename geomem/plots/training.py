@@ -66,10 +66,10 @@ def frontier(rows: Sequence[Mapping[str, Any]]):
 
 
 def _looks():
-    return [
-        {"color": COLORS[color], "marker": marker}
-        for color, marker in zip(_ORDER, _MARKERS, strict=True)
-    ]
+    """Colors and markers that differ from arm to arm, 49 of them."""
+    for shift in range(len(_MARKERS)):
+        for i, color in enumerate(_ORDER):
+            yield {"color": COLORS[color], "marker": _MARKERS[(i + shift) % len(_MARKERS)]}
 
 
 def _by_arm(rows):
