@@ -95,6 +95,7 @@ def test_digest_sees_pixels_and_indices():
 
 def test_folder_of_images(folder):
     path, pixels = folder
+    (path / "cat" / "._001.png").write_text("what macOS adds to a zip")
     dataset = data.load(str(path), heldout=0.25, seed=1)
     assert (len(dataset.train_split), len(dataset.test_split)) == (9, 3)
     assert dataset.class_names == ("cat", "dog")

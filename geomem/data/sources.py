@@ -48,9 +48,13 @@ def open_source(
 
 
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """A folder's PNG and JPEG files, subfolders included, in the order of their indices."""
+    """A folder's PNG and JPEG files, subfolders included, in the order of their indices.
+
+    Hidden files are left out: macOS writes a "._cat.png", no image, beside a zip's "cat.png".
+    """
     paths = pathlib.Path(folder).expanduser().rglob("*")
-    return sorted(path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES)
+    images = (path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES)
+    return sorted(path for path in images if not path.name.startswith("."))
 
 
 def _from_array(pixels, labels=None):

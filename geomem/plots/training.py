@@ -16,7 +16,7 @@ _MARKERS = "osDv^<>"
 
 
 def along_training(rows: Sequence[Mapping[str, Any]]):
-    """Figure 4: memorized fraction (dashed: after noise removal) and quality against training.
+    """Figure 4: memorized fraction (dotted: after noise removal) and quality against training.
 
     Args:
       rows: of results.csv: arm, seed, kimg, memorized, without_noise,
