@@ -248,7 +248,7 @@ def _memorization_rows(config, peak):
 def peak_growth(f: Callable[[], object]) -> int | None:
     """By how many bytes the process's resident memory peaks above now during f(); Linux only."""
     try:
-        # Memory that earlier calls have freed, but the process still holds would hide growth.
+        # Memory that earlier calls have freed, but the process still holds, would hide growth.
         ctypes.CDLL(None).malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
