@@ -33,7 +33,7 @@ __all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
 
 _CLOSE = 1e-2  # below this fraction of ||x||^2 + ||y||^2 a squared distance is recomputed
 _CLOSE_COUNT = 4  # recomputed at once, for each row
-_NEAREST_COUNT = 8
+_NEAREST_COUNT = 8  # candidates of a pass, at least
 _SAFETY = 4  # the largest screening error of all points over that of the candidates
 
 
@@ -158,7 +158,9 @@ class _NearestSearch:
         )
 
     def nothing(self, origin, state):
-        return no_leaders(len(state.queries), min(max(_NEAREST_COUNT, self.count), self.total))
+        # Twice those wanted: with as many, no pass could rule the other points out.
+        count = min(max(_NEAREST_COUNT, 2 * self.count), self.total)
+        return no_leaders(len(state.queries), count)
 
     def update(self, origin, state):
         narrow = (2 * (state.queries - origin)).astype(jnp.bfloat16)

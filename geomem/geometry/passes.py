@@ -25,7 +25,7 @@ from geomem.geometry.placement import Points, Stream
 
 __all__ = ["Pass", "Search", "run"]
 
-_STREAM_QUERIES = 4096  # queries for each reading of a stream
+_STREAM_QUERIES = 4096  # at most, for each reading of a stream
 
 
 class Pass(Protocol):
@@ -100,7 +100,7 @@ def run(
         raise ValueError("points: a stream inside of a JAX transformation, wanted outside")
     context = points.centre() if context is None else context
     total = len(jax.tree.leaves(queries)[0])
-    size = min(_STREAM_QUERIES, total)
+    size = -(-total // -(-total // _STREAM_QUERIES))
     found = []
     for start in range(0, total, size):
         # The last block is filled up, so that there is one shape, one compilation.

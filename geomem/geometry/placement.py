@@ -28,7 +28,7 @@ from geomem.geometry.streams import Stream
 
 __all__ = ["Points", "Stream", "as_points", "place", "shard", "stream"]
 
-_STEP_BYTES = 2**26  # of a stream, read and sent to a device at once
+_STEP_BYTES = 2**25  # of a stream, read and sent at once; malloc hands such memory out again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def stream(points: Any, mesh: Mesh | None = None, *, step: int | None = None) ->
       points: as in `shard`; typically the path of an `.npy` file, or a `data.Split`.
       mesh: of one axis; default all devices. Each device works through its own part of the points,
         which the process that it belongs to reads.
-      step: rows that are sent to a device at once, by default 64 MB of them.
+      step: rows that are sent to a device at once, by default 32 MB of them.
 
     Returns:
       Stream, for any function of the geometry in the place of an array [N, d], outside of `jit`.

@@ -68,11 +68,9 @@ class Stream:
 
     def _filled(self, first, stop):
         """The next rows before `stop`, filled up to the length of a step."""
-        rows = np.zeros((1, self._step, self._rows.dim), self._rows.dtype)
-        stop = min(first + self._step, stop)
-        if first < stop:
-            rows[0, : stop - first] = self._rows.read(slice(first, stop))
-        return rows
+        rows = self._rows.read(slice(min(first, stop), min(first + self._step, stop)))
+        missing = self._step - len(rows)
+        return (np.pad(rows, ((0, missing), (0, 0))) if missing else rows)[None]
 
     def candidates(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[jax.Array, jax.Array]]:
         """(rows [D, ..., d], whether they are that device's [D, ...]) of `blocks` of indices [...].

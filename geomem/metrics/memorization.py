@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from geomem.geometry import distances
+from geomem.geometry import distances, placement
 from geomem.metrics.rates import Comparison, Rate, compare, rate
 from geomem.metrics.residual_noise import fit_spectrum, ratio_without_noise, residual_noise
 
@@ -36,6 +37,8 @@ __all__ = [
 _CANDIDATES = 8  # nearest by float32, decided in float64 where they are close
 _CLOSE = 1e-5  # relative; some ten times the error of a float32 distance
 _REDONE = 2**22  # float64 values at once (32 MB)
+_COPIED = 2**26  # bytes; more images than that are not copied as a whole
+_ADAPTIVE = 50  # neighbours in the mean
 
 
 class Memorization(NamedTuple):
@@ -116,32 +119,21 @@ def neighbours(
       distinct: whether copies of the nearest training image are passed over.
 
     Returns:
-      Memorization. Beyond the data the memory is that of a chunk (and of the different training
-      images, where copies have to be passed over).
+      Memorization. Beyond the data the memory is that of chunks, as NumPy arrays are sent to the
+      device piece by piece (and of the different training images, where copies are passed over).
 
     Raises:
       ValueError: shapes that differ, values that are not floats or not finite, too few images.
 
     Source: paper, "memorized sample"; Gu et al. 2023.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold: {threshold:g}, wanted in (0, 1]")
-    samples, train = _checked_pair(samples, train, embed)
-    distance, index = _two_nearest(samples, train, threshold)
-    if distinct and (distance[:, 0] == distance[:, 1]).any():
-        kept = _first_of_each(train)
-        if len(kept) < 2:
-            raise ValueError(f"train: {len(train)} copies of one image, wanted 2 different ones")
-        if len(kept) < len(train):
-            distance, index = _two_nearest(samples, train[kept], threshold)
-            index = kept[index]
-    first, second = distance.T
-    ratio = np.divide(first, second, out=np.ones_like(first), where=second > 0)
-    return Memorization(distance, index, ratio, first < threshold * second)
+    samples, train = _checked(samples, train, embed, threshold)
+    found = _search(samples, train, _CANDIDATES)
+    return _judged(samples, train, found, threshold, distinct)
 
 
 def adaptive_score(
-    samples: jax.Array, train: jax.Array, *, alpha: float = 0.5, count: int = 50
+    samples: jax.Array, train: jax.Array, *, alpha: float = 0.5, count: int = _ADAPTIVE
 ) -> np.ndarray:
     """Carlini et al.'s adaptive l2 distance, d1 / (alpha mean(d1..dn)), n = min(count, N).
 
@@ -158,11 +150,8 @@ def adaptive_score(
 
     Source: Carlini et al. 2023 (arXiv 2301.13188), CIFAR-10 with alpha 0.5, n 50.
     """
-    samples, train = _checked_pair(samples, train, None)
-    found = np.float64(_search(samples, train, min(count, len(train))).distance)
-    mean = found.mean(axis=1)
-    relative = np.divide(found[:, 0], mean, out=np.ones_like(mean), where=mean > 0)
-    return relative / alpha
+    samples, train = _checked(samples, train)
+    return _adaptive(_search(samples, train, count), alpha)
 
 
 def report(
@@ -195,12 +184,13 @@ def report(
     dim = int(np.prod(np.shape(train)[1:]))
     spectrum = fit_spectrum(heldout)
     noise = residual_noise(samples, spectrum), residual_noise(heldout, spectrum)
-    found = [
-        neighbours(images, train, threshold=threshold, distinct=distinct)
-        for images in (samples, heldout)
-    ]
+    found, scores = [], []
+    for images in (samples, heldout):
+        images, train = _checked(images, train, threshold=threshold)
+        nearest = _search(images, train, _ADAPTIVE)
+        found.append(_judged(images, train, nearest, threshold, distinct))
+        scores.append(_adaptive(nearest))
     ratios = [ratio_without_noise(f, n, dim) for f, n in zip(found, noise, strict=True)]
-    scores = [adaptive_score(images, train) for images in (samples, heldout)]
     pairs = (
         (f.memorized, r < threshold, s < adaptive_cutoff)
         for f, r, s in zip(found, ratios, scores, strict=True)
@@ -223,7 +213,9 @@ def report(
     )
 
 
-def _checked_pair(samples, train, embed):
+def _checked(samples, train, embed=None, threshold=1.0):
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: {threshold:g}, wanted in (0, 1]")
     for name, images in (("samples", samples), ("train", train)):
         if not np.issubdtype(images.dtype, np.floating):
             raise ValueError(f"{name}: {images.dtype} values, wanted floats in [-1, 1]")
@@ -236,28 +228,59 @@ def _checked_pair(samples, train, embed):
     if embed is not None:
         samples, train = embed(samples), embed(train)
     for name, images in (("samples", samples), ("train", train)):
-        if bad := int(jax.device_get(_bad_rows(images))):
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = images.sum(axis=tuple(range(1, images.ndim)), dtype=np.float32)
+        if bad := int((~np.isfinite(sums)).sum()):
             raise ValueError(f"{name}: {bad} of {len(images)} are not finite")
     return samples, train
 
 
-@jax.jit
-def _bad_rows(images):
-    sums = images.reshape(len(images), -1).sum(axis=1)
-    return (~jax.numpy.isfinite(sums)).sum()
+def _search(samples, train, count):
+    """The `count` nearest training images, or all: distances.Nearest."""
+    count = min(count, len(train))
+    if isinstance(train, np.ndarray) and samples.nbytes + train.nbytes > _COPIED:
+        # Of this process's devices one: the others may belong to other work.
+        train = placement.stream(train, Mesh(jax.local_devices()[:1], ("points",)))
+        samples = samples.reshape(len(samples), -1).astype(np.float32, copy=False)
+        return distances.nearest(samples, train, count)
+    return _search_resident(samples, train, count)
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _search(samples, train, count):
+def _search_resident(samples, train, count):
     # Flattened in here, where that copies nothing.
     samples, train = (a.reshape(len(a), -1).astype(np.float32) for a in (samples, train))
     return distances.nearest(samples, train, count)
 
 
-def _two_nearest(samples, train, threshold):
+def _judged(samples, train, found, threshold, distinct):
+    """Memorization, from the nearest `found`, three or more."""
+    distance, index = _two_nearest(samples, train, found, threshold)
+    first, second = distance.T
+    if distinct and (first == second).any():
+        kept = _first_of_each(train)
+        if len(kept) < 2:
+            raise ValueError(f"train: {len(train)} copies of one image, wanted 2 different ones")
+        if len(kept) < len(train):
+            train = train[kept]
+            found = _search(samples, train, _CANDIDATES)
+            different = _judged(samples, train, found, threshold, distinct=False)
+            return different._replace(index=kept[different.index])
+    ratio = np.divide(first, second, out=np.ones_like(first), where=second > 0)
+    return Memorization(distance, index, ratio, first < threshold * second)
+
+
+def _adaptive(found, alpha=0.5):
+    distance = np.float64(found.distance)
+    mean = distance.mean(axis=1)
+    relative = np.divide(distance[:, 0], mean, out=np.ones_like(mean), where=mean > 0)
+    return relative / alpha
+
+
+def _two_nearest(samples, train, found, threshold):
     """Distances [Q, 2] and indices, as if by float64."""
-    found = _search(samples, train, min(_CANDIDATES, len(train)))
-    distance, index = np.array(found.distance, np.float64), np.array(found.index)
+    distance, index = (np.array(a[:, :_CANDIDATES]) for a in found)
+    distance = np.float64(distance)
     first, second = distance[:, :2].T
     close = np.abs(first - threshold * second) <= 2 * _CLOSE * first
     gaps = np.diff(distance[:, :3], axis=1)

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
+from geomem.experiments import benchmark
 from geomem.geometry import distances, posterior
 from geomem.metrics import memorization
 
@@ -25,7 +26,9 @@ def near_the_threshold(rng, points, count, spread, ratio=1 / 3):
     return np.float32(p + ratios / (1 + ratios) * (q - p))
 
 
-def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng):
+@pytest.mark.parametrize("copied", [0, memorization._COPIED])
+def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, monkeypatch, copied):
+    monkeypatch.setattr(memorization, "_COPIED", copied)
     points = rng.standard_normal((300, 48)).astype(np.float32)
     queries = np.concatenate(
         [
@@ -50,6 +53,14 @@ def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng):
     assert 0.2 < near.mean() < 0.8
     single = distances.two_nearest(queries[:5000], points).distance
     assert (np.asarray(single[:, 0] < single[:, 1] / 3) != near).mean() > 0.01
+
+
+def test_images_in_host_memory_are_not_copied_as_a_whole(rng):
+    train = rng.random((32_768, 2048), np.float32)
+    samples = train[:8] + np.float32(1e-3)
+    assert memorization.neighbours(samples, train).memorized.all()  # compiles, too
+    grown = benchmark.peak_growth(lambda: memorization.neighbours(samples, train))
+    assert grown is None or grown < 0.5 * train.nbytes
 
 
 def test_a_copy_of_a_duplicate_is_a_copy():
@@ -107,6 +118,12 @@ def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_no
     assert found.without_noise_heldout.rate < 0.01
     assert found.noise_mean < 0.005
     assert 20 < found.copied <= 64
+    alone = memorization.neighbours(samples, train)
+    np.testing.assert_array_equal(found.found.index, alone.index)
+    np.testing.assert_array_equal(found.found.memorized, alone.memorized)
+    np.testing.assert_allclose(found.found.distance, alone.distance, rtol=2e-6)
+    score = memorization.adaptive_score(samples, train)
+    np.testing.assert_array_equal(found.adaptive_score, score)
     assert set(found.summary()) == set(found._fields[:9])
 
 
