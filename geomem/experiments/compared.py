@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_run",
     "rows",
+    "select",
     "train_preset",
 ]
 
@@ -103,13 +104,15 @@ def experiment(
     config: Config,
     measure: Callable[[Config, np.ndarray, Compared], Mapping[str, Rows]],
     figure: Callable,
+    sentence: Callable[..., str],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Measure each training run's denoisers; write tables, run.json and the figure.
+    """Measure each training run's denoisers; write tables, run.json, the figure; print a line.
 
     Args:
       config: what to compare.
       measure: (config, noise levels, compared) -> rows by name of table.
       figure: from the tables, as keyword arguments of these names, to a matplotlib Figure.
+      sentence: from those of one training run to what is printed of it.
 
     Returns:
       The columns of each table, by name; empty with `plot_only`.
@@ -140,7 +143,16 @@ def experiment(
     record.write_run(folder, config, phases, runs=facts)
     _draw(folder, figure, columns)
     print(f"wrote {', '.join(f'{name}.csv' for name in tables)} and run.json in {folder}")
+    for run in dict.fromkeys(next(iter(columns.values()))["run"]):
+        one = {name: select(table, run=run) for name, table in columns.items()}
+        print(f"{run}: {sentence(**one)}")
     return columns
+
+
+def select(table: Mapping[str, np.ndarray], **values: Any) -> dict[str, np.ndarray]:
+    """The rows of a table, by column, in which these columns have these values."""
+    kept = np.all([table[name] == value for name, value in values.items()], axis=0)
+    return {name: column[kept] for name, column in table.items()}
 
 
 def rows(sigmas: np.ndarray, labels: Mapping[str, Any], **columns: np.ndarray) -> Rows:
