@@ -39,7 +39,7 @@ _FEW = 200  # images, below which the report warns of its own numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(measured.CurveFlags):
     """Is training a diffusion model on this data risky, where, and what should be changed?
 
     Looks for copies, measures the danger zone and how it moves with the number of images, and how
@@ -47,38 +47,14 @@ class Config:
     zone.json, curves.csv, run.json and the figures.
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: tyro.conf.Positional[str] = dataclasses.field()  # no default
     """A folder of PNG/JPEG images, an .npy or .npz file, cifar10_sample, cifar10, digits,
     celeba_gray or tfds:NAME."""
-    heldout: float | str | None = None
-    """A fraction of the images, or other images; default: the test images, or a fifth."""
-    heldout_seed: int = 0
-    """Which images a held-out fraction takes."""
-    resize: int | None = None
-    """Crop a folder's images to a centre square and resize them to this side."""
-    num_train: int | None = None
-    """Number of training images, default all."""
-    num_heldout: int | None = None
-    """Number of held-out images, default all."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes, by name."""
-    subset_seed: int | None = None
-    """Seed of a random subset; default: the first images in canonical order."""
     duplicate_threshold: float = 1 / 3
     """Near-duplicates: closer than this fraction of the typical distance to a nearest neighbour."""
     max_noised: int | None = None
     """At most so many held-out images, and training images, are noised, at random; default 2,000,
     and fewer beyond 50,000 training images, so that the time grows no more."""
-    threshold: float = 0.8
-    """Both curves reach it inside the danger zone."""
-    num_sigmas: int = 32
-    """Number of noise levels, evenly spaced in their logarithm."""
-    sigma_min: float = 0.02
-    """Smallest noise level."""
-    sigma_max: float = 80.0
-    """Largest noise level."""
-    shell_c: float = 5.0
-    """Concentration c of the Gaussian shells."""
     growth: bool = True
     """Measure subsamples too: how the zone moves with the number of images."""
     seed: int = 0
@@ -106,10 +82,9 @@ def run(config: Config) -> Result:
       ValueError: unusable configuration or data, in one line.
     """
     sigmas = _check(config)
-    folder = record.make_folder(config.out)
-    phases = record.Phases()
+    folder, phases = record.make_folder(config.out), record.Phases()
     with phases("data"):
-        dataset = measured.load(config, count=config.num_train, heldout_count=config.num_heldout)
+        dataset = measured.load(config)
     with phases("duplicates"):
         copies = _scan(config, dataset)
         noised = config.max_noised or _noised(len(dataset.train_split))
@@ -164,12 +139,7 @@ def _check(config):
             raise ValueError(f"{name}: {getattr(config, name):g}, wanted between 0 and 1")
     if config.max_noised is not None and config.max_noised < 1:
         raise ValueError(f"max_noised: {config.max_noised}, wanted 1 or more")
-    if config.num_sigmas < 2:
-        raise ValueError(f"num_sigmas: {config.num_sigmas}, wanted 2 or more")
-    low, high = config.sigma_min, config.sigma_max
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
-    return np.geomspace(low, high, config.num_sigmas)
+    return measured.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
 
 
 def _noised(count):

@@ -19,7 +19,7 @@ import numpy as np
 
 from geomem.diffusion import checkpoints
 from geomem.diffusion.sample import Denoiser
-from geomem.experiments import record, train, train_config
+from geomem.experiments import measured, record, train, train_config
 from geomem.geometry import bounds, posterior
 from geomem.plots import style
 from geomem.plots.denoising import read_table
@@ -29,10 +29,10 @@ __all__ = [
     "Config",
     "Rows",
     "experiment",
-    "levels",
     "load",
     "load_run",
     "rows",
+    "select",
     "train_preset",
 ]
 
@@ -104,13 +104,15 @@ def experiment(
     config: Config,
     measure: Callable[[Config, np.ndarray, Compared], Mapping[str, Rows]],
     figure: Callable,
+    sentence: Callable[..., str],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Measure each training run's denoisers; write tables, run.json and the figure.
+    """Measure each training run's denoisers; write tables, run.json, the figure; print a line.
 
     Args:
       config: what to compare.
       measure: (config, noise levels, compared) -> rows by name of table.
       figure: from the tables, as keyword arguments of these names, to a matplotlib Figure.
+      sentence: from those of one training run to what is printed of it.
 
     Returns:
       The columns of each table, by name; empty with `plot_only`.
@@ -123,24 +125,34 @@ def experiment(
         folder = pathlib.Path(config.plot_only)
         _draw(folder, figure, {path.stem: read_table(path) for path in folder.glob("*.csv")})
         return {}
-    sigmas = levels(config)
+    sigmas = measured.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
+    sigmas = sigmas.astype(np.float32)
     folder, phases = record.make_folder(config.out), record.Phases()
     tables, facts = {}, []
     with phases("runs"):
         compared = list(load(config))
     for one in compared:
         with phases(one.run):
-            for name, measured in measure(config, sigmas, one).items():
+            for name, found in measure(config, sigmas, one).items():
                 labels = {"run": one.run, "train_images": len(one.train)}
-                tables.setdefault(name, []).extend(labels | row for row in measured)
+                tables.setdefault(name, []).extend(labels | row for row in found)
         facts.append(one.facts)
-    for name, measured in tables.items():
-        record.write_rows(folder / f"{name}.csv", measured)
+    for name, found in tables.items():
+        record.write_rows(folder / f"{name}.csv", found)
     columns = {name: read_table(folder / f"{name}.csv") for name in tables}
     record.write_run(folder, config, phases, runs=facts)
     _draw(folder, figure, columns)
     print(f"wrote {', '.join(f'{name}.csv' for name in tables)} and run.json in {folder}")
+    for run in dict.fromkeys(next(iter(columns.values()))["run"]):
+        one = {name: select(table, run=run) for name, table in columns.items()}
+        print(f"{run}: {sentence(**one)}")
     return columns
+
+
+def select(table: Mapping[str, np.ndarray], **values: Any) -> dict[str, np.ndarray]:
+    """The rows of a table, by column, in which these columns have these values."""
+    kept = np.all([table[name] == value for name, value in values.items()], axis=0)
+    return {name: column[kept] for name, column in table.items()}
 
 
 def rows(sigmas: np.ndarray, labels: Mapping[str, Any], **columns: np.ndarray) -> Rows:
@@ -148,20 +160,6 @@ def rows(sigmas: np.ndarray, labels: Mapping[str, Any], **columns: np.ndarray) -
     names = ["sigma", *columns]
     values = np.stack([sigmas, *columns.values()], axis=1).tolist()
     return [{**labels, **dict(zip(names, row, strict=True))} for row in values]
-
-
-def levels(config: Config) -> np.ndarray:
-    """The noise levels [S], float32, ascending.
-
-    Raises:
-      ValueError: fewer than two, or not 0 < sigma_min < sigma_max.
-    """
-    low, high = config.sigma_min, config.sigma_max
-    if config.num_sigmas < 2:
-        raise ValueError(f"num_sigmas: {config.num_sigmas}, wanted 2 or more")
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
-    return np.geomspace(low, high, config.num_sigmas).astype(np.float32)
 
 
 def load(config: Config) -> Iterator[Compared]:

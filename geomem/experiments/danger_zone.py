@@ -27,11 +27,11 @@ __all__ = ["Config", "Result", "run", "sigma_grid"]
 
 _PAPER_TRIALS, _PAPER_SUBSET, _PAPER_COVERAGE_DRAWS = 350, 1000, 10  # App. E.2
 _PAPER_BASE_POINTS, _PAPER_WEIGHT_DRAWS = 100, 400  # App. E.3
-_PAPER_SIGMAS = 40
+_PAPER_SIGMAS = 40, 0.002, 80.0  # number, smallest, largest
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(measured.CurveFlags):
     """Where does this data set make a diffusion model memorize? Figure 3 for any images.
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
@@ -41,44 +41,18 @@ class Config:
     EDM levels from 0.002 to 80.
     """
 
-    dataset: str = "cifar10_sample"
-    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
-    heldout: float | str | None = None
-    """A fraction of the images, or other images; default: the test images, or a fifth."""
-    heldout_seed: int = 0
-    """Which images a held-out fraction takes."""
-    resize: int | None = None
-    """Crop a folder's images to a centre square and resize them to this side."""
-    num_train: int | None = None
-    """Number of training images, default all."""
-    num_heldout: int | None = None
-    """Number of held-out images, default all."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes, by name."""
-    subset_seed: int | None = None
-    """Seed of a random subset; default: the first images in canonical order."""
     num_base: int | None = None
     """Number of training images that are noised for the max weight, default all."""
     sigmas: tuple[float, ...] = ()
     """Explicit noise levels, ascending; overrides the grid."""
     grid: Literal["log", "edm"] = "log"
     """Spacing of the noise levels: logarithmic, or EDM's power rho."""
-    num_sigmas: int = 32
-    """Number of noise levels."""
-    sigma_min: float = 0.02
-    """Smallest noise level."""
-    sigma_max: float = 80.0
-    """Largest noise level."""
     rho: float = 7.0
     """Exponent of the EDM grid."""
     draws_coverage: int = 8
     """Noise draws for each held-out image."""
     draws_weight: int = 4
     """Noise draws for each training image."""
-    shell_c: float = 5.0
-    """Concentration c of the Gaussian shells."""
-    threshold: float = 0.8
-    """Both curves reach it inside the danger zone."""
     band: Literal["low", "high"] | None = None
     """Look at the images' low or high spatial frequencies only."""
     radius: float = 4.0
@@ -118,19 +92,14 @@ def sigma_grid(config: Config) -> np.ndarray:
     if config.sigmas:
         return np.asarray(curves_lib.check_sigmas(np.asarray(config.sigmas)))
     paper = config.protocol == "paper"
-    count = _PAPER_SIGMAS if paper else config.num_sigmas
-    low, high = (0.002, 80.0) if paper else (config.sigma_min, config.sigma_max)
-    if count < 2:
-        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+    levels = config.num_sigmas, config.sigma_min, config.sigma_max
+    count, low, high = _PAPER_SIGMAS if paper else levels
+    sigmas = measured.noise_levels(count, low, high)
     if not config.rho > 0:
         raise ValueError(f"rho: {config.rho:g}, wanted > 0")
     if paper or config.grid == "edm":
-        levels = np.linspace(low ** (1 / config.rho), high ** (1 / config.rho), count) ** config.rho
-    else:
-        levels = np.geomspace(low, high, count)
-    return np.asarray(curves_lib.check_sigmas(levels))
+        sigmas = np.linspace(low ** (1 / config.rho), high ** (1 / config.rho), count) ** config.rho
+    return np.asarray(curves_lib.check_sigmas(sigmas))
 
 
 def run(config: Config) -> Result | None:
@@ -155,8 +124,8 @@ def run(config: Config) -> Result | None:
     phases = record.Phases()
     with phases("data"):
         # The paper's protocol draws its own subsets, from all training images.
-        count = None if config.protocol == "paper" else config.num_train
-        dataset = measured.load(config, count=count, heldout_count=config.num_heldout)
+        whole = dataclasses.replace(config, num_train=None)
+        dataset = measured.load(whole if config.protocol == "paper" else config)
         duplicates, shared = _warn_of_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with phases("curves"):
@@ -167,18 +136,13 @@ def run(config: Config) -> Result | None:
     with phases("files"):
         measured.write_curves(folder / "curves.csv", estimated)
         record.write_json(folder / "zone.json", zone._asdict())
-        facts = {
-            "config": dataclasses.asdict(config),
-            "data": record.dataset_facts(dataset)
-            | {"duplicate_train_images": duplicates, "heldout_images_in_train": shared},
-            "dimensions": train.shape[1],
-            "environment": record.environment(),
-            "seconds": phases.seconds,
-        }
-        record.write_json(folder / "run.json", facts)
+        facts = record.dataset_facts(dataset)
+        facts |= {"duplicate_train_images": duplicates, "heldout_images_in_train": shared}
+        about = {"data": facts, "dimensions": train.shape[1]}
+        record.write_run(folder, config, phases, **about)
     with phases("figure"):
         _draw(folder)
-    record.write_json(folder / "run.json", facts)
+    record.write_run(folder, config, phases, **about)
     _print(estimated, zone)
     return Result(estimated, zone, folder)
 

@@ -43,10 +43,7 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError, OSError: as in `compared.experiment`.
     """
-    tables = compared.experiment(config, _measure, plot.denoising_error)
-    if tables:
-        _print(tables["errors"])
-    return tables
+    return compared.experiment(config, _measure, plot.denoising_error, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -84,19 +81,19 @@ def _measure(config, sigmas, one):
     return {"errors": error_rows, "auc": auc_rows}
 
 
-def _print(errors):
-    """Whether each network's training error is between the empirical and the Gaussian one's."""
-    for name in dict.fromkeys(errors["run"]):
-        rows = (errors["run"] == name) & (errors["split"] == "train")
-        network, gaussian = (rows & (errors["kind"] == kind) for kind in ("network", "Gaussian"))
-        undercut = errors["excess"][network] / errors["excess_error"][network]
-        above = errors["sigma"][network][errors["mse"][network] > errors["mse"][gaussian]]
-        listed = ", ".join(f"{sigma:.3g}" for sigma in above)
-        where = f"except at sigma {listed}" if listed else "at every sigma"
-        print(
-            f"{name}: training error less the empirical denoiser's at least {undercut.min():.1f} "
-            f"standard errors; below the Gaussian denoiser's {where}"
-        )
+def _sentence(errors, **_):
+    """Whether the network's training error is between the empirical and the Gaussian one's."""
+    network, gaussian = (
+        compared.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
+    )
+    undercut = network["excess"] / network["excess_error"]
+    above = network["sigma"][network["mse"] > gaussian["mse"]]
+    listed = ", ".join(f"{sigma:.3g}" for sigma in above)
+    where = f"except at sigma {listed}" if listed else "at every sigma"
+    return (
+        f"training error less the empirical denoiser's at least {undercut.min():.1f} "
+        f"standard errors; below the Gaussian denoiser's {where}"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from geomem import data
 from geomem.data import sources
 from geomem.diffusion import checkpoints
-from geomem.experiments import cli, record, train_config
+from geomem.experiments import cli, measured, record, train_config
 from geomem.metrics import frechet, inception, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.plots import pairs as pairs_plot
@@ -28,37 +28,22 @@ from geomem.plots import style
 __all__ = ["Config", "Result", "run"]
 
 _LARGEST = 16.0  # a pixel of an unclipped sample; beyond it the range is another one
+_OF_A_RUN = ("dataset", "heldout", "resize", "num_train", "classes", "subset_seed")
 _PIXEL_FEATURES = 1024  # more of them make the Frechet distance slow and mean little
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(measured.ImageFlags):
     """Report on generated images: copies of training images, left-over noise, quality.
 
     Samples are best unquantized floats around [-1, 1], as geomem.experiments.sample writes them;
     8-bit images work too. Held-out images give the false positives and the clean images' spectrum.
     """
 
-    samples: str
+    samples: str = dataclasses.field(kw_only=True)
     """A folder of images, an .npy or .npz file ([N, H, W] or [N, H, W, C], key `images`)."""
     run: str | None = None
     """A training run's folder, which says what the training set is."""
-    dataset: str = "cifar10_sample"
-    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
-    heldout: float | str | None = None
-    """A fraction of the images, or other images; default: the test images, or a fifth."""
-    heldout_seed: int = 0
-    """Which images a held-out fraction takes."""
-    resize: int | None = None
-    """Crop the images of folders to a centre square and resize them to this side."""
-    num_train: int | None = None
-    """Number of training images, default all."""
-    num_heldout: int | None = None
-    """Number of held-out images, default all."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes, by name."""
-    subset_seed: int | None = None
-    """Seed of a random subset; default: the first images in canonical order."""
     threshold: float = 1 / 3
     """A sample is memorized if d1 / d2 is below it."""
     literal: bool = False
@@ -110,14 +95,9 @@ def run(config: Config) -> Result:
         record.write_json(folder / "report.json", summary)
         _write_samples(folder / "samples.csv", config, report, dataset)
         written = style.save(_pairs(config, samples, dataset, report), folder, "pairs")
-    facts = {
-        "config": dataclasses.asdict(config),
-        "samples": {"count": len(samples), "shape": list(samples.shape[1:])},
-        "data": record.dataset_facts(dataset),
-        "environment": record.environment(),
-        "seconds": phases.seconds,
-    }
-    record.write_json(folder / "run.json", facts)
+    about = {"count": len(samples), "shape": list(samples.shape[1:])}
+    facts = record.dataset_facts(dataset)
+    record.write_run(folder, config, phases, samples=about, data=facts)
     _print(report, scores)
     for path in (folder / "report.json", folder / "samples.csv", *written):
         print(f"wrote {path}")
@@ -125,23 +105,14 @@ def run(config: Config) -> Result:
 
 
 def _load_data(config):
-    chosen, sha256 = config, None
-    if config.run is not None:
-        facts = checkpoints.read_facts(config.run)
-        chosen, sha256 = train_config.from_facts(facts), facts["data"]["sha256"]
-    dataset = data.load(
-        chosen.dataset, heldout=chosen.heldout, resize=chosen.resize, seed=config.heldout_seed
-    ).subset(
-        classes=chosen.classes or None,
-        count=chosen.num_train,
-        heldout_count=config.num_heldout,
-        seed=chosen.subset_seed,
-    )
-    if sha256 not in (None, dataset.train_split.sha256()):
+    if config.run is None:
+        return measured.load(config)
+    facts = checkpoints.read_facts(config.run)
+    recipe = train_config.from_facts(facts)
+    chosen = {name: getattr(recipe, name) for name in _OF_A_RUN}
+    dataset = measured.load(dataclasses.replace(config, **chosen))
+    if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(f"run: {config.run} was trained on other images than its data set has now")
-    if dataset.train.shape[1:] != dataset.test.shape[1:]:
-        shapes = dataset.test.shape[1:], dataset.train.shape[1:]
-        raise ValueError(f"heldout: images of {shapes[0]}, wanted {shapes[1]}")
     return dataset
 
 

@@ -41,10 +41,7 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError, OSError: as in `compared.experiment`.
     """
-    tables = compared.experiment(config, _measure, plot.large_noise)
-    if tables:
-        _print(tables["gaps"])
-    return tables
+    return compared.experiment(config, _measure, plot.large_noise, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -71,13 +68,12 @@ def _measure(config, sigmas, one):
     return {"gaps": measured}
 
 
-def _print(gaps):
-    for name in dict.fromkeys(gaps["run"]):
-        rows = (gaps["run"] == name) & (gaps["first"] == "empirical")
-        sigma, wide = gaps["sigma"][rows], gaps["gap"][rows] >= _SMALL
-        start = np.flatnonzero(wide).max(initial=-1) + 1
-        where = f"from sigma {sigma[start]:.3g} on" if start < len(sigma) else "at no sigma here"
-        print(f"{name}: empirical denoiser within {_SMALL:.0%} of the Gaussian one {where}")
+def _sentence(gaps):
+    exact = compared.select(gaps, first="empirical")
+    start = np.flatnonzero(exact["gap"] >= _SMALL).max(initial=-1) + 1
+    sigma = exact["sigma"][start:]
+    where = f"from sigma {sigma[0]:.3g} on" if len(sigma) else "at no sigma here"
+    return f"empirical denoiser within {_SMALL:.0%} of the Gaussian one {where}"
 
 
 if __name__ == "__main__":

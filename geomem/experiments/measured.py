@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import pathlib
 import sys
-from typing import Any
 
 import numpy as np
 
 from geomem import data
+from geomem.experiments import record
 from geomem.geometry.curves import Curves
 
-__all__ = ["columns", "load", "warn", "write_curves"]
+__all__ = [
+    "CurveFlags",
+    "ImageFlags",
+    "columns",
+    "load",
+    "noise_levels",
+    "warn",
+    "write_curves",
+]
 
 
-def load(config: Any, **counts: int | None) -> data.Dataset:
+@dataclasses.dataclass(frozen=True)
+class ImageFlags:
+    """Which images to take."""
+
+    dataset: str = "cifar10_sample"
+    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
+    heldout: float | str | None = None
+    """A fraction of the images, or other images; default: the test images, or a fifth."""
+    heldout_seed: int = 0
+    """Which images a held-out fraction takes."""
+    resize: int | None = None
+    """Crop the images of folders to a centre square and resize them to this side."""
+    num_train: int | None = None
+    """Number of training images, default all."""
+    num_heldout: int | None = None
+    """Number of held-out images, default all."""
+    classes: tuple[str, ...] = ()
+    """Keep only these classes, by name."""
+    subset_seed: int | None = None
+    """Seed of a random subset; default: the first images in canonical order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveFlags(ImageFlags):
+    """And over which noise levels to look for their danger zone."""
+
+    num_sigmas: int = 32
+    """Number of noise levels."""
+    sigma_min: float = 0.02
+    """Smallest noise level."""
+    sigma_max: float = 80.0
+    """Largest noise level."""
+    shell_c: float = 5.0
+    """Concentration c of the Gaussian shells."""
+    threshold: float = 0.8
+    """Both curves reach it inside the danger zone."""
+
+
+def load(config: ImageFlags) -> data.Dataset:
     """The images that a configuration selects.
-
-    Args:
-      config: has the fields dataset, heldout, resize, heldout_seed, classes and subset_seed.
-      **counts: count and heldout_count of `data.Dataset.subset`.
 
     Raises:
       ValueError: unusable data, or held-out images of another shape than the training images.
@@ -29,11 +70,29 @@ def load(config: Any, **counts: int | None) -> data.Dataset:
     dataset = data.load(
         config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
     )
-    dataset = dataset.subset(classes=config.classes or None, seed=config.subset_seed, **counts)
+    dataset = dataset.subset(
+        classes=config.classes,
+        count=config.num_train,
+        heldout_count=config.num_heldout,
+        seed=config.subset_seed,
+    )
     shape, other = (split.shape[1:] for split in (dataset.train_split, dataset.test_split))
     if shape != other:
         raise ValueError(f"heldout: images of {other}, wanted {shape}")
     return dataset
+
+
+def noise_levels(count: int, low: float, high: float) -> np.ndarray:
+    """The noise levels [S] from `low` to `high`, evenly spaced in their logarithm.
+
+    Raises:
+      ValueError: fewer than two, or not 0 < low < high.
+    """
+    if count < 2:
+        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+    return np.geomspace(low, high, count)
 
 
 def warn(text: str) -> None:
@@ -63,8 +122,5 @@ def columns(curves: Curves) -> dict[str, np.ndarray]:
 def write_curves(path: pathlib.Path, curves: Curves) -> None:
     """Write curves.csv: a row for each noise level."""
     fields = columns(curves)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(fields)
-    writer.writerows(np.stack(list(fields.values()), axis=1).tolist())
-    path.write_text(text.getvalue())
+    levels = np.stack(list(fields.values()), axis=1).tolist()
+    record.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

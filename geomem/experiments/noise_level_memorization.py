@@ -40,10 +40,7 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       ValueError, OSError: as in `compared.experiment`.
     """
-    tables = compared.experiment(config, _measure, plot.noise_level_memorization)
-    if tables:
-        _print(tables["rates"])
-    return tables
+    return compared.experiment(config, _measure, plot.noise_level_memorization, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -64,15 +61,12 @@ def _measure(config, sigmas, one):
     return {"rates": measured}
 
 
-def _print(rates):
-    for name in dict.fromkeys(rates["run"]):
-        rows = np.flatnonzero((rates["run"] == name) & (rates["kind"] == "network"))
-        top = rows[rates["rate"][rows].argmax()]
-        print(
-            f"{name}: the network memorizes at most {rates['rate'][top]:.1%} "
-            f"[{rates['low'][top]:.1%}, {rates['high'][top]:.1%}], at sigma "
-            f"{rates['sigma'][top]:.3g}"
-        )
+def _sentence(rates):
+    network = compared.select(rates, kind="network")
+    rate, low, high, sigma = (
+        network[name][network["rate"].argmax()] for name in ("rate", "low", "high", "sigma")
+    )
+    return f"the network memorizes at most {rate:.1%} [{low:.1%}, {high:.1%}], at sigma {sigma:.3g}"
 
 
 if __name__ == "__main__":

@@ -40,11 +40,6 @@ def runs(tmp_path_factory):
         yield folder
 
 
-def rows(table, **where):
-    kept = np.all([table[name] == value for name, value in where.items()], axis=0)
-    return {name: column[kept] for name, column in table.items()}
-
-
 def test_denoising_error(runs, tmp_path, capsys):
     config = denoising_error.Config(**SHARED, draws=8, runs=str(runs), out=str(tmp_path))
     tables = denoising_error.run(config)
@@ -52,21 +47,21 @@ def test_denoising_error(runs, tmp_path, capsys):
 
     # On its own points the Gaussian denoiser's error is sum v s^2 / (v + s^2), v their variances.
     variance = np.linalg.eigvalsh(np.cov(np.float64(train_images).T, bias=True)).clip(0)
-    found = rows(tables["errors"], kind="Gaussian", split="train")
+    found = compared.select(tables["errors"], kind="Gaussian", split="train")
     for sigma, mse in zip(found["sigma"], found["mse"], strict=True):
         wanted = np.sum(variance * sigma**2 / (variance + sigma**2))
         assert mse == pytest.approx(wanted, rel=0.05)
 
     # At small noise the empirical denoiser returns the nearest training image.
-    found = rows(tables["errors"], kind="empirical")
+    found = compared.select(tables["errors"], kind="empirical")
     heldout = data.load("digits").test[:64].reshape(64, -1)
     nearest = oracles.two_nearest(heldout, train_images)[0][:, 0]
     assert found["mse"][0] == pytest.approx(0, abs=1e-9)
     assert found["mse"][3] == pytest.approx(np.mean(nearest**2), rel=0.02)
     np.testing.assert_array_equal(found["excess"], 0)
-    assert rows(tables["auc"], kind="empirical")["auc"][0] == 1
+    assert compared.select(tables["auc"], kind="empirical")["auc"][0] == 1
 
-    network = rows(tables["errors"], kind="network", split="train")
+    network = compared.select(tables["errors"], kind="network", split="train")
     assert (network["excess"] > -3 * network["excess_error"]).all()
     np.testing.assert_allclose(
         network["excess"], network["mse"] - found["mse"][:3], rtol=1e-4, atol=1e-4
@@ -91,10 +86,10 @@ def test_denoising_error(runs, tmp_path, capsys):
 def test_noise_level_memorization(runs, tmp_path, capsys):
     config = noise_level_memorization.Config(**SHARED, run=(str(runs / "tiny"),), out=str(tmp_path))
     rates = noise_level_memorization.run(config)["rates"]
-    empirical = rows(rates, kind="empirical")["rate"]
+    empirical = compared.select(rates, kind="empirical")["rate"]
     assert empirical[0] > 0.95  # one training image, nearly always
     assert empirical[-1] == 0  # their mean
-    np.testing.assert_array_equal(rows(rates, kind="Gaussian")["rate"], 0)
+    np.testing.assert_array_equal(compared.select(rates, kind="Gaussian")["rate"], 0)
     assert (rates["low"] <= rates["rate"]).all()
     assert (rates["rate"] <= rates["high"]).all()
     assert "tiny: the network memorizes at most" in capsys.readouterr().out
@@ -103,12 +98,12 @@ def test_noise_level_memorization(runs, tmp_path, capsys):
 def test_large_noise(runs, tmp_path, capsys):
     config = large_noise.Config(**SHARED, draws=1, runs=str(runs), out=str(tmp_path))
     gaps = large_noise.run(config)["gaps"]
-    empirical = rows(gaps, first="empirical")
+    empirical = compared.select(gaps, first="empirical")
     assert empirical["gap"][-1] < 0.1 < empirical["gap"][1]
     assert empirical["distance"][-1] < 1e-3 * empirical["distance"][1]
     # A triangle: the network is no farther from one than from the other plus what is between.
     sides = {
-        (first, second): np.sqrt(rows(gaps, first=first, second=second)["distance"])
+        (first, second): np.sqrt(compared.select(gaps, first=first, second=second)["distance"])
         for first, second in large_noise._PAIRS
     }
     a, b, c = sides.values()
