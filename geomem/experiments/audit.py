@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pathlib
 import shlex
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from geomem.geometry import danger_zone
 from geomem.geometry import growth as growth_lib
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
+from geomem.geometry.groups import decode
 from geomem.metrics import duplicates
 from geomem.plots import audit as audit_plot
 from geomem.plots import style
@@ -68,7 +70,7 @@ class Config:
     """Near-duplicates: closer than this fraction of the typical distance to a nearest neighbour."""
     max_noised: int | None = None
     """At most so many held-out images, and training images, are noised, at random; default 2,000,
-    and fewer beyond 50,000 training images, so that the time grows no more."""
+    beyond 50,000 training images fewer, down to 500, to bound the time."""
     threshold: float = 0.8
     """Both curves reach it inside the danger zone."""
     num_sigmas: int = 32
@@ -109,26 +111,37 @@ def run(config: Config) -> Result:
     folder = record.make_folder(config.out)
     phases = record.Phases()
     with phases("data"):
+        _say(f"reading {_base_name(config.dataset)}")
         dataset = measured.load(config, count=config.num_train, heldout_count=config.num_heldout)
     with phases("duplicates"):
+        total = len(dataset.train_split) + len(dataset.test_split)
+        _say(f"copies: every pair of {total:,} images")
         copies = _scan(config, dataset)
         noised = config.max_noised or _noised(len(dataset.train_split))
         train, heldout = _different(config, dataset, copies, noised)
     key, growth_key = jax.random.key(config.seed), jax.random.key(config.seed + 1)
     with phases("curves"):
+        _say(
+            f"curves: {len(heldout):,} held-out and {min(len(train), noised):,} training images, "
+            f"noised, against {len(train):,}"
+        )
         curves = _estimate(config, key, train, heldout, sigmas, noised)
         zone, wide = (danger_zone.find(curves, t) for t in (config.threshold, _WIDE))
     grown = None
     if config.growth and len(train) >= _GROWTH_LEAST:
         with phases("growth"):
+            _say(
+                f"growth: the same on subsamples, {_growth_noised(noised):,} images noised in each"
+            )
             grown = growth_lib.measure(
                 growth_key,
                 train,
                 heldout,
                 curves,
                 threshold=config.threshold,
-                noised=min(500, noised),
+                noised=_growth_noised(noised),
                 shell_c=config.shell_c,
+                progress=True,
             )
     report = {
         "dataset": _describe(config, dataset, train, heldout, noised),
@@ -177,6 +190,15 @@ def _noised(count):
     return min(2000, max(500, 100_000_000 // count))
 
 
+def _growth_noised(noised):
+    return min(500, noised)
+
+
+def _say(text):
+    """What begins now, for whoever waits: on stderr, where the progress bars are."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _base_name(path):
     """A path without the folders above it, which say more about a machine than about the data."""
     return pathlib.Path(path).name
@@ -185,11 +207,11 @@ def _base_name(path):
 def _scan(config, dataset):
     """Copies among training and held-out images together: a held-out copy of one matters too."""
     both = np.concatenate([dataset.train_split.pixels, dataset.test_split.pixels])
-    return duplicates.scan(both, threshold=config.duplicate_threshold)
+    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=True)
 
 
 def _different(config, dataset, copies, noised):
-    """One image of each group, as points; held-out ones that no training image is a copy of.
+    """One image of each group, as stored; held-out ones that no training image is a copy of.
 
     Where not all are noised, a random part is, so the points are shuffled.
     """
@@ -204,8 +226,7 @@ def _different(config, dataset, copies, noised):
         if len(kept) > noised:
             kept = rng.permutation(kept)
             kept = kept if split is dataset.train_split else kept[:noised]
-        images = data.to_unit_interval(split.pixels[kept])
-        points.append(jnp.asarray(images.reshape(len(kept), math.prod(images.shape[1:]))))
+        points.append(jnp.asarray(split.pixels[kept].reshape(len(kept), -1)))
     if len(points[0]) < 2 or len(points[1]) < 1:
         raise ValueError(
             f"dataset: {len(points[0])} different training and {len(points[1])} different held-out "
@@ -231,6 +252,7 @@ def _estimate(config, key, train, heldout, sigmas, noised):
 def _describe(config, dataset, train, heldout, noised):
     pixels = dataset.train_split.pixels
     labels = dataset.train_split.labels
+    mean, deviation = _moments(train)
     return {
         "name": " ".join([_base_name(config.dataset), *config.classes]),
         "train": len(pixels),
@@ -242,10 +264,22 @@ def _describe(config, dataset, train, heldout, noised):
         "dimensions": train.shape[1],
         "stored_as": pixels.dtype.name,
         "classes": 0 if labels is None else len(np.unique(labels)),
-        "mean": float(train.mean()),
-        "standard_deviation": float(train.std()),
+        "mean": mean,
+        "standard_deviation": deviation,
         "few": len(train) < _FEW,
     }
+
+
+def _moments(points):
+    """Mean and standard deviation of all values, in units of [-1, 1]."""
+
+    @jax.jit
+    def of_images(points):  # stored images stay as they are: no float copy of all of them
+        values = decode(points)
+        return values.mean(axis=1), (values**2).mean(axis=1)
+
+    mean, square = (np.mean(part, dtype=np.float64) for part in of_images(points))
+    return float(mean), math.sqrt(square - mean**2)
 
 
 def _names(config, dataset):
