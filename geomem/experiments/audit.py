@@ -278,14 +278,14 @@ def _moments(points):
         values = decode(points)
         return values.mean(axis=1), (values**2).mean(axis=1)
 
-    mean, square = (np.mean(part, dtype=np.float64) for part in of_images(points))
+    mean, square = (np.asarray(part, np.float64).mean() for part in of_images(points))
     return float(mean), math.sqrt(square - mean**2)
 
 
 def _names(config, dataset):
     """What to call the images, training then held-out: files by name, others by index."""
     path = pathlib.Path(config.dataset).expanduser()
-    files = sources.image_paths(path) if path.is_dir() else None
+    files = sources.image_paths(path) if sources.is_folder(config.dataset) else None
 
     def name(split, listed):
         return [str(files[i].relative_to(path)) if listed else f"image {i}" for i in split.index]
