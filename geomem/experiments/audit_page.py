@@ -11,23 +11,14 @@ from typing import Any
 from geomem.experiments import audit_settings
 from geomem.experiments.audit_html import code, facts, image, paragraphs, pictures, table
 
-__all__ = [
-    "ABREAST",
-    "GROUPS",
-    "LINE",
-    "OWN_EFFECT",
-    "PAPER_EFFECT",
-    "answers",
-    "headline",
-    "render",
-]
+__all__ = ["ABREAST", "GROUPS", "LINE", "answers", "headline", "render"]
 
-PAPER_EFFECT = (
+_PAPER_EFFECT = (
     "In the paper, on 2,000 CIFAR-10 images of cars, a gap over the danger zone takes memorization "
     "from 78.8% of samples to 0.7%, and improves FID from 3.72 to 2.35."
 )
 # What experiments/gap_training/results holds.
-OWN_EFFECT = (
+_OWN_EFFECT = (
     "What geomem itself measured, on 128 digits of 8x8 pixels (experiments/gap_training): from 73% "
     "to 58% with a gap on the zone at threshold 0.8, to 35% at 0.5, at some cost in quality. A gap "
     "of the same size just below the zone did better there (8%), and so did stopping the training "
@@ -38,7 +29,7 @@ LINE = (
     "That the line goes straight on is an assumption, and on CIFAR-10 it is too steep: the line "
     "through 125 to 1,000 images gives a width of 0.79 at 50,000, where 0.93 was measured."
 )
-GROUPS = 20  # of copies on the page
+GROUPS = 12  # of copies on the page
 ABREAST = 4  # pictures of each
 
 _COLORS = {"risky": "#D55E00", "borderline": "#E69F00", "none": "#009E73"}
@@ -57,32 +48,31 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(question, answer): is it risky, where, what should be changed, how sure is all this."""
+    """(question, answer): why, where, what should be changed, how sure is all this."""
     zone, growth, advice = report["zone"], report["growth"], report["recommendation"]
-    level = (
-        f"coverage and max weight (1 is the worst) are both at {zone['peak_level']:.2f} or more at "
-        f"noise level sigma = {zone['peak']:.3g}"
-    )
-    risky = {
-        "risky": f"Yes: {level}.",
-        "borderline": f"Perhaps: {level}, where the threshold is {zone['threshold']:g}.",
-        "none": f"Not by this measure: at most, {level}.",
-    }
-    found = [("Risky?", risky[report["verdict"]])]
+    found = [
+        (
+            "Why?",
+            f"At noise level sigma = {zone['peak']:.3g} both signs of memorization, coverage and "
+            f"max weight, are at {zone['peak_level']:.2f} or more, and nowhere is the lower of them "
+            f"higher (1 is the worst, {zone['threshold']:g} the threshold).",
+        )
+    ]
     if advice:
         shares = [noise["share"] for noise in report["training_noise"]]
         found.append(
             (
                 "Where?",
-                f"sigma from {zone['low']:.3g} to {zone['high']:.3g}, for images in [-1, 1]. Usual "
-                f"recipes spend {min(shares):.0%} to {max(shares):.0%} of their training steps "
-                "there.",
+                f"Sigma from {zone['low']:.3g} to {zone['high']:.3g}, for images in [-1, 1]. Usual "
+                f"recipes spend {min(shares):.0%} to {max(shares):.0%} of their steps there.",
             )
         )
     change = [_copies_line(report["duplicates"])]
     if advice:
         low, high = advice["gap"]
-        change.append(f"Leave sigma {low:g} to {high:g} out of training (a gap).")
+        change.append(
+            f"Leave sigma {low:g} to {high:g} out of training (a gap: settings to paste below)."
+        )
     found.append(("What to change?", " ".join(filter(None, change)) or "Nothing for this reason."))
     if growth and growth["closing"]:
         found.append(("More images?", _closing_line(growth["closing"], max(growth["count"]))))
@@ -332,7 +322,7 @@ def _change(report):
         "(geomem: --keep 0.1 draws a tenth of it): start at 0, and raise it if quality suffers. A "
         f"narrower gap comes with a higher --threshold; the zone at {wide['threshold']:g} "
         f"({_interval(wide)}) is the bold choice.",
-        f"{PAPER_EFFECT} {OWN_EFFECT} Yours may differ: measure it.",
+        f"{_PAPER_EFFECT} {_OWN_EFFECT} Yours may differ: measure it.",
     )
     return text + "".join(code(*setting) for setting in audit_settings.settings(advice))
 
