@@ -53,9 +53,9 @@ def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [
         (
             "Why?",
-            f"At noise level sigma = {zone['peak']:.3g} both signs of memorization, coverage and "
-            f"max weight, are at {zone['peak_level']:.2f} or more, and nowhere is the lower of them "
-            f"higher (1 is the worst, {zone['threshold']:g} the threshold).",
+            "Both signs of memorization, coverage and max weight, reach "
+            f"{zone['peak_level']:.2f} at noise level sigma = {zone['peak']:.3g}, their worst "
+            f"(1 would be certain, {zone['threshold']:g} is the threshold).",
         )
     ]
     if advice:
@@ -70,9 +70,7 @@ def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     change = [_copies_line(report["duplicates"])]
     if advice:
         low, high = advice["gap"]
-        change.append(
-            f"Leave sigma {low:g} to {high:g} out of training (a gap: settings to paste below)."
-        )
+        change.append(f"Leave sigma {low:g} to {high:g} out of training: settings below.")
     found.append(("What to change?", " ".join(filter(None, change)) or "Nothing for this reason."))
     if growth and growth["closing"]:
         found.append(("More images?", _closing_line(growth["closing"], max(growth["count"]))))
@@ -302,7 +300,9 @@ def _training_noise(report):
 
 def _change(report):
     advice = report["recommendation"]
-    copies = "Remove the copies." if report["duplicates"]["groups"] else ""
+    copies = (
+        "First keep one image of each group of copies." if report["duplicates"]["groups"] else ""
+    )
     if advice is None:
         return paragraphs(
             copies,
