@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -171,8 +170,8 @@ def _noised(count):
 
 
 def _say(text):
-    """What begins now, for whoever waits: on stderr, where the progress bars are."""
-    print(text, file=sys.stderr, flush=True)
+    """What begins now, for whoever waits."""
+    print(text, flush=True)
 
 
 def _scan(config, dataset):
