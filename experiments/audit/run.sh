@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The result in results/, from bundled images; and the same on other data, left out of the repository.
+# The results in results/, from bundled images; of digits all but the page, which is in runs/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python -m geomem.experiments.audit cifar10_sample --out experiments/audit/results/cifar10_sample
+results=experiments/audit/results
+python -m geomem.experiments.audit cifar10_sample --out $results/cifar10_sample
 python -m geomem.experiments.audit digits --out runs/audit/digits
+mkdir -p $results/digits
+cp runs/audit/digits/{audit,run,zone}.json runs/audit/digits/{curves.csv,curves.png,growth.png} $results/digits

@@ -14,9 +14,10 @@ import numpy as np
 
 from geomem.data.datasets import Split
 
-__all__ = ["image_paths", "open_source"]
+__all__ = ["image_paths", "is_folder", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
+_NAMES = ("cifar10", "cifar10_sample", "celeba_gray", "digits")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -37,7 +38,7 @@ def open_source(
     if name == "cifar10" or name.startswith("tfds:"):
         return _open_tfds(name.removeprefix("tfds:"))
     path = pathlib.Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(name):
         return _open_folder(path, resize)
     if path.suffix in (".npy", ".npz") and path.is_file():
         return _open_array(path)
@@ -45,6 +46,12 @@ def open_source(
         f"dataset: {name!r} is neither cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME nor "
         "the path of a folder, .npy or .npz file"
     )
+
+
+def is_folder(name: str) -> bool:
+    """Whether `open_source` takes a name as a folder's: the names of data sets come first."""
+    known = name in _NAMES or name.startswith("tfds:")
+    return not known and pathlib.Path(name).expanduser().is_dir()
 
 
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+import tqdm
 
 from geomem.geometry import curves as curves_lib
 from geomem.geometry.curves import Curves
@@ -104,6 +105,7 @@ def measure(
     subsets: int = 4,
     noised: int = 500,
     shell_c: float = 5.0,
+    progress: bool = False,
 ) -> Growth:
     """The zone on random, disjoint subsamples of each size, and on the whole set.
 
@@ -117,6 +119,7 @@ def measure(
       subsets: subsamples of a size, or as many as there are images for.
       noised: at most so many held-out images, and training images, are noised in each.
       shell_c: concentration c of the shells.
+      progress: show a tqdm bar.
 
     Returns:
       Growth.
@@ -126,25 +129,27 @@ def measure(
     """
     order_key, noise_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(train))
-    rows = []
+    parts, rows = [], []
     for fraction in sorted(fractions):
         count = int(fraction * len(train))
         if count < 2:
             raise ValueError(f"fractions: {fraction:g} of {len(train)} images, wanted 2 or more")
-        for subset in range(min(subsets, len(train) // count)):
-            noise_key, subset_key = jax.random.split(noise_key)
-            estimated = curves_lib.estimate(
-                subset_key,
-                jnp.asarray(train)[order[subset * count : (subset + 1) * count]],
-                heldout[:noised],
-                whole.sigma,
-                num_base=min(count, noised),
-                draws_coverage=4,
-                draws_weight=4,
-                shell_c=shell_c,
-                bootstrap=1,
-            )
-            rows.append((count, *_summary(estimated, threshold)))
+        number = min(subsets, len(train) // count)
+        parts += [order[subset * count : (subset + 1) * count] for subset in range(number)]
+    for part in tqdm.tqdm(parts, "subsamples", unit="subsample", disable=not progress):
+        noise_key, subset_key = jax.random.split(noise_key)
+        estimated = curves_lib.estimate(
+            subset_key,
+            jnp.asarray(train)[part],
+            heldout[:noised],
+            whole.sigma,
+            num_base=min(len(part), noised),
+            draws_coverage=4,
+            draws_weight=4,
+            shell_c=shell_c,
+            bootstrap=1,
+        )
+        rows.append((len(part), *_summary(estimated, threshold)))
     rows.append((len(train), *_summary(whole, threshold)))
     count, *columns = zip(*rows, strict=True)
     return Growth(np.array(count), *(np.array(column) for column in columns), threshold)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
+import tqdm
 
 from geomem.data import to_unit_interval
 from geomem.geometry.distances import inner_products, two_nearest
@@ -59,7 +60,9 @@ class Duplicates(NamedTuple):
         return sorted(parts, key=lambda part: (-len(part), part[0]))
 
 
-def scan(images: np.ndarray, *, threshold: float = 1 / 3, tile: int = 2048) -> Duplicates:
+def scan(
+    images: np.ndarray, *, threshold: float = 1 / 3, tile: int = 2048, progress: bool = False
+) -> Duplicates:
     """All exact and near-duplicates of a set of images.
 
     x and y are near-duplicates where ||x - y|| <= threshold * t. The typical distance t is the
@@ -77,6 +80,7 @@ def scan(images: np.ndarray, *, threshold: float = 1 / 3, tile: int = 2048) -> D
       threshold: in (0, 1). A third is also what makes a sample a memorized one. In CIFAR-10
         (t = 21) 7 of 50,000 images have another one within t / 3; JPEG copies (quality 90) do.
       tile: images that are compared with as many others at once.
+      progress: show a tqdm bar, in pairs of tiles.
 
     Returns:
       Duplicates.
@@ -108,7 +112,15 @@ def scan(images: np.ndarray, *, threshold: float = 1 / 3, tile: int = 2048) -> D
     copies = np.flatnonzero(exact != np.arange(len(images)))
     _add_pairs(found, exact[copies], copies, np.zeros(len(copies)))
     count = 0
-    for left, right in _near_candidates(images, different, found.cutoff, tile):
+    tiles = -(-len(different) // tile)
+    bar = tqdm.tqdm(
+        _near_candidates(images, different, found.cutoff, tile),
+        "copies",
+        total=tiles * (tiles + 1) // 2,
+        unit="tile",
+        disable=not progress or tiles < 3,
+    )
+    for left, right in bar:
         distance = _distances(images, left, right)
         near = distance <= found.cutoff
         count += int(near.sum())
@@ -162,9 +174,9 @@ def _near_candidates(images, different, cutoff, tile):
                 x, y = (_flat(images[block]) for block in (left, right))
                 x, y = (_padded(points - y.mean(axis=0), len(blocks[0])) for points in (x, y))
                 near &= _screen(x, y, shift, cutoff)[0]
-            if count > 0:
-                i, j = np.nonzero(near)
-                yield left[i], right[j]
+            # NumPy's own: JAX's is compiled anew for each number of pairs.
+            i, j = np.nonzero(np.asarray(near))
+            yield left[i], right[j]
 
 
 @jax.jit

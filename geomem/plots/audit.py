@@ -1,52 +1,35 @@
-"""Figures of an audit: copies side by side, the zone against N, the noise of usual training."""
+"""Figures of an audit: the zone against N, the noise of usual training, thumbnails of copies."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from geomem.diffusion.conversions import TrainingNoise
 from geomem.geometry.growth import Closing, Growth
-from geomem.plots.style import COLORS, COLUMN, sheet
+from geomem.plots.style import COLORS, sheet
 
-__all__ = ["COPIES", "copies", "growth", "training_noise"]
+__all__ = ["growth", "thumbnail", "training_noise"]
 
-COPIES = 4  # shown of each group
-_LABEL = 24  # letters of a file's name
+_SIDE = 64  # pixels of a thumbnail
 
 
-def copies(groups: Sequence[tuple[np.ndarray, Sequence[str]]]):
-    """Thumbnails of groups of copies.
+def thumbnail(image: np.ndarray) -> bytes:
+    """A PNG file of an image [H, W, C] as stored (uint8, or floats in [-1, 1]), at most 64 wide.
 
-    Args:
-      groups: for each, float images [K, H, W, C] in [-1, 1], C = 1 or 3, and their K names.
-        The first COPIES are shown, and dots for the others.
-
-    Returns:
-      A matplotlib Figure.
+    Of two or four channels only the first is shown.
     """
-    # Pairs stand two on a row.
-    cells = 2 if all(len(images) <= 2 for images, _ in groups) else COPIES
-    across = COPIES // cells
-    rows = -(-len(groups) // across)
-    widths = ([1] * cells + [0.4]) * across
-    with sheet(COLUMN, 0.2 + 1.0 * rows) as figure:
-        grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
-        for axes in grid.ravel():
-            axes.axis("off")
-        for place, (images, names) in enumerate(groups):
-            row, column = divmod(place, across)
-            start = column * (cells + 1)
-            for axes, image, name in zip(grid[row, start:], images[:cells], names, strict=False):
-                shown = np.clip((image + 1) / 2, 0, 1)
-                shown = shown if image.shape[2] == 3 else shown[..., 0]
-                axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                short = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
-                axes.set_title(short, fontsize=5, pad=2, parse_math=False)
-            if len(images) > cells:
-                grid[row, start + cells].text(0, 0.5, "…", fontsize=8)
-    return figure
+    from PIL import Image
+
+    if image.dtype != np.uint8:
+        image = np.rint((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    picture.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def growth(measured: Growth, closing: Closing | None):

@@ -3,6 +3,8 @@
 import dataclasses
 import html.parser
 import json
+import pathlib
+import shlex
 import subprocess
 import sys
 import types
@@ -12,9 +14,11 @@ import pytest
 from PIL import Image
 
 from geomem import data
+from geomem.data import sources
 from geomem.diffusion import conversions
-from geomem.experiments import audit, audit_page, audit_settings
+from geomem.experiments import audit, audit_page, audit_report, audit_settings
 from geomem.experiments.audit import Config
+from geomem.geometry import danger_zone
 
 NAME = "a $name <b>&"  # must come out as text
 PLANTED = {70: 3, 71: 4, 12: 5, 33: 6}  # copy: source; the odd sources are exact
@@ -79,9 +83,7 @@ def test_all_planted_copies_are_found_and_set_aside(finished):
 def test_files_and_numbers_agree(finished):
     folder = finished.page.parent
     names = {path.name for path in folder.iterdir()}
-    figures = {
-        f"{n}.{s}" for n in ("curves", "growth", "training_noise", "copies") for s in ("png", "pdf")
-    }
+    figures = {f"{n}.{s}" for n in ("curves", "growth", "training_noise") for s in ("png", "pdf")}
     assert names == figures | {"audit.html", "audit.json", "zone.json", "curves.csv", "run.json"}
     report = json.loads((folder / "audit.json").read_text())
     zone = json.loads((folder / "zone.json").read_text())
@@ -105,7 +107,7 @@ def test_the_page_is_whole_escaped_and_loads_nothing(finished):
     text = finished.page.read_text()
     page = Page(text)
     assert page.open == []
-    assert len(page.loaded) == 4
+    assert len(page.loaded) == 3 + 2 * len(PLANTED)  # figures, thumbnails
     assert all(source.startswith("data:image/") for source in page.loaded)
     assert "http" not in text.replace("http://www.w3.org", "")
     words = " ".join(page.words)
@@ -121,7 +123,7 @@ def test_no_zone_is_an_answer(tmp_path, folder):
     assert result.report["verdict"] == "none"
     assert result.report["recommendation"] is None
     words = " ".join(Page(result.page.read_text()).words)
-    assert "No danger zone at threshold 0.5" in words
+    assert audit_page.headline(result.report) in words
     assert "No gap to recommend" in words
 
 
@@ -130,7 +132,42 @@ def test_three_images(tmp_path):
     np.save(tmp_path / "three.npy", images)
     result = audit.run(small(tmp_path, tmp_path / "three.npy"))
     assert result.report["dataset"]["train"] == 2
-    assert any("are few" in line for line in audit_page.answers(result.report))
+    assert "2 training images are few" in dict(audit_page.answers(result.report))["How sure?"]
+    train = data.load(str(tmp_path / "three.npy")).train
+    assert result.report["dataset"]["mean"] == pytest.approx(train.mean(), abs=1e-6)
+    assert result.report["dataset"]["standard_deviation"] == pytest.approx(train.std(), abs=1e-6)
+
+
+def test_a_folder_named_as_a_data_set_is_not_it(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not sources.is_folder("digits")
+    assert sources.is_folder("./digits")
+
+
+def test_the_command_trains_on_the_same_images(tmp_path):
+    zone = danger_zone.Zone(0.44, 0.66, 0.5, 0.9, 0.8, (0.4, 0.5), (0.6, 0.7), 1.0, False, False)
+    config = Config("my images", heldout="other.npz", resize=32, num_train=50, classes=("a b", "c"))
+    command = audit_report.recommendation(config, zone, 50)["command"]
+    assert shlex.split(command)[3:] == [
+        *("edm_cifar10", "--dataset", "my images", "--heldout", "other.npz", "--resize", "32"),
+        *("--classes", "a b", "c", "--num-train", "50", "--gap", "0.44", "0.66"),
+        *("--out", "runs/gap"),
+    ]
+    # The preset's own number of images is another than the audit's.
+    assert "--num-train 900" in audit_report.recommendation(Config("digits"), zone, 900)["command"]
+
+
+def test_the_pages_line_is_that_of_the_results():
+    results = pathlib.Path(__file__).parents[2] / "experiments"
+    report = json.loads((results / "audit/results/cifar10_sample/audit.json").read_text())
+    zone = json.loads((results / "danger_zone/results/cifar10_50k/zone.json").read_text())
+    grown = report["growth"]
+    width = np.log(np.divide(grown["left"], grown["reached"]))
+    line = np.polyfit(np.log(grown["count"]), width, 1)
+    assert (min(grown["count"]), max(grown["count"])) == (125, 1000)
+    predicted, measured = np.polyval(line, np.log(50_000)), np.log(zone["high"] / zone["low"])
+    assert f"a width of {predicted:.2f} at 50,000, where {measured:.2f} was" in audit_page.LINE
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,15 @@ def test_few_images_and_all_the_same(count):
     assert not duplicates.scan(different).groups()
 
 
+def test_the_number_of_pairs_compiles_nothing(rng, count_compilations):
+    pixels = data.load().train_split.pixels[:150]
+    few, many = (planted(rng, pixels, count)[0] for count in (3, 40))
+    duplicates.scan(few, tile=64)
+    with count_compilations() as compiled:
+        duplicates.scan(many, tile=64)
+    assert not compiled
+
+
 def test_bad_arguments_are_named():
     images = np.zeros((4, 2, 2, 1), np.uint8)
     with pytest.raises(ValueError, match="duplicates: threshold 1, wanted between 0 and 1"):
