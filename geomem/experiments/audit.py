@@ -6,7 +6,6 @@ Run: python -m geomem.experiments.audit DATA [--out DIR]
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from typing import Any, NamedTuple
 
