@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from geomem.geometry import shells, sweep
+from geomem.geometry import frames, shells, sweep
 from geomem.geometry.groups import decode
 from geomem.geometry.placement import Points, Stream, as_points
 from geomem.geometry.posterior import check_sigma
@@ -230,8 +230,8 @@ def _frame(train, heldout, noised):
     # The reduction's factorisation costs about as much as the products of 2 N noised copies.
     in_one_place = isinstance(points, Points) and points.mesh is None
     if in_one_place and len(points) + 1 < points.shape[1] and noised > 2 * len(points):
-        return sweep.reduced_frame(decode(points.rows), heldout)
-    return sweep.direct_frame(points, heldout)
+        return frames.reduced_frame(decode(points.rows), heldout)
+    return frames.direct_frame(points, heldout)
 
 
 def _in_blocks(kernel, index, frame, draws, label):

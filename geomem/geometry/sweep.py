@@ -1,15 +1,7 @@
 """One pass over the points for a whole sigma grid: the kernels behind `curves`.
 
 ||x + sigma z - x_i||^2 = ||x - x_i||^2 + 2 sigma <z, x - x_i> + sigma^2 ||z||^2, so a draw z serves
-every sigma, and all it needs is <z, x_i> for all i: one matrix product.
-
-Fewer dimensions, same law. Where N + 1 < d, write z = (z', z'') with z' its part in the span of the
-centred training points and of one held-out x, at most N + 1 dimensions. The inner products
-<z, x - x_i> depend on z' alone, ||z||^2 = ||z'||^2 + ||z''||^2, and z'' is independent of z' with
-||z''||^2 chi-square of d - N - 1 degrees of freedom. So orthonormal coordinates of the training
-points (N numbers each), the held-out point's coordinates there and its distance to their span (one
-number more) give, with standard normal z' and that chi-square, the same joint law of all
-||x + sigma z - x_i||, for a third of the random numbers and products at N = 1,000, d = 3,072.
+every sigma, and all it needs is <z, x_i> for all i: one matrix product, in a `Frame`'s coordinates.
 """
 
 from __future__ import annotations
@@ -25,92 +17,16 @@ from jax import lax
 from geomem.geometry import bounds, passes, shells
 from geomem.geometry.blocks import CHUNK
 from geomem.geometry.distances import squared_distances
-from geomem.geometry.placement import Points, Stream, as_points
-from geomem.geometry.products import centre, inner_products
+from geomem.geometry.frames import Frame, with_coordinates
+from geomem.geometry.placement import Stream
+from geomem.geometry.products import inner_products
 
-__all__ = ["Frame", "coverage_sweep", "direct_frame", "reduced_frame", "weight_sweep"]
+__all__ = ["coverage_sweep", "weight_sweep"]
 
 _DELTAS = np.float32([1e-3, 1e-2, 1e-1])  # failure probabilities of the own-weight bounds
 _TAILS = (0.25, 0.5)  # (1 - q) / delta of the upper bound
 _RADII = 128  # of the upper bound, a geometric grid over a factor _REACH
 _REACH = 100.0
-
-
-class Frame(NamedTuple):
-    """Points to measure distances between, and coordinates to take inner products with noise in.
-
-    Attributes:
-      points: the training points: rows [N, d], or (rows [N, d], their coordinates [N, r]).
-      queries: [M, d], the points that are noised, or None for the training points themselves.
-      origin: [d]; coordinates that are not given are the point less the origin.
-      query_coordinates: [M, r] or None.
-      missing: float scalar, d - r: dimensions of the noise that only its norm sees.
-      reach: float scalar, no smaller than any distance between points, or None.
-    """
-
-    points: Points | Stream
-    queries: jax.Array | None
-    origin: jax.Array
-    query_coordinates: jax.Array | None
-    missing: jax.Array
-    reach: jax.Array | None = None
-
-    @property
-    def reduced(self) -> bool:
-        """Whether coordinates are given."""
-        return isinstance(self.points, Points) and isinstance(self.points.rows, tuple)
-
-    @property
-    def rank(self) -> int:
-        """r, how many coordinates there are."""
-        return self.points.rows[1].shape[1] if self.reduced else self.points.shape[1]
-
-    def of_points(self) -> Frame:
-        """The frame whose queries are the points themselves."""
-        reach = passes.run(self.points, _Reach(), (jnp.zeros(1),), self.origin)[0]
-        return self._replace(queries=None, query_coordinates=None, reach=reach)
-
-    def query(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Queries [B, d] and their coordinates [B, r]."""
-        if self.queries is None:
-            return _pair(self.points.take(index), self.origin)
-        rows = self.queries[index]
-        if self.query_coordinates is None:
-            return rows, rows - self.origin
-        return rows, self.query_coordinates[index]
-
-
-def _pair(rows, origin):
-    """Points and their coordinates, computed now if they were not."""
-    return rows if isinstance(rows, tuple) else (rows, rows - origin)
-
-
-def direct_frame(points: jax.Array | Points | Stream, queries: jax.Array) -> Frame:
-    """The frame of all d dimensions: points [N, d], queries [M, d]."""
-    points = as_points(points)
-    return Frame(points, jnp.asarray(queries), points.centre(), None, jnp.float32(0))
-
-
-def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
-    """The frame of N + 1 dimensions (see the module's docstring), for N + 1 < d."""
-    return _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
-
-
-@jax.jit
-def _reduced_frame(points, queries):
-    count, dim = points.shape
-    origin = centre(points)
-    basis, coordinates = jnp.linalg.qr((points - origin).T)
-    inside = inner_products(queries - origin, basis.T)
-    outside = queries - origin - inner_products(inside, basis)
-    distance = jnp.linalg.norm(outside, axis=1, keepdims=True)
-    return Frame(
-        Points((points, jnp.pad(coordinates.T, ((0, 0), (0, 1)))), count),
-        queries,
-        origin,
-        jnp.concatenate([inside, distance], axis=1),
-        jnp.float32(dim - count - 1),
-    )
 
 
 def _noise(key, index, draws, rank):
@@ -218,7 +134,7 @@ class _Coverage:
 
         def add(partial, rows, _, fresh):
             covered, lower, upper = partial
-            points, coordinates = _pair(rows, context.origin)
+            points, coordinates = with_coordinates(rows, context.origin)
             squares = squared_distances(state.queries, points)
 
             def draw(noised):
@@ -315,7 +231,7 @@ class _Weight:
         sigmas, radii = context.sigmas, _radii(context)
 
         def add(partial, rows, point_index, fresh):
-            points, coordinates = _pair(rows, context.origin)
+            points, coordinates = with_coordinates(rows, context.origin)
             squares = squared_distances(state.queries, points)
             own_column = point_index == state.index[:, None]
             other = fresh & ~own_column
@@ -384,31 +300,6 @@ def _together(a, b):
 
 def _radii(context):
     return context.reach * jnp.geomspace(1 / _REACH, 1, _RADII)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reach:
-    """A `passes.Pass`: twice the largest distance from the origin, no smaller than any distance."""
-
-    def start(self, context, query):
-        return query
-
-    def nothing(self, context, state):
-        return jnp.zeros(len(state))
-
-    def update(self, context, state):
-        def add(largest, rows, _, fresh):
-            points = rows[0] if isinstance(rows, tuple) else rows
-            norms = jnp.sum((points - context) ** 2, axis=1)
-            return jnp.maximum(largest, jnp.max(jnp.where(fresh, norms, 0)))
-
-        return add
-
-    def combine(self, partial, group):
-        return group.max(partial)
-
-    def result(self, context, state, partial, group):
-        return 2 * jnp.sqrt(partial)
 
 
 def _upper_bounds(radii, counts, nearest, sigmas):

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.geometry import bounds, curves, danger_zone, posterior, shells, sweep
+from geomem.geometry import bounds, curves, danger_zone, frames, posterior, shells, sweep
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -131,7 +131,7 @@ def direct_weight(rng, train, draws):
 def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
     """Same expectation as noising the points themselves, within 4.5 standard errors."""
     train, heldout = small
-    frame = (sweep.reduced_frame if reduced else sweep.direct_frame)(train, heldout)
+    frame = (frames.reduced_frame if reduced else frames.direct_frame)(train, heldout)
     draws = 2000
     table = shells.probability_table(50, 5.0)
     covered, _, _ = sweep.coverage_sweep(
@@ -159,7 +159,7 @@ def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
 def test_reduced_coordinates_keep_all_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
     train, heldout = cifar[0][:200], cifar[1][:5]
-    frame = sweep.reduced_frame(train, heldout)
+    frame = frames.reduced_frame(train, heldout)
     _, point_coordinates = frame.points.rows
     assert point_coordinates.shape == (200, 201)
     assert frame.missing == 3072 - 201
@@ -172,7 +172,7 @@ def test_reduced_coordinates_keep_all_inner_products(cifar):
 def test_noise_has_the_same_norm_in_both_frames(small):
     """||z||^2 is chi-square with 50 degrees of freedom: mean 50, variance 100."""
     train, heldout = small
-    for frame in (sweep.reduced_frame(train, heldout), sweep.direct_frame(train, heldout)):
+    for frame in (frames.reduced_frame(train, heldout), frames.direct_frame(train, heldout)):
         missing = frame.missing if frame.reduced else None
         _, norms = sweep._noise_and_norm(
             jax.random.key(0), jnp.arange(12), 2000, frame.rank, missing
@@ -194,7 +194,7 @@ def test_blocks_change_nothing(small, monkeypatch):
 
 def test_points_in_chunks_change_nothing(small):
     train, heldout = small
-    frame = sweep.direct_frame(train, heldout).of_points()
+    frame = frames.direct_frame(train, heldout).of_points()
     arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
     whole = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
     arguments["chunk"] = 8  # 30 is no multiple of it
