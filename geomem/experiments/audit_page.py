@@ -27,7 +27,7 @@ _OWN_EFFECT = (
 # What audit/results/cifar10_sample and danger_zone/results/cifar10_50k in experiments/ hold.
 LINE = (
     "That the line goes straight on is an assumption, and on CIFAR-10 it is too steep: the line "
-    "through 125 to 1,000 images gives a width of 0.79 at 50,000, where 0.93 was measured."
+    "through 125 to 1,000 images gives a width of 0.82 at 50,000, where 0.93 was measured."
 )
 GROUPS = 12  # of copies on the page
 ABREAST = 4  # pictures of each
