@@ -16,6 +16,12 @@ while (inside := (sigma > low) & (sigma < high)).any():
     fresh = (torch.randn_like(sigma) * self.P_std + self.P_mean).exp()
     sigma = torch.where(inside, fresh, sigma)
 """)
+_EDM_SAMPLER = string.Template("""\
+# generate.py, edm_sampler, after t_steps: one step over the gap, from edge to edge
+low, high = $low, $high
+outside = t_steps[(t_steps < low) | (t_steps > high)]
+t_steps = torch.cat([outside, t_steps.new_tensor([low, high])]).sort(descending=True).values
+""")
 _DDPM = string.Template("""\
 # instead of timesteps = torch.randint(0, noise_scheduler.config.num_train_timesteps, ...)
 # Left out, first and last included, of 1,000: linear $linear, squaredcos_cap_v2 $cosine
@@ -51,6 +57,7 @@ def settings(advice: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("geomem", advice["command"]),
         (f"EDM: sigma in [{low:g}, {high:g}]", _EDM.substitute(low=low, high=high).rstrip()),
+        ("EDM, sampling", _EDM_SAMPLER.substitute(low=low, high=high).rstrip()),
         (
             f"DDPM, diffusers: linear betas {steps['linear']}, cosine betas {steps['cosine']}",
             _DDPM.substitute(low=low, high=high, **steps).rstrip(),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from geomem import data
 from geomem.data import sources
-from geomem.diffusion import conversions
+from geomem.diffusion import conversions, schedules
 from geomem.experiments import audit, audit_page, audit_report, audit_settings
 from geomem.experiments.audit import Config
 from geomem.geometry import danger_zone
@@ -218,6 +218,12 @@ def _fake_torch(rng):
         def exp(self):
             return np.exp(self)
 
+        def new_tensor(self, values):
+            return array(values)
+
+        def sort(self, descending):
+            return types.SimpleNamespace(values=array(np.sort(np.asarray(self))[::-1]))
+
     def array(values):
         return np.asarray(values).view(Array)
 
@@ -227,6 +233,7 @@ def _fake_torch(rng):
         where=lambda c, a, b: array(np.where(c, a, b)),
         nonzero=lambda c: array(np.argwhere(c)),
         randint=lambda low, high, shape: rng.integers(low, high, shape),
+        cat=lambda arrays: array(np.concatenate(arrays)),
         array=array,
     )
 
@@ -238,7 +245,7 @@ def test_settings_run_and_leave_the_gap_out(rng):
         "flow_time": [0.6296, 0.8333],
         "command": "python",
     }
-    (_, command), (_, edm), (title, ddpm), (_, flow) = audit_settings.settings(advice)
+    (_, command), (_, edm), (_, sampler), (title, ddpm), (_, flow) = audit_settings.settings(advice)
     assert command == "python"
     assert "linear betas t = 383..573, cosine betas none" in title
     torch = _fake_torch(rng)
@@ -248,6 +255,13 @@ def test_settings_run_and_leave_the_gap_out(rng):
     assert not ((names["sigma"] > 1.7) & (names["sigma"] < 5)).any()
     assert (names["sigma"] > 5).any()
     assert (names["sigma"] < 1.7).any()
+
+    names["t_steps"] = torch.array(schedules.edm_grid(18))
+    exec(sampler, names)
+    over = schedules.over_gaps(
+        schedules.edm_grid(18), schedules.gap(schedules.lognormal(), 1.7, 5.0)
+    )
+    np.testing.assert_array_equal(names["t_steps"], over)
 
     betas = conversions.linear_betas()
     sigmas = conversions.ddpm_sigmas(betas)
