@@ -119,18 +119,11 @@ def test_few_images_and_all_the_same(count):
     assert not duplicates.scan(different).groups()
 
 
-def test_the_number_of_pairs_compiles_nothing(rng, count_compilations):
-    pixels = data.load().train_split.pixels[:150]
-    few, many = (planted(rng, pixels, count)[0] for count in (3, 40))
-    duplicates.scan(few, tile=64)
+def test_the_number_of_pairs_compiles_nothing(count_compilations):
+    few, many = (data.load().train_split.pixels[:150].copy() for _ in range(2))
+    for images, count in ((few, 3), (many, 40)):
+        images[-count:] = images[:count] ^ 1  # near copies: the last bit of each value
+    assert duplicates.scan(few, tile=64).pairs == 3
     with count_compilations() as compiled:
-        duplicates.scan(many, tile=64)
+        assert duplicates.scan(many, tile=64).pairs == 40
     assert not compiled
-
-
-def test_bad_arguments_are_named():
-    images = np.zeros((4, 2, 2, 1), np.uint8)
-    with pytest.raises(ValueError, match="duplicates: threshold 1, wanted between 0 and 1"):
-        duplicates.scan(images, threshold=1)
-    with pytest.raises(ValueError, match=r"images: shape \(4, 4\), wanted \[N, H, W, C\]"):
-        duplicates.scan(images.reshape(4, 4))

@@ -56,11 +56,11 @@ def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, mon
 
 
 def test_images_in_host_memory_are_not_copied_as_a_whole(rng):
-    train = rng.random((32_768, 2048), np.float32)
+    train = rng.random((65_536, 2048), np.float32)
     samples = train[:8] + np.float32(1e-3)
     assert memorization.neighbours(samples, train).memorized.all()  # compiles, too
     grown = benchmark.peak_growth(lambda: memorization.neighbours(samples, train))
-    assert grown is None or grown < 0.5 * train.nbytes
+    assert grown is None or grown < 0.75 * train.nbytes
 
 
 def test_a_copy_of_a_duplicate_is_a_copy():
