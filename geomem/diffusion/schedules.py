@@ -314,7 +314,8 @@ def over_gaps(sigmas: np.ndarray, schedule: Schedule) -> np.ndarray:
 
     What a network says of levels that it never saw is arbitrary, so a sampler should not ask. The
     levels inside a gap make way for its two edges, which were trained: one step crosses it. A gap
-    without a level of the grid above or below (but 0) has to be sampled, and stays as it is.
+    without a level of the grid above or below (but 0) has to be sampled, and stays as it is. The
+    step is as long as the gap: one that spans a factor of ten costs quality.
 
     Args:
       sigmas: [S + 1], descending, as from `edm_grid`.

@@ -79,7 +79,9 @@ def run(config: Config) -> Result:
     sigmas = schedules.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     denoiser, params, image_shape = _load(config)
     if config.run and config.over_gap:
-        sigmas = train.sampling_grid(config.run, sigmas)
+        whole, sigmas = sigmas, train.sampling_grid(config.run, sigmas)
+        if not np.array_equal(sigmas, whole):
+            print("steps over the levels that training left out (--over-gap False samples them)")
     seeds = np.arange(config.seed, config.seed + config.count)
     images = sample.generate(
         denoiser.bind(params),
