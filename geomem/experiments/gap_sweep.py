@@ -136,13 +136,13 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
     """The zone's gap thinned and widened, and three other trainings with and without it.
 
     unscaled: as if the data had EDM's standard deviation; smooth: a noise embedding that the
-    network can interpolate in; wide: half as many channels again.
+    network can interpolate in; deep: a larger network, of two blocks at each level.
     """
     edges = zone.low, zone.high
     others = {
         "unscaled": (("sigma_data", 0.5), ("noise_mean", -1.2)),
         "smooth": (("embedding", "positional"),),
-        "wide": (("channels", 48),),
+        "deep": (("blocks", 2),),
     }
     return [
         Arm("zone", edges),
