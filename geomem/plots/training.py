@@ -53,9 +53,10 @@ def frontier(rows: Sequence[Mapping[str, Any]]):
     Returns:
       A matplotlib Figure. Large markers are the ends of the trainings.
     """
-    with sheet() as figure:
+    arms = _by_arm(rows)
+    with sheet(COLUMN, 2.0 + 0.16 * len(arms) / 2) as figure:
         axes = figure.subplots()
-        for look, (arm, of_arm) in zip(_looks(), _by_arm(rows).items(), strict=False):
+        for look, (arm, of_arm) in zip(_looks(), arms.items(), strict=False):
             quality, memorized = (_mean(of_arm, key)[0] for key in ("frechet", "without_noise"))
             axes.plot(quality, memorized, "-", lw=0.9, ms=2.5, alpha=0.8, **look)
             axes.plot(quality[-1:], memorized[-1:], ls="", ms=6, label=arm, **look)
