@@ -77,8 +77,8 @@ class UNet(nn.Module):
           float32 [B, H, W, C].
 
         Raises:
-          ValueError: channels is not a multiple of 4, or the images' sides cannot be folded and
-            halved as often as there are levels.
+          ValueError: channels is not a multiple of 4, a layer's channels cannot be normalized in
+            groups, or the images' sides cannot be folded and halved as often as there are levels.
         """
         if self.channels % 4:
             raise ValueError(f"channels: {self.channels}, wanted a multiple of 4")
@@ -291,8 +291,15 @@ def _dense(width, compute, *, name, use_bias=True):
 
 
 def _norm(x, compute, *, name):
+    width = x.shape[-1]
+    groups = min(32, width // 4)
+    if width % groups:
+        raise ValueError(
+            f"channels, multipliers: they make a layer of {width} channels, wanted at most 128 or "
+            "a multiple of 32 (group normalization)"
+        )
     return nn.GroupNorm(
-        min(32, x.shape[-1] // 4),
+        groups,
         epsilon=1e-6,
         dtype=COMPUTE[compute][0],
         use_fast_variance=False,

@@ -182,6 +182,7 @@ ZONES = {
         ({"batch": 12}, "batch: 12, wanted a multiple of the 8 devices"),
         ({"multipliers": (1, 1, 1, 1)}, "resolution: 8x8 images, wanted .* multiples of 16"),
         ({"channels": 6}, "channels: 6, wanted"),
+        ({"channels": 100}, "channels, multipliers: they make a layer of 200 channels, wanted"),
         ({"checkpoint_every": 6}, "checkpoint_every: 6, wanted a multiple of log_every"),
         ({"num_train": 10_000}, r"count \(--num-train\): 10000, wanted 1 to 900"),
         ({"kimg": 0}, "kimg: 0, wanted"),
