@@ -20,7 +20,7 @@ from geomem import data
 from geomem.data import sources
 from geomem.diffusion import checkpoints
 from geomem.experiments import cli, measured, record, train_config
-from geomem.metrics import frechet, inception, memorization
+from geomem.metrics import frechet, inception, inception_weights, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.plots import pairs as pairs_plot
 from geomem.plots import style
@@ -28,6 +28,7 @@ from geomem.plots import style
 __all__ = ["Config", "Result", "run"]
 
 _LARGEST = 16.0  # a pixel of an unclipped sample; beyond it the range is another one
+_TAILS = 0.01, 0.99  # quantiles of the pixels
 _OF_A_RUN = ("dataset", "heldout", "resize", "num_train", "classes", "subset_seed")
 _PIXEL_FEATURES = 1024  # more of them make the Frechet distance slow and mean little
 
@@ -78,7 +79,7 @@ def run(config: Config) -> Result:
     folder, phases = record.make_folder(config.out), record.Phases()
     with phases("data"):
         dataset = _load_data(config)
-        samples = _load_samples(config, dataset.train.shape[1:])
+        samples = _load_samples(config, dataset.train)
         features = _features(config, samples.shape[1:])
     with phases("memorization"):
         report = memorization.report(
@@ -116,7 +117,8 @@ def _load_data(config):
     return dataset
 
 
-def _load_samples(config, shape):
+def _load_samples(config, train):
+    shape = train.shape[1:]
     try:
         split, _, _ = sources.open_source(config.samples, config.resize)
         pixels = split.read(split.index)
@@ -135,22 +137,26 @@ def _load_samples(config, shape):
         raise ValueError(
             f"samples: float pixels span [{low:g}, {high:g}], wanted about [-1, 1], or uint8"
         )
+    # In [0, 1], but for a few pixels a little outside? No distance would be what it seems.
+    dark, bright = np.quantile(pixels, _TAILS)
+    if dark > -0.15 and bright > 0.5 and np.quantile(train, _TAILS[0]) < -0.5:
+        raise ValueError(
+            f"samples: 98% of the pixels lie in [{dark:.2g}, {bright:.2g}], nothing dark in them, "
+            "wanted the range of the training images, about [-1, 1]"
+        )
     return np.ascontiguousarray(pixels, np.float32)
 
 
 def _features(config, shape) -> Features | None:
-    if config.features == "none":
-        return None
-    if config.features == "pixels":
-        return PIXELS
-    if config.features == "inception":
-        return inception.features(inception.load())
-    if shape[-1] == 3 and min(shape[:2]) >= 32:
-        try:
-            return inception.features(inception.load())
-        except ValueError:
-            pass  # no weights here
-    return PIXELS if np.prod(shape) <= _PIXEL_FEATURES else None
+    kind = config.features
+    if kind == "auto":
+        natural = shape[-1] == 3 and min(shape[:2]) >= 32
+        small = np.prod(shape) <= _PIXEL_FEATURES
+        usable = natural and inception_weights.available()
+        kind = "inception" if usable else "pixels" if small else "none"
+    if kind == "inception":
+        return inception.features(inception_weights.load())
+    return PIXELS if kind == "pixels" else None
 
 
 def _frechet(samples, dataset, features):

@@ -20,7 +20,7 @@ from flax import traverse_util
 from geomem.metrics.inception import Inception
 from geomem.metrics.torch_file import load_tensors
 
-__all__ = ["cache_path", "download", "from_tensors", "load"]
+__all__ = ["available", "cache_path", "download", "from_tensors", "load"]
 
 _FILE = "pt_inception-2015-12-05-6726825d.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_FILE}"
@@ -51,6 +51,11 @@ def load(path: str | os.PathLike | None = None) -> dict:
         return from_tensors(load_tensors(path))
     except ValueError as error:
         raise ValueError(f"inception: {error}") from None
+
+
+def available() -> bool:
+    """Whether the weights are in the cache, or GEOMEM_INCEPTION says where they are."""
+    return "GEOMEM_INCEPTION" in os.environ or cache_path().is_file()
 
 
 def cache_path() -> pathlib.Path:

@@ -75,11 +75,33 @@ def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
 
 
+def test_rgb_images_do_without_the_inception_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GEOMEM_INCEPTION", raising=False)
+    train = data.load("cifar10_sample").train
+    np.savez(tmp_path / "samples.npz", images=train[[3, 7]])
+    config = Config(
+        samples=str(tmp_path / "samples.npz"),
+        out=str(tmp_path / "out"),
+        num_train=32,
+        num_heldout=8,
+    )
+    report, scores, _ = evaluate.run(config)
+    assert report.found.index[:, 0].tolist() == [3, 7]
+    assert report.memorized.count == 2
+    assert scores == {}
+    # Weights that the user names are used, or their mistake is said.
+    monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "absent.pth"))
+    with pytest.raises(ValueError, match=r"inception: no weights at .*absent\.pth"):
+        evaluate.run(config)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
         (np.zeros((5, 8, 8, 3), np.uint8), r"samples: images of \(8, 8, 3\), wanted \(8, 8, 1\)"),
         (np.linspace(0, 1, 320, dtype="f").reshape(5, 8, 8), r"samples: float pixels span \[0, 1"),
+        (np.linspace(-0.01, 1.01, 320).reshape(5, 8, 8), r"samples: 98% of the pixels lie in \[0"),
         (np.linspace(-255, 255, 320).reshape(5, 8, 8), r"samples: float pixels span \[-255, 255\]"),
         (np.full((5, 8, 8), np.nan), "samples: NaN or infinite values"),
         (np.zeros((0, 8, 8), np.uint8), "samples: no image in"),

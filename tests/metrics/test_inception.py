@@ -1,5 +1,6 @@
 """Parity of the Inception port with the reference on random weights, at every tap; its weights."""
 
+import functools
 import hashlib
 import pathlib
 import zlib
@@ -8,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from geomem import data
+from geomem.experiments import evaluate
 from geomem.metrics import frechet, inception, inception_weights
 
 ORACLE = pathlib.Path(__file__).parents[1] / "data" / "inception_random.npz"
@@ -104,6 +107,9 @@ def test_weights_are_found_by_argument_environment_and_cache(tensors, tmp_path, 
     scale = tensors[f"{name}.bn.weight"] / np.sqrt(tensors[f"{name}.bn.running_var"] + 1e-3)
     weight = tensors[f"{name}.conv.weight"]  # [out, in, height, width]
     np.testing.assert_allclose(kernel[2, 0, 5], weight[:, 5, 2, 0] * scale, rtol=1e-6)
+    for kind in ("auto", "inception"):
+        chosen = evaluate._features(evaluate.Config(samples="", features=kind), (32, 32, 3))
+        assert chosen.name == inception.NAME
 
 
 def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
@@ -116,3 +122,17 @@ def test_a_download_with_another_hash_is_refused(tmp_path, monkeypatch):
     digest = hashlib.sha256(b"something else").hexdigest()
     monkeypatch.setattr(inception_weights, "_SHA256", digest[:8])
     assert inception_weights.download(source.as_uri()).read_bytes() == b"something else"
+
+
+def test_evaluate_uses_the_weights_that_there_are(tensors, tmp_path, monkeypatch):
+    np.savez(tmp_path / "weights.npz", **tensors)
+    monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "weights.npz"))
+    narrow = functools.partial(inception.features, tap="feat_64")  # the last one takes a minute
+    monkeypatch.setattr(inception, "features", narrow)
+    np.savez(tmp_path / "samples.npz", images=data.load("cifar10_sample").train[:8])
+    config = evaluate.Config(
+        samples=str(tmp_path / "samples.npz"), out=str(tmp_path), num_train=8, num_heldout=8
+    )
+    scores = evaluate.run(config).frechet
+    assert scores["train"].features == "inception-2015 feat_64"
+    assert abs(scores["train"].value) < 1e-6 < scores["heldout"].value
