@@ -19,6 +19,7 @@ import tqdm
 
 from geomem.data import to_unit_interval
 from geomem.geometry.distances import inner_products, two_nearest
+from geomem.metrics.features import check_finite
 
 __all__ = ["Duplicates", "scan"]
 
@@ -86,7 +87,7 @@ def scan(
       Duplicates.
 
     Raises:
-      ValueError: threshold out of range, or images that are not [N, H, W, C].
+      ValueError: threshold out of range, or images that are not [N, H, W, C] or not finite.
 
     >>> images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
     >>> images[5], images[9] = images[2], images[2] // 2 * 2
@@ -97,6 +98,7 @@ def scan(
         raise ValueError(f"duplicates: threshold {threshold:g}, wanted between 0 and 1")
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images: shape {images.shape}, wanted [N, H, W, C] with N >= 1")
+    check_finite(images=images)
     exact = _first_with_same_bytes(images)
     different = np.flatnonzero(exact == np.arange(len(images)))
     typical = _typical_distance(images, different)

@@ -9,7 +9,7 @@ import numpy as np
 
 from geomem.data import to_unit_interval
 
-__all__ = ["PIXELS", "Features"]
+__all__ = ["PIXELS", "Features", "check_finite"]
 
 
 class Features(NamedTuple):
@@ -33,6 +33,21 @@ class Features(NamedTuple):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The features [N, d] of `images` [N, H, W, C]."""
         return np.concatenate(list(self.batches(images)))
+
+
+def check_finite(**arrays: np.ndarray) -> None:
+    """Refuse arrays [N, ...] of which a row has NaN or infinite values, by their argument's name.
+
+    Raises:
+      ValueError: how many rows of which array.
+    """
+    for name, rows in arrays.items():
+        if rows.dtype.kind in "biu":
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = rows.sum(axis=tuple(range(1, rows.ndim)), dtype=np.float32)
+        if bad := int((~np.isfinite(sums)).sum()):
+            raise ValueError(f"{name}: {bad} of {len(rows)} are not finite, wanted finite values")
 
 
 def _flattened(images):

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from geomem.geometry import distances, placement
+from geomem.metrics.features import check_finite
 from geomem.metrics.rates import Comparison, Rate, compare, rate
 from geomem.metrics.residual_noise import fit_spectrum, ratio_without_noise, residual_noise
 
@@ -227,11 +228,7 @@ def _checked(samples, train, embed=None, threshold=1.0):
         )
     if embed is not None:
         samples, train = embed(samples), embed(train)
-    for name, images in (("samples", samples), ("train", train)):
-        with np.errstate(invalid="ignore", over="ignore"):
-            sums = images.sum(axis=tuple(range(1, images.ndim)), dtype=np.float32)
-        if bad := int((~np.isfinite(sums)).sum()):
-            raise ValueError(f"{name}: {bad} of {len(images)} are not finite")
+    check_finite(samples=samples, train=train)
     return samples, train
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from geomem.geometry.blocks import CHUNK, QUERIES, fold_chunks, map_rows
 from geomem.geometry.distances import nearest, squared_distances
+from geomem.metrics.features import check_finite
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
@@ -69,7 +70,7 @@ def precision_recall(
       chunk: points per matrix product.
 
     Raises:
-      ValueError: k < 1, too few points, or different dimensions.
+      ValueError: k < 1, too few points, different dimensions, or values that are not finite.
 
     Source: arXiv 1904.06991; arXiv 2002.09797.
     """
@@ -79,6 +80,7 @@ def precision_recall(
         raise ValueError(f"neighbours: {neighbours}, wanted 1 to {fewest - 1}")
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(f"reference: features {reference.shape[1:]}, wanted {samples.shape[1:]}")
+    check_finite(samples=samples, reference=reference)
 
     def radii(points):
         # A point is its own nearest; of duplicates each is the other's.

@@ -23,6 +23,7 @@ import numpy as np
 
 from geomem.geometry.blocks import QUERIES, map_rows
 from geomem.geometry.products import inner_products
+from geomem.metrics.features import check_finite
 
 if TYPE_CHECKING:
     from geomem.metrics.memorization import Memorization
@@ -57,10 +58,11 @@ def fit_spectrum(heldout: jax.Array) -> Spectrum:
     """The spectrum of clean images [M, ...], M >= 4, which were not trained on.
 
     Raises:
-      ValueError: fewer than four images.
+      ValueError: fewer than four images, or values that are not finite.
     """
     if len(heldout) < 4:
         raise ValueError(f"heldout: {len(heldout)} images, wanted 4 or more")
+    check_finite(heldout=heldout)
     first, second = heldout[::2], heldout[1::2]
     mean, dim = jnp.mean(first, axis=0), int(np.prod(heldout.shape[1:]))
     bases = [None] if heldout.ndim == 4 else []
@@ -92,11 +94,13 @@ def residual_noise(samples: jax.Array, heldout: jax.Array | Spectrum) -> np.ndar
       whatever else is wrong with an image.
 
     Raises:
-      ValueError: shapes that differ, fewer than four held-out images.
+      ValueError: shapes that differ, fewer than four held-out images, or values that are not
+        finite.
     """
     spectrum = heldout if isinstance(heldout, Spectrum) else fit_spectrum(heldout)
     if samples.shape[1:] != spectrum.mean.shape:
         raise ValueError(f"samples: shape {samples.shape}, wanted [Q, *{spectrum.mean.shape}]")
+    check_finite(samples=samples)
     squares = np.float64(_band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands))
     variance, count = spectrum.variance, spectrum.count
     contrast, noise = np.ones(len(squares)), squares.min(axis=1)

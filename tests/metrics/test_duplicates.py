@@ -119,6 +119,14 @@ def test_few_images_and_all_the_same(count):
     assert not duplicates.scan(different).groups()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(value):
+    images = np.zeros((5, 4, 4, 1), "f")
+    images[2:4, 0, 0] = value
+    with pytest.raises(ValueError, match="images: 2 of 5 are not finite, wanted finite values"):
+        duplicates.scan(images)
+
+
 def test_the_number_of_pairs_compiles_nothing(count_compilations):
     few, many = (data.load().train_split.pixels[:150].copy() for _ in range(2))
     for images, count in ((few, 3), (many, 40)):

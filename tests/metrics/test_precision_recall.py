@@ -54,3 +54,8 @@ def test_bad_input_is_named(rng):
         precision_recall(points, points, 5)
     with pytest.raises(ValueError, match=r"reference: features \(3,\), wanted \(2,\)"):
         precision_recall(points, np.ones((6, 3)))
+    broken = np.where(points == points[1, 1], np.nan, points)
+    with pytest.raises(ValueError, match="reference: 1 of 5 are not finite, wanted finite values"):
+        precision_recall(points, broken)
+    with pytest.raises(ValueError, match="samples: 1 of 5 are not finite"):
+        precision_recall(broken, points)

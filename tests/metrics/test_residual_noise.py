@@ -63,3 +63,13 @@ def test_a_spectrum_wants_four_images_and_samples_of_its_shape():
     spectrum = residual_noise.fit_spectrum(np.ones((4, 8, 8, 1), "f"))
     with pytest.raises(ValueError, match="samples: shape"):
         residual_noise.residual_noise(np.ones((4, 8, 8, 3), "f"), spectrum)
+
+
+def test_values_that_are_not_finite_are_named():
+    images = np.ones((4, 8, 8, 1), "f")
+    spectrum = residual_noise.fit_spectrum(images)
+    images[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="heldout: 1 of 4 are not finite, wanted finite values"):
+        residual_noise.fit_spectrum(images)
+    with pytest.raises(ValueError, match="samples: 1 of 4 are not finite"):
+        residual_noise.residual_noise(images, spectrum)
