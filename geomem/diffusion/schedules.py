@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -344,8 +345,8 @@ def _check_grid(steps, sigma_min, sigma_max):
 
 
 def _check_interval(argument, low, high):
-    numbers = all(isinstance(edge, int | float) for edge in (low, high))
-    if not (numbers and 0 < low < high < math.inf):
+    real = all(isinstance(edge, numbers.Real) for edge in (low, high))
+    if not (real and 0 < low < high < math.inf):
         raise ValueError(f"{argument}: {low} to {high}, wanted 0 < low < high")
 
 

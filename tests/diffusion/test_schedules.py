@@ -161,6 +161,11 @@ def test_neighbouring_gaps_are_one():
     assert schedule.gaps == ((0.1, 3.0),)
 
 
+def test_edges_may_be_numpys_numbers():
+    found = schedules.gap(BASE, np.float32(0.5), np.int64(5))
+    assert found == schedules.gap(BASE, 0.5, 5)
+
+
 def test_zone_files(tmp_path):
     path = tmp_path / "zone.json"
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
