@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm.auto import tqdm
 
-__all__ = ["Churn", "Denoiser", "Swap", "generate", "solve", "swap", "to_uint8"]
+__all__ = ["Churn", "Denoiser", "Swap", "as_pytree", "generate", "solve", "swap", "to_uint8"]
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]  # ([B, H, W, C], sigma [B]) -> [B, H, W, C]
 
@@ -67,7 +67,7 @@ def swap(denoiser_a: Denoiser, denoiser_b: Denoiser, steps: Iterable[int]) -> Sw
     Returns:
       What `solve` and `generate` take in place of a denoiser.
     """
-    return Swap(_as_pytree(denoiser_a), _as_pytree(denoiser_b), frozenset(map(int, steps)))
+    return Swap(as_pytree(denoiser_a), as_pytree(denoiser_b), frozenset(map(int, steps)))
 
 
 def solve(
@@ -151,11 +151,16 @@ def generate(
 
     Returns:
       float32 [N, H, W, C], not clipped and not quantized.
+
+    Raises:
+      ValueError: no seeds, or as in `solve`.
     """
+    if len(seeds) == 0:
+        raise ValueError("seeds: none, wanted 1 or more")
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     batch_size = math.ceil(min(batch_size, len(seeds)) / len(devices)) * len(devices)
-    denoiser = denoiser if isinstance(denoiser, Swap) else _as_pytree(denoiser)
+    denoiser = denoiser if isinstance(denoiser, Swap) else as_pytree(denoiser)
     denoiser = jax.device_put(denoiser, NamedSharding(mesh, PartitionSpec()))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     batches = []
@@ -169,6 +174,12 @@ def generate(
             batches.append(np.asarray(x, np.float32)[: len(batch)])
             bar.update(len(batch))
     return np.concatenate(batches)
+
+
+def as_pytree(denoiser: Denoiser) -> jax.tree_util.Partial:
+    """A denoiser that jit takes as an argument; one that is a `Partial` keeps its arrays so."""
+    partial = isinstance(denoiser, jax.tree_util.Partial)
+    return denoiser if partial else jax.tree_util.Partial(denoiser)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -210,8 +221,3 @@ def _normal(keys, step, image_shape, dtype):
 
 def _call(denoiser, x, sigma):
     return denoiser(x, jnp.full(len(x), sigma, x.dtype)).astype(x.dtype)
-
-
-def _as_pytree(denoiser):
-    partial = isinstance(denoiser, jax.tree_util.Partial)
-    return denoiser if partial else jax.tree_util.Partial(denoiser)

@@ -10,7 +10,6 @@ parameters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
+from geomem.diffusion.sample import Denoiser, as_pytree
 from geomem.geometry.curves import bootstrap_mean, check_sigmas
 from geomem.metrics import memorization
 
@@ -32,8 +32,6 @@ __all__ = [
     "noise_level_memorization",
     "relative_gap",
 ]
-
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 _CONFIDENCE = 0.95
 
@@ -142,7 +140,7 @@ def denoising_error(
     """
     noise_key, bootstrap_key = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
-    measure = Partial(_error, _as_pytree(denoiser))
+    measure = Partial(_error, as_pytree(denoiser))
     values = _sweep(noise_key, measure, images, sigmas, draws, batch, progress)
     per_image = values.mean(axis=1)
     found = bootstrap_mean(bootstrap_key, jnp.asarray(per_image.T), bootstrap)
@@ -183,7 +181,7 @@ def noise_level_memorization(
     """
     noise_key, _ = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
-    measure = Partial(_denoised, _as_pytree(denoiser))
+    measure = Partial(_denoised, as_pytree(denoiser))
     flags, index, rates = [], [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
@@ -259,7 +257,7 @@ def relative_gap(
     noise_key, bootstrap_key = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
     images = jnp.asarray(images)
-    measure = Partial(_gap, _as_pytree(denoiser_a), _as_pytree(denoiser_b), images.mean(axis=0))
+    measure = Partial(_gap, as_pytree(denoiser_a), as_pytree(denoiser_b), images.mean(axis=0))
     values = _sweep(noise_key, measure, images, sigmas, draws, batch, progress).mean(axis=1)
     table = jnp.asarray(values.transpose(1, 2, 0).reshape(len(images), -1))  # [M, 3 S]
     found = bootstrap_mean(bootstrap_key, table, bootstrap)
@@ -336,7 +334,3 @@ def _auc_interval(auc, m, n):
     low = brentq(beyond, 0, auc - 1e-9) if auc > 0 else 0.0
     high = brentq(beyond, auc + 1e-9, 1) if auc < 1 else 1.0
     return low, high
-
-
-def _as_pytree(denoiser):
-    return denoiser if isinstance(denoiser, Partial) else Partial(denoiser)

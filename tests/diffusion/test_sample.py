@@ -147,3 +147,8 @@ def test_bad_input_is_named(arguments, message):
     call = {"denoiser": EMPIRICAL, "x": jnp.ones((1, 4, 4, 1)), "sigmas": GRID} | arguments
     with pytest.raises(ValueError, match=message):
         sample.solve(**call)
+
+
+def test_seeds_are_wanted():
+    with pytest.raises(ValueError, match="seeds: none, wanted 1 or more"):
+        sample.generate(EMPIRICAL, [], (4, 4, 1), GRID)
