@@ -252,6 +252,17 @@ def test_bad_resize_is_named(tmp_path):
         data.load(str(tmp_path), resize=0)
 
 
+def test_only_folders_are_resized(folder, tmp_path):
+    path, _ = folder
+    np.save(tmp_path / "s16.npy", np.zeros((4, 16, 16, 1), np.uint8))
+    for name in (str(tmp_path / "s16.npy"), "digits"):
+        with pytest.raises(ValueError, match="resize: 8, wanted only for a folder of images"):
+            data.load(name, resize=8)
+    # Held-out images that are a folder are fitted to the training images.
+    dataset = data.load("cifar10_sample", heldout=str(path), resize=32)
+    assert dataset.test.shape == (12, 32, 32, 3)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
 def test_bad_fractions_are_named(fraction):
     with pytest.raises(ValueError, match=r"heldout: .*, wanted a fraction between 0 and 1"):

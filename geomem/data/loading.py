@@ -30,19 +30,24 @@ def load(
         must lie in [-1, 1] and are taken as they are.
       heldout: None: the source's own test images, or a fifth of it where there are none; a
         fraction in (0, 1) of the images, by `seed`; or the name or path of other images.
-      resize: side length to which a folder's images are cropped (centre square) and resized.
+      resize: side length to which a folder's images are cropped (centre square) and resized; None
+        where neither the images nor the held-out ones are a folder.
       seed: which images a held-out fraction takes.
 
     Returns:
       The Dataset, in the source's canonical order, not yet decoded.
 
     Raises:
-      ValueError: no such data set, nothing to read, images of several sizes, unusable arrays.
+      ValueError: no such data set, nothing to read, images of several sizes, unusable arrays, a
+        resize of what is no folder.
     """
     if resize is not None and resize < 1:
         raise ValueError(f"resize: {resize}, wanted 1 or more")
     name = str(name)
     train, test, class_names = sources.open_source(name, resize)
+    folder = any(sources.is_folder(path) for path in (name, heldout) if isinstance(path, str))
+    if resize is not None and not folder:
+        raise ValueError(f"resize: {resize}, wanted only for a folder of images")
     total = len(train)
     if isinstance(heldout, str):
         test = sources.open_source(heldout, resize)[0]
