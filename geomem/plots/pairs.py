@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from geomem.diffusion.sample import to_uint8
 from geomem.plots.style import COLORS, sheet
 
 __all__ = ["PER_PAGE", "pairs"]
@@ -25,7 +26,8 @@ def pairs(
     """Up to PER_PAGE pairs: sample left, training image right, a caption above each.
 
     Args:
-      samples, nearest: [P, H, W, C], in [-1, 1] (clipped) or uint8, C = 1 or 3.
+      samples, nearest: [P, H, W, C], in [-1, 1] (clipped) or uint8; in color for C = 3, else the
+        mean over channels in gray.
       captions: [P], short.
       marked: [P], whether the caption stands out.
       title: of the page; may have several lines.
@@ -58,6 +60,8 @@ def pairs(
 
 def _shown(image):
     image = np.asarray(image)
-    if image.dtype != np.uint8:
-        image = np.clip(image * 127.5 + 128, 0, 255).astype(np.uint8)
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+    image = image if image.dtype == np.uint8 else to_uint8(image)
+    if image.shape[-1] == 3:
+        return image
+    gray = np.rint(image.mean(axis=-1, keepdims=True)).astype(np.uint8)
+    return np.repeat(gray, 3, axis=-1)

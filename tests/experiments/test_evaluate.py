@@ -10,6 +10,7 @@ from PIL import Image
 from geomem import data
 from geomem.experiments import evaluate
 from geomem.experiments.evaluate import Config
+from geomem.plots import pairs
 
 SMALL = {"dataset": "digits", "num_train": 64, "num_heldout": 200}
 
@@ -73,6 +74,16 @@ def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
     found = evaluate.run(Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL))
     np.testing.assert_array_equal(found.report.found.index[:30, 0], report.found.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pairs_of_any_number_of_channels_are_drawn(channels):
+    """In color if there are three, else in gray, at the channels' mean."""
+    images = np.full((1, 2, 2, channels), 100, np.uint8)
+    images[..., 0] += 2 * channels
+    (axes,) = pairs.pairs(images, images, ["0.10"], [True]).axes
+    shown = [image.get_array()[0, 0].tolist() for image in axes.images]
+    assert shown == 2 * [[106, 100, 100] if channels == 3 else 3 * [102]]
 
 
 def test_rgb_images_do_without_the_inception_weights(tmp_path, monkeypatch):
