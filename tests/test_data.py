@@ -81,6 +81,24 @@ def test_subsets_are_nested_seeded_and_by_class():
     np.testing.assert_array_equal(again.train_split.index[:20], cars.train_split.index)
 
 
+def test_a_subset_that_leaves_classes_out_says_so(folder, capsys):
+    dataset = data.load(str(folder[0]), heldout="digits")
+    data.datasets._warn.cache_clear()
+    for arguments in (
+        {"count": 1},  # no two classes fit
+        {"count": 7},
+        {"count": 5, "seed": 0},
+        {"count": 5, "classes": ["cat"]},
+        {"heldout_count": 5},
+    ):
+        dataset.subset(**arguments)
+    assert capsys.readouterr().err == ""
+    assert set(dataset.subset(count=5).train_split.labels) == {0}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the first 5 training images of ")
+    assert line.endswith(" are of 1 of 2 classes; a seed (--subset-seed) takes them at random")
+
+
 def test_digest_sees_pixels_and_indices():
     dataset = data.load("digits")
     one, other = dataset.subset(count=5), dataset.subset(count=5, seed=1)
@@ -143,15 +161,18 @@ def test_arrays(tmp_path, rng, suffix, channels):
     np.testing.assert_array_equal(whole.reshape(shape), pixels[order])
 
 
-def test_float_arrays_are_taken_as_they_are(tmp_path, rng):
+def test_float_arrays_are_taken_as_they_are(tmp_path, rng, capsys):
     pixels = rng.uniform(-1, 1, (10, 4, 4, 3))
     np.save(tmp_path / "images.npy", pixels)
     dataset = data.load(str(tmp_path / "images.npy"))
     assert dataset.train.dtype == np.float32
     np.testing.assert_array_equal(dataset.train, pixels[dataset.train_split.index].astype("f4"))
     np.save(tmp_path / "images.npy", np.abs(pixels))
-    with pytest.warns(UserWarning, match=r"span \[0, 1\]"):
-        _ = data.load(str(tmp_path / "images.npy")).train
+    data.datasets._warn.cache_clear()
+    dataset = data.load(str(tmp_path / "images.npy"))
+    assert min(dataset.train.min(), dataset.test.min()) >= 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: float pixels span [0, 1]?")
 
 
 def test_duplicates_are_counted(rng):

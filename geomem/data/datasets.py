@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import warnings
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -119,6 +119,9 @@ class Dataset:
     ) -> Dataset:
         """Select images; for one `seed` and `classes`, a smaller count is a prefix of a larger.
 
+        Where the first `count` training images have none of some class, as those of a folder with
+        subfolders, one line on stderr says so.
+
         Args:
           classes: keep only these class names (training and held-out).
           count: number of training images, default all.
@@ -131,13 +134,22 @@ class Dataset:
         Raises:
           ValueError: an unknown class, a negative seed, a count that is not in 1..available.
         """
+        class_ids = self._class_ids(classes)
         train, test = (
-            _select(split, self._class_ids(classes), number, seed, argument)
+            _select(split, class_ids, number, seed, argument)
             for split, number, argument in (
                 (self.train_split, count, "count (--num-train)"),
                 (self.test_split, heldout_count, "heldout_count (--num-heldout)"),
             )
         )
+        if count is not None and seed is None and train.labels is not None:
+            labels = self.train_split.labels[_of_classes(self.train_split, class_ids)]
+            there, taken = len(np.unique(labels)), len(np.unique(train.labels))
+            if taken < there <= count:
+                _warn(
+                    f"the first {count:,} training images of {self.name} are of {taken} of {there} "
+                    "classes; a seed (--subset-seed) takes them at random"
+                )
         return dataclasses.replace(self, train_split=train, test_split=test)
 
     def _class_ids(self, classes: Sequence[str] | None) -> list[int] | None:
@@ -173,9 +185,7 @@ def count_shared(
 
 
 def _select(split, class_ids, count, seed, argument):
-    positions = np.arange(len(split))
-    if class_ids is not None:
-        positions = positions[np.isin(split.labels, class_ids)]
+    positions = _of_classes(split, class_ids)
     if seed is not None and seed < 0:
         raise ValueError(f"seed: {seed}, wanted 0 or more")
     if seed is not None:
@@ -185,6 +195,11 @@ def _select(split, class_ids, count, seed, argument):
             f"{argument}: {count}, wanted 1 to {len(positions)} (the images there are)"
         )
     return split.take(positions[:count])
+
+
+def _of_classes(split, class_ids):
+    positions = np.arange(len(split))
+    return positions if class_ids is None else positions[np.isin(split.labels, class_ids)]
 
 
 def _digests(images):
@@ -202,8 +217,14 @@ def _checked_floats(pixels):
             f"dataset: float pixels span [{low:g}, {high:g}], wanted [-1, 1] (or uint8)"
         )
     if low >= 0:
-        warnings.warn(
-            "float pixels span [0, 1]? geomem's range is [-1, 1]; nothing was rescaled",
-            stacklevel=2,
+        _warn(
+            "float pixels span [0, 1]? geomem's range is [-1, 1], and nothing was rescaled: if so, "
+            "pass 2 x - 1"
         )
     return pixels.astype(np.float32)
+
+
+@functools.cache
+def _warn(text):
+    """One line on stderr, once: splits of the same images are read again and again."""
+    print(f"warning: {text}", file=sys.stderr)
