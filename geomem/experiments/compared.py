@@ -9,7 +9,6 @@ measure of them; `experiment` is all the rest.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from geomem import paths
 from geomem.diffusion import checkpoints
 from geomem.diffusion.sample import Denoiser
 from geomem.experiments import measured, record, train, train_config
@@ -122,7 +122,7 @@ def experiment(
       OSError: the results cannot be written.
     """
     if config.plot_only is not None:
-        folder = pathlib.Path(config.plot_only)
+        folder = paths.as_path(config.plot_only)
         _draw(folder, figure, {path.stem: read_table(path) for path in folder.glob("*.csv")})
         return {}
     sigmas = measured.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
@@ -166,14 +166,18 @@ def load(config: Config) -> Iterator[Compared]:
     """What `config` names; the preset's runs are trained as far as they are not.
 
     Raises:
-      ValueError: not a run, a training that was stopped, or a data set that has changed since.
+      ValueError: not a run, two of the same name, a training that was stopped, or a data set that
+        has changed since.
     """
+    names = {paths.as_path(folder).name for folder in config.run}
+    if len(names) < len(config.run):
+        raise ValueError(f"run: {', '.join(config.run)}, wanted folders of different names")
     folders = config.run or train_preset(config.preset, config.runs)
     for folder in folders:
         yield load_run(folder)
 
 
-def train_preset(preset: str, runs: str | os.PathLike) -> list[pathlib.Path]:
+def train_preset(preset: str, runs: paths.AnyPath) -> list[pathlib.Path]:
     """The folders of a preset's two runs, first the one that memorizes; what is missing is trained.
 
     Raises:
@@ -181,20 +185,20 @@ def train_preset(preset: str, runs: str | os.PathLike) -> list[pathlib.Path]:
     """
     folders = []
     for name, recipe in _RUNS[preset].items():
-        folders.append(pathlib.Path(runs).expanduser() / name)
+        folders.append(paths.as_path(runs) / name)
         result = train.run(dataclasses.replace(recipe, out=str(folders[-1])))
         if not result.finished:
             raise ValueError(f"runs: {folders[-1]} stopped at step {result.step}, wanted it whole")
     return folders
 
 
-def load_run(folder: str | os.PathLike) -> Compared:
+def load_run(folder: paths.AnyPath) -> Compared:
     """A training run's images and denoisers.
 
     Raises:
       ValueError: not a run, or a data set that has changed since.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = paths.as_path(folder)
     denoiser, params, _ = train.load(folder)
     facts = checkpoints.read_facts(folder)
     recipe = train_config.from_facts(facts)

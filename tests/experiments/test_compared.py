@@ -122,6 +122,10 @@ def test_bad_input_is_named(tmp_path):
     fails("num_sigmas: 1, wanted 2 or more", num_sigmas=1)
     fails("sigma_min, sigma_max: 3, 2, wanted 0 < min < max", sigma_min=3.0, sigma_max=2.0)
     fails("run: .*absent is not a run folder", run=(str(tmp_path / "absent"),))
+    fails("run: a/base, b/base/, wanted folders of different names", run=("a/base", "b/base/"))
+    elsewhere = "ftp://host/x"
+    for changes in ({"run": (elsewhere,)}, {"runs": elsewhere}, {"plot_only": elsewhere}):
+        fails("path: ftp://host/x, wanted a local path or gs://", **changes)
     fails("plot_only: .* holds no tables, wanted a finished run", plot_only=str(tmp_path))
 
 
