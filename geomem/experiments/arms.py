@@ -7,6 +7,7 @@ trained again, and checkpoints that were judged already are not judged again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,6 +22,8 @@ from geomem.metrics import frechet, inception, inception_weights, memorization
 
 __all__ = ["COMPARED", "Arm", "Judging", "Task", "judge", "measure", "read_samples"]
 
+_SAMPLES = "samples.npz"
+_THRESHOLD = 1 / 3  # of d1 / d2
 COMPARED = ("memorized", "without_noise", "residual_noise", "frechet")  # the columns that matter
 
 
@@ -46,7 +49,10 @@ class Arm(NamedTuple):
         schedule = "dummy" if self.dummy else None
         changes = {"gap": self.gap, "keep": self.keep, "schedule": schedule, "seed": seed}
         out = str(out / f"{self.name}-{seed}")
-        return dataclasses.replace(config, out=out, **changes, **dict(self.changes))
+        # All checkpoints are judged, so all are kept, also where an interruption added some.
+        keep = config.steps
+        changes |= {"out": out, "keep_checkpoints": keep, **dict(self.changes)}
+        return dataclasses.replace(config, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Task(NamedTuple):
 def measure(task: Task) -> list[dict[str, Any]]:
     """Train (or go on training) one run and judge its checkpoints.
 
+    Judged are the regular checkpoints and the last one, not those that an interruption added.
     Samplers step over a gap (`schedules.over_gaps`). The last checkpoint is judged with every level
     of the grid besides, those inside the gap included.
 
@@ -89,28 +96,29 @@ def measure(task: Task) -> list[dict[str, Any]]:
       ValueError: an unusable configuration, or a run that SIGTERM ended early.
     """
     config = task.config
+    features = frechet.PIXELS
+    if task.judging.inception is not None:
+        features = inception.features(inception_weights.load(task.judging.inception))
     if not train.run(config).finished:
         raise ValueError(f"run: {config.out} was stopped, wanted to its end (run again to go on)")
     dataset = train_config.load_data(config)
     folder = paths.as_path(config.out)
-    features = frechet.PIXELS
-    if task.judging.inception is not None:
-        features = inception.features(inception_weights.load(task.judging.inception))
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
-        steps = saved.steps()
+        regular = {*range(0, config.steps, config.checkpoint_every), config.steps}
+        steps = [step for step in saved.steps() if step in regular]
     whole = schedules.edm_grid(task.judging.steps)
-    judged = _Judged(folder / "judged.jsonl", task.judging)
+    judged = _Judged(folder, task.judging)
 
-    def find(step, sigmas, keep=None):
+    def find(step, sigmas, keep=False):
         found = judged.get(step, sigmas)
-        if found is None:
+        if found is None or (keep and not judged.has_samples(step, sigmas)):
             denoiser, params, shape = train.load(folder, step)
             seeds, method = range(task.judging.samples), task.judging.method
             images = sample.generate(denoiser.bind(params), seeds, shape, sigmas, method=method)
             found, report = judge(images, dataset, reference, features)
             if keep:
-                _save_samples(keep, images, report)
+                judged.keep_samples(step, sigmas, images, report)
             judged.put(step, sigmas, found)
         return found
 
@@ -128,7 +136,7 @@ def measure(task: Task) -> list[dict[str, Any]]:
     rows = []
     for step in steps:
         last = step == steps[-1]
-        found = find(step, sigmas, folder / "samples.npz" if last else None)
+        found = find(step, sigmas, keep=last)
         of_whole = find(step, whole) if last else {}
         extra = {f"whole_grid_{key}": of_whole.get(key) for key in COMPARED}
         rows.append(about | {"kimg": step * config.batch / 1000} | found | extra)
@@ -139,7 +147,7 @@ def judge(
     images: np.ndarray, dataset: data.Dataset, reference: frechet.Reference, features=frechet.PIXELS
 ) -> tuple[dict[str, float], memorization.Report]:
     """Memorization, left-over noise and quality of samples [Q, H, W, C], as one flat row."""
-    report = memorization.report(images, dataset.train, dataset.test)
+    report = memorization.report(images, dataset.train, dataset.test, threshold=_THRESHOLD)
     row = {
         "samples": len(images),
         "memorized": report.memorized.rate,
@@ -164,41 +172,50 @@ def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarra
 
     Returns:
       images [Q, H, W, C], distance and index [Q, 2] of the two nearest training images, memorized
-      and memorized_without_noise [Q].
+      and memorized_without_noise [Q]; at, a JSON text of how they were made.
     """
-    with np.load(runs / f"{arm}-{seed}" / "samples.npz") as archive:
+    with (runs / f"{arm}-{seed}" / _SAMPLES).open("rb") as file, np.load(file) as archive:
         return dict(archive)
 
 
 class _Judged:
-    """What was found before, by checkpoint and by how it was judged."""
+    """What was found before, by checkpoint and by how it was judged; and the last samples."""
 
-    def __init__(self, path: pathlib.Path, judging: Judging):
-        self._path = path
+    def __init__(self, folder: pathlib.Path, judging: Judging):
+        self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
         self._how = [judging.samples, judging.method, judging.inception]
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._found = {json.dumps(line["at"]): line["found"] for line in map(json.loads, lines)}
+        self._found = {}
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # half written: found again
+                row = json.loads(line)
+                self._found[json.dumps(row["at"])] = row["found"]
 
     def get(self, step, sigmas):
-        return self._found.get(json.dumps(self._at(step, sigmas)))
+        return self._found.get(self._at(step, sigmas))
 
     def put(self, step, sigmas, found):
-        at = self._at(step, sigmas)
-        self._found[json.dumps(at)] = found
-        with self._path.open("a") as file:
-            file.write(json.dumps({"at": at, "found": found}) + "\n")
+        self._found[self._at(step, sigmas)] = found
+        lines = (f'{{"at": {at}, "found": {json.dumps(row)}}}\n' for at, row in self._found.items())
+        paths.write_whole(self._path, "".join(lines))
+
+    def has_samples(self, step, sigmas):
+        if not self._samples.exists():
+            return False
+        with self._samples.open("rb") as file, np.load(file) as archive:
+            return "at" in archive and str(archive["at"]) == self._at(step, sigmas)
+
+    def keep_samples(self, step, sigmas, images, report):
+        found = report.found
+        with self._samples.open("wb") as file:
+            np.savez_compressed(
+                file,
+                at=self._at(step, sigmas),
+                images=images,
+                distance=found.distance,
+                index=found.index,
+                memorized=found.memorized,
+                memorized_without_noise=report.ratio_without_noise < _THRESHOLD,
+            )
 
     def _at(self, step, sigmas):
-        return [step, *self._how, np.asarray(sigmas).tolist()]
-
-
-def _save_samples(path, images, report):
-    found = report.found
-    np.savez_compressed(
-        path,
-        images=images,
-        distance=found.distance,
-        index=found.index,
-        memorized=found.memorized,
-        memorized_without_noise=report.ratio_without_noise < 1 / 3,
-    )
+        return json.dumps([step, *self._how, np.asarray(sigmas).tolist()])

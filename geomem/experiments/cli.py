@@ -5,7 +5,10 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from typing import TypeVar
+
+import jax
 
 __all__ = ["main"]
 
@@ -23,8 +26,8 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
       run: called with the parsed configuration.
 
-    Exits with code 2 and one line on stderr when the configuration, the data or a file is unusable,
-    and with 130 on Ctrl-C.
+    Exits with code 2 and one line on stderr when the configuration, the data or a file is unusable
+    or memory is short, and with 130 on Ctrl-C.
     """
     import tyro
 
@@ -39,6 +42,9 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
             run(parsed)
     except (ValueError, OSError) as error:
         sys.exit(_fail(error))
+    except (MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError) as error:
+        # The device's memory, or a process that the system ended, usually for its memory.
+        sys.exit(_fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -49,8 +55,6 @@ def _joined():
     if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
         yield
         return
-    import jax
-
     try:
         jax.distributed.initialize()
     except ValueError as error:
@@ -60,6 +64,6 @@ def _joined():
         yield
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: object) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2

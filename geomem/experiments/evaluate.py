@@ -9,7 +9,6 @@ training images beside their copies) and run.json.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import pathlib
 from typing import Any, Literal, NamedTuple
@@ -152,7 +151,7 @@ def _features(config, shape) -> Features | None:
     if kind == "auto":
         natural = shape[-1] == 3 and min(shape[:2]) >= 32
         small = np.prod(shape) <= _PIXEL_FEATURES
-        usable = natural and inception_weights.available()
+        usable = natural and inception_weights.find()
         kind = "inception" if usable else "pixels" if small else "none"
     if kind == "inception":
         return inception.features(inception_weights.load())
@@ -194,11 +193,11 @@ def _columns(config, report, dataset) -> dict[str, Any]:
 
 def _write_samples(path, config, report, dataset):
     columns = _columns(config, report, dataset)
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            writer.writerow(f"{x:.6g}" if isinstance(x, np.floating) else x for x in row)
+    texts = [
+        [f"{x:.6g}" if isinstance(x, np.floating) else x for x in row]
+        for row in zip(*columns.values(), strict=True)
+    ]
+    record.write_rows(path, [dict(zip(columns, row, strict=True)) for row in texts])
 
 
 def _pairs(config, samples, dataset, report):

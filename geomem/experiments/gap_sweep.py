@@ -81,7 +81,7 @@ def run(config: Config) -> Result:
     with phases("curves"):
         found, zones = gaps.measure_zones(dataset.train, dataset.test, preset.thresholds)
     with phases("prediction"):
-        predicted = _predict(dataset, preset.judging.samples)
+        predicted = _predict(preset, dataset)
     base = train_config.base_schedule(preset.train)
     zone = zones[preset.thresholds[-1]]
     positions = make_positions(base, config.positions, config.masses)
@@ -96,10 +96,7 @@ def run(config: Config) -> Result:
         rows = gaps.measure_arms(config, preset, chosen, folder)
     with phases("files"):
         record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-        decided = zip(predicted.high, predicted.rate, strict=True)
-        record.write_rows(
-            folder / "prediction.csv", [{"sigma": sigma, **r._asdict()} for sigma, r in decided]
-        )
+        record.write_rows(folder / "prediction.csv", _table(predicted))
         if rows:
             record.write_rows(folder / "results.csv", rows)
         placed, varied = (
@@ -157,12 +154,22 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
     ]
 
 
-def _predict(dataset, samples):
-    """What each upper edge can remove; the held-out images join the training images as the pool."""
-    pool = np.concatenate([dataset.train, dataset.test])
+def _predict(preset, dataset):
+    """What each upper edge can remove; the pool is all images that there are."""
+    source = train_config.load_data(dataclasses.replace(preset.train, num_train=None))
+    pool = np.concatenate([source.train, source.test])
     grid = schedules.edm_grid(_PREDICTION_STEPS)
     highs = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
-    return prediction.predict(dataset.train, pool, highs, grid, seeds=range(samples))
+    seeds = range(preset.judging.samples)
+    return prediction.predict(dataset.train, pool, highs, grid, seeds=seeds)
+
+
+def _table(predicted):
+    columns = zip(predicted.high, predicted.decided, predicted.rate, strict=True)
+    return [
+        {"sigma": high, "decided": decided, "chance": predicted.chance.rate, **rate._asdict()}
+        for high, decided, rate in columns
+    ]
 
 
 def _ends(rows):

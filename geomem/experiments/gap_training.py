@@ -33,7 +33,11 @@ PRESETS = {
     "digits": Preset(train_config.PRESETS["digits_gap"], Judging(512), 3, (0.8, 0.5)),
     "cifar10": Preset(
         dataclasses.replace(
-            train_config.PRESETS["edm_small"], classes=("automobile",), num_train=2000, kimg=20_000
+            train_config.PRESETS["edm_small"],
+            classes=("automobile",),
+            num_train=2000,
+            kimg=20_000,
+            checkpoint_every=62_500,
         ),
         Judging(10_000),
         1,
@@ -145,29 +149,31 @@ def _choose(every, names):
 
 
 def _compare(folder, chosen, preset, rows):
-    """Each arm against the baseline: on the same seeds at the end, and at equal quality."""
-    if chosen[0].name != "baseline":
+    """Each arm against the baseline on the same seeds, at the end and at equal quality.
+
+    `memorized` and `without_noise` compare the samples of these networks; `trainings` are the same
+    differences over repeated trainings, and differ more.
+    """
+    if "baseline" not in [arm.name for arm in chosen]:
         return []
-    comparisons = []
-    for arm in chosen[1:]:
-        flags = [
-            np.concatenate(
-                [
-                    arms.read_samples(folder / "runs", name, seed)[kind]
-                    for seed in range(preset.seeds)
-                ]
-            )
-            for kind in ("memorized", "memorized_without_noise")
-            for name in ("baseline", arm.name)
-        ]
-        comparisons.append(
-            {
-                "arm": arm.name,
-                "memorized": rates.compare(*flags[:2])._asdict(),
-                "without_noise": rates.compare(*flags[2:])._asdict(),
-                "early_stopping": arms_table.early_stopping(rows, arm.name, "baseline"),
-            }
-        )
+    seeds, kinds = range(preset.seeds), ("memorized", "memorized_without_noise")
+
+    def read(arm):
+        samples = [arms.read_samples(folder / "runs", arm, seed) for seed in seeds]
+        return {kind: np.stack([one[kind] for one in samples]) for kind in kinds}
+
+    baseline, comparisons = read("baseline"), []
+    for arm in chosen:
+        if arm.name == "baseline":
+            continue
+        mine = read(arm.name)
+        line = {"arm": arm.name}
+        for name, kind in zip(("memorized", "without_noise"), kinds, strict=True):
+            line[name] = rates.compare(baseline[kind].ravel(), mine[kind].ravel())._asdict()
+            differences = (mine[kind].mean(axis=1) - baseline[kind].mean(axis=1)).tolist()
+            line[name]["trainings"] = rates.mean(differences)._asdict() | {"each": differences}
+        line["early_stopping"] = arms_table.early_stopping(rows, arm.name, "baseline")
+        comparisons.append(line)
     return comparisons
 
 
@@ -176,15 +182,17 @@ def _draw(folder, rows, chosen, dataset):
     paths += style.save(training_plot.frontier(rows), folder, "frontier")
     for arm in chosen:
         found = arms.read_samples(folder / "runs", arm.name, 0)
-        images, index = found["images"][:32], found["index"][:32, 0]
+        columns = min(8, len(found["images"]))
+        shown = min(32, len(found["images"]) // columns * columns)
+        images, index = found["images"][:shown], found["index"][:shown, 0]
         path = folder / f"samples_{arm.name}.png"
-        # Eight to a row, and beneath each row of samples their nearest training images.
+        # Beneath each row of samples their nearest training images.
         pairs = [
-            strip[i : i + 8]
-            for i in range(0, len(images), 8)
+            strip[i : i + columns]
+            for i in range(0, shown, columns)
             for strip in (images, dataset.train[index])
         ]
-        record.write_image_grid(path, sample.to_uint8(np.concatenate(pairs)), columns=8)
+        record.write_image_grid(path, sample.to_uint8(np.concatenate(pairs)), columns=columns)
         paths.append(path)
     return paths
 

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 
 from geomem import data
-from geomem.experiments import record, train_config, workers
+from geomem.experiments import measured, record, train_config, workers
 from geomem.experiments.arms import Arm, Judging, Task
 from geomem.geometry import curves, danger_zone
+from geomem.metrics import inception_weights
 
 __all__ = ["Config", "Preset", "facts", "measure_arms", "measure_zones", "resolve"]
+
+_CHECKPOINTS = 8  # about, where --kimg says how long a training is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Config:
     samples: int | None = None
     """Images sampled from each checkpoint, default the preset's."""
     inception: str | None = None
-    """File with the Inception weights: FID instead of the Frechet distance of pixels."""
+    """File with the Inception weights: FID instead of the Frechet distance of pixels. Default for
+    cifar10: GEOMEM_INCEPTION or the cache, if they are there."""
     jobs: int | None = None
     """Runs at a time; default one to a core on a CPU, else one."""
 
@@ -58,7 +62,7 @@ def resolve(config: Config, preset: Preset) -> Preset:
     """The preset with the seeds, kimg, samples and inception that `config` has instead.
 
     Raises:
-      ValueError: a number that is not positive.
+      ValueError: a number that is not positive, or unusable Inception weights.
     """
     for name in ("seeds", "kimg", "samples", "jobs"):
         value = getattr(config, name)
@@ -66,13 +70,19 @@ def resolve(config: Config, preset: Preset) -> Preset:
             raise ValueError(f"{name}: {value}, wanted a positive number")
     train, judging = preset.train, preset.judging
     if config.kimg is not None:
-        steps = max(1, round(config.kimg * 1000 / train.batch))
-        every = max(1, steps // 8)
-        train = dataclasses.replace(
-            train, kimg=config.kimg, checkpoint_every=every, log_every=every
-        )
+        train = dataclasses.replace(train, kimg=config.kimg)
+        windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))
+        train = dataclasses.replace(train, checkpoint_every=windows * train.log_every)
+    weights = config.inception
+    if weights is None and config.preset == "cifar10":
+        weights = inception_weights.find()
+        if weights is None:
+            measured.warn("no Inception weights (--inception): Frechet distances are of pixels")
+    if weights is not None:
+        inception_weights.load(weights)  # a mistake is better known before the training
+        weights = str(weights)
     judging = dataclasses.replace(
-        judging, samples=config.samples or judging.samples, inception=config.inception
+        judging, samples=config.samples or judging.samples, inception=weights
     )
     return preset._replace(train=train, judging=judging, seeds=config.seeds or preset.seeds)
 

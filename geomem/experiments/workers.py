@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import pathlib
 import signal
 import tempfile
 import threading
@@ -37,7 +38,7 @@ def measure_all(tasks: Sequence[arms.Task], jobs: int | None = None) -> list[dic
       The rows of all tasks, in the order of the tasks.
     """
     if jobs is None:
-        jobs = os.cpu_count() if jax.default_backend() == "cpu" else 1
+        jobs = len(_cores()) if jax.default_backend() == "cpu" else 1
     jobs = min(jobs, len(tasks))
     with tqdm(total=len(tasks), unit="run", desc="train and judge") as bar:
         if jobs <= 1:
@@ -67,13 +68,19 @@ def measure_all(tasks: Sequence[arms.Task], jobs: int | None = None) -> list[dic
     return [row for future in futures for row in future.result()]
 
 
+def _cores():
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count()))
+
+
 def _start(numbers, jobs, compiled):
     """Give this process its share of the cores and the common cache, before JAX starts."""
     job = numbers.get()
-    if hasattr(os, "sched_setaffinity"):
-        mine = sorted(os.sched_getaffinity(0))[job::jobs]
-        if mine:
-            os.sched_setaffinity(0, mine)
+    mine = _cores()[job::jobs]
+    if mine and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, mine)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}"
     jax.config.update("jax_compilation_cache_dir", compiled)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -90,8 +97,9 @@ def _end_with_parent():
 def _quietly(task):
     """`arms.measure`, with what it prints in a log file beside the run folder."""
     folder = record.make_folder(task.config.out)
+    mode = "a" if isinstance(folder, pathlib.Path) else "w"  # in a bucket nothing can be appended
     with (
-        folder.with_name(f"{folder.name}.log").open("a") as log,
+        folder.with_name(f"{folder.name}.log").open(mode) as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

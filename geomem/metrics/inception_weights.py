@@ -20,7 +20,7 @@ from flax import traverse_util
 from geomem.metrics.inception import Inception
 from geomem.metrics.torch_file import load_tensors
 
-__all__ = ["available", "cache_path", "download", "from_tensors", "load"]
+__all__ = ["cache_path", "download", "find", "from_tensors", "load"]
 
 _FILE = "pt_inception-2015-12-05-6726825d.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_FILE}"
@@ -33,7 +33,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
 
     Args:
       path: a `.pth`, `.npz` or `.safetensors` file under the published names; default
-        the environment's GEOMEM_INCEPTION, then `cache_path()`.
+        what `find` finds.
 
     Returns:
       The parameters of `Inception`.
@@ -41,7 +41,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
     Raises:
       ValueError: no such file, or not this network.
     """
-    path = pathlib.Path(path or os.environ.get("GEOMEM_INCEPTION") or cache_path()).expanduser()
+    path = pathlib.Path(path or find() or cache_path()).expanduser()
     if not path.is_file():
         raise ValueError(
             f"inception: no weights at {path}, wanted {_FILE} there or at GEOMEM_INCEPTION "
@@ -53,9 +53,11 @@ def load(path: str | os.PathLike | None = None) -> dict:
         raise ValueError(f"inception: {error}") from None
 
 
-def available() -> bool:
-    """Whether the weights are in the cache, or GEOMEM_INCEPTION says where they are."""
-    return "GEOMEM_INCEPTION" in os.environ or cache_path().is_file()
+def find() -> pathlib.Path | None:
+    """The file that GEOMEM_INCEPTION names, or else the cache's, if it is there."""
+    if named := os.environ.get("GEOMEM_INCEPTION"):
+        return pathlib.Path(named).expanduser()
+    return cache_path() if cache_path().is_file() else None
 
 
 def cache_path() -> pathlib.Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Comparison", "Rate", "compare", "rate"]
+__all__ = ["Comparison", "Mean", "Rate", "compare", "mean", "rate"]
 
 
 class Rate(NamedTuple):
@@ -46,6 +47,31 @@ class Comparison(NamedTuple):
     difference: float
     low: float
     high: float
+
+
+class Mean(NamedTuple):
+    """A mean over independent repetitions, with its Student t interval (None for only one)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """The mean of `values` [R], say differences of R pairs of trainings, and where the true one is.
+
+    >>> [round(x, 2) for x in mean([-0.33, -0.42, -0.22])]
+    [-0.32, -0.57, -0.07]
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, float)
+    middle = float(values.mean())
+    if len(values) < 2:
+        return Mean(middle, None, None)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1) * error)
+    return Mean(middle, middle - reach, middle + reach)
 
 
 def rate(flags: np.ndarray, confidence: float = 0.95) -> Rate:

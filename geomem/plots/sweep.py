@@ -31,9 +31,9 @@ def sweep(curves, zone, prediction, ends: Sequence[Mapping[str, Any]]):
         sigma = np.asarray(curves.sigma)
         axes.plot(sigma, curves.coverage.mean, "-", color=COLORS["blue"], label="coverage")
         axes.plot(sigma, curves.max_weight.mean, "--", color=COLORS["vermillion"], label="weight")
-        rates = [rate.rate for rate in prediction.rate]
         label = "decided above (no training)"
-        axes.step(prediction.high, rates, ":", where="post", color=COLORS["green"], label=label)
+        decided = prediction.high, prediction.decided
+        axes.step(*decided, ":", where="post", color=COLORS["green"], label=label)
         for row in ends:
             low, high = row["gap_low"] or sigma[0], row["gap_high"] or sigma[-1]
             plain, cleaned = row["memorized"], row["without_noise"]

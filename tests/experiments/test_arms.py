@@ -85,6 +85,7 @@ def test_gap_training_rows_and_files(found):
         assert (result.folder / name).stat().st_size > 0
     compared = json.loads((result.folder / "comparisons.json").read_text())
     assert [one["arm"] for one in compared] == ["zone-0.5"]
+    assert compared[0]["memorized"]["trainings"]["each"] == [compared[0]["memorized"]["difference"]]
 
 
 def test_the_same_command_computes_nothing_again(found, monkeypatch):
@@ -92,6 +93,44 @@ def test_the_same_command_computes_nothing_again(found, monkeypatch):
     monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
     monkeypatch.setattr(arms, "judge", None)  # would fail if called
     assert gap_training.run(config).rows == result.rows
+
+
+def test_other_samples_take_the_place_of_the_kept_ones_and_back(found, monkeypatch):
+    config, result = found
+    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+    runs = result.folder / "runs"
+    for samples in (4, 16):
+        gap_training.run(dataclasses.replace(config, samples=samples))
+        assert len(arms.read_samples(runs, "baseline", 0)["images"]) == samples
+        (one,) = json.loads((result.folder / "comparisons.json").read_text())
+        assert one["memorized"]["first"][1] == samples
+    with monkeypatch.context() as patch:  # half a line is no more than that line
+        patch.setattr(arms, "judge", None)
+        judged = runs / "baseline-0" / "judged.jsonl"
+        judged.write_text(judged.read_text() + '{"at": [40, 16')
+        assert gap_training.run(config).rows == result.rows
+
+
+def test_checkpoints_of_an_interruption_are_kept_and_not_judged(found, tmp_path):
+    arm = Arm("baseline")
+    config = arm.configure(TINY, 0, tmp_path)
+    train.run(dataclasses.replace(config, kimg=1.6))  # step 25, as where a signal ended it
+    rows = arms.measure(Task(arm, config, JUDGING))
+    assert [row["kimg"] for row in rows] == [1.28, 2.56]
+    with checkpoints.Checkpoints(config.out, read_only=True) as saved:
+        assert saved.steps() == [20, 25, 40]
+    assert rows[-1]["frechet"] == found[1].rows[1]["frechet"]
+
+
+def test_a_longer_training_extends_the_one_that_is_there():
+    resolved = [
+        gaps.resolve(gap_training.Config(kimg=kimg), gap_training.PRESETS["digits"]).train
+        for kimg in (80.0, 1000.0)
+    ]
+    for one in resolved:
+        assert one.log_every == train.PRESETS["digits_gap"].log_every
+        assert one.checkpoint_every % one.log_every == 0
+        assert 5 <= one.steps / one.checkpoint_every <= 9
 
 
 def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
@@ -182,15 +221,19 @@ def test_bad_flags_are_named(tmp_path):
         gap_training.run(gap_training.Config(out=str(tmp_path), seeds=0))
     with pytest.raises(ValueError, match="positions, masses"):
         gap_sweep.run(gap_sweep.Config(out=str(tmp_path), masses=(2.0,)))
+    with pytest.raises(ValueError, match=r"inception: no weights at .*nowhere\.pth"):
+        gap_training.run(gap_training.Config(out=str(tmp_path), inception="nowhere.pth"))
     with pytest.raises(ValueError, match="medium: \\(8, 40\\)"):
         denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), medium=(8, 40)))
+    with pytest.raises(ValueError, match="threshold: 1.5, wanted between 0 and 1"):
+        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), threshold=1.5))
 
 
 def test_prediction_alone_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
     config = gap_sweep.Config(out=str(tmp_path), arms="prediction", samples=32)
     result = gap_sweep.run(config)
-    rates = [rate.rate for rate in result.prediction.rate]
+    rates = result.prediction.decided
     # The later the flow generalizes (the lower the edge), the more is decided already.
     assert rates[0] > 0.9 > 0.5 > rates[-1]
     assert not (tmp_path / "runs").exists()
@@ -213,6 +256,13 @@ def test_swap_windows_have_controls_of_the_same_width():
         0.42 <= grid[i] <= 1.39 for i in range(windows["zone"].first, windows["zone"].last + 1)
     )
     assert windows["above-zone"].last + 1 == windows["zone"].first
+    # Nothing but medium takes medium steps, and nothing takes none.
+    windows = denoiser_swap.make_windows(grid, (6, 13), (60, 80))
+    named = {name: (first, last) for name, first, last in windows}
+    assert (named["large"], named["small"]) == ((0, 5), (14, 17))
+    assert "above-zone" not in named
+    (only, *_) = denoiser_swap.make_windows(grid, (0, 17), (0.42, 1.39))
+    assert only.name == "medium"
     # A zone between two levels still has the nearest one.
     assert denoiser_swap.make_windows(grid, (8, 12), (1.2, 1.21))[4].first == 10
 
@@ -222,10 +272,12 @@ def test_denoiser_swap(found, tmp_path):
     config = denoiser_swap.Config(
         memorizing=str(runs / "baseline-0"),
         generalizing=str(runs / "zone-0.5-0"),
+        threshold=0.45,
         samples=16,
         out=str(tmp_path),
     )
     result = denoiser_swap.run(config)
+    assert json.loads((tmp_path / "run.json").read_text())["zone"]["threshold"] == 0.45
     assert len(result.rows) == 2 * 7
     assert result.rows[0]["difference"] == 0
     assert (tmp_path / "figure.png").exists()

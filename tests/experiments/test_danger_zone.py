@@ -5,13 +5,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from geomem.experiments import danger_zone
+from geomem.experiments import cli, danger_zone
 from geomem.experiments.danger_zone import Config
 from geomem.plots import zone as zone_plot
 
@@ -208,6 +209,18 @@ def test_the_command_line_fails_in_one_line(flags, line):
     assert process.stderr.startswith(line)
     assert process.stderr.count("\n") == 1
     assert process.stdout == ""
+
+
+@pytest.mark.parametrize("kind", [BrokenExecutor, jax.errors.JaxRuntimeError, MemoryError])
+def test_short_memory_is_one_line_too(kind, capsys, monkeypatch):
+    def run(config):
+        raise kind("no room\nfor this")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(Config, run)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {kind.__name__}: no room\n"
 
 
 def test_bad_flags_and_help():

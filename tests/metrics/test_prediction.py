@@ -23,13 +23,25 @@ def test_what_is_decided_grows_as_the_edge_falls(digits):
     # From the start on the pool's own flow: a copy of each of its images is as likely as another.
     assert rates[0] < 0.25
     assert rates[0] <= rates[1] <= rates[2] == 1
+    assert found.chance == found.rate[0]
+    np.testing.assert_allclose(found.decided[[0, 2]], (0, 1))
     assert found.memorized.shape == (3, len(SEEDS))
 
 
-def test_a_pool_of_the_training_images_changes_nothing(digits):
+def test_copies_by_chance_are_taken_out(digits):
+    """Half of a small pool are training images: its own flow ends on them as often."""
+    train, pool = digits
+    found = prediction.predict(train, pool[:64], (90.0, 1.0, 0.003), GRID, seeds=SEEDS)
+    assert found.chance.rate > 0.3
+    np.testing.assert_allclose(found.decided[[0, 2]], (0, 1))
+    large = prediction.predict(train, pool, (1.0,), GRID, seeds=SEEDS)
+    assert abs(found.decided[1] - large.decided[0]) < 0.3
+
+
+def test_a_pool_of_the_training_images_is_refused(digits):
     train, _ = digits
-    found = prediction.predict(train, train, (90.0, 0.5), GRID, seeds=SEEDS)
-    assert found.memorized.all()
+    with pytest.raises(ValueError, match="pool: 32 images, whose own flow always ends on training"):
+        prediction.predict(train, train, (0.5,), GRID, seeds=SEEDS)
 
 
 def test_edges_between_the_same_levels_share_a_flow(digits):
