@@ -223,8 +223,8 @@ def test_several_arrays_need_a_name(tmp_path):
     ("name", "message"),
     [
         ("no_such", "dataset: 'no_such' is neither cifar10_sample, cifar10"),
-        ("missing/folder", "dataset: 'missing/folder' is neither"),
-        ("missing.npy", "dataset: 'missing.npy' is neither"),
+        ("missing/folder", "dataset: no such file or folder: missing/folder"),
+        ("missing.npy", "dataset: no such file or folder: missing.npy"),
         ("tfds:no_such", "dataset: TFDS has no data set 'no_such'"),
     ],
 )

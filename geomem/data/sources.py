@@ -42,6 +42,9 @@ def open_source(
         return _open_folder(path, resize)
     if path.suffix in (".npy", ".npz") and path.is_file():
         return _open_array(path)
+    is_path = path.suffix in (".npy", ".npz") or len(path.parts) > 1
+    if is_path and not path.exists():
+        raise ValueError(f"dataset: no such file or folder: {name}")
     raise ValueError(
         f"dataset: {name!r} is neither cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME nor "
         "the path of a folder, .npy or .npz file"

@@ -130,7 +130,8 @@ def test_other_bad_input(planted, tmp_path):
     path, _ = planted
     config = {"samples": str(path), "out": str(tmp_path / "out"), **SMALL}
     for changes, message in (
-        ({"samples": str(tmp_path / "none")}, "samples: .* is neither"),
+        ({"samples": str(tmp_path / "none")}, "samples: no such file or folder: .*none"),
+        ({"samples": "nowhere.npz"}, "samples: no such file or folder: nowhere.npz"),
         ({"num_heldout": 3}, "heldout: 3 images, wanted 4 or more"),
         ({"run": str(tmp_path)}, "run: .* is not a run folder"),
         ({"threshold": 0.0}, "threshold: 0, wanted"),
