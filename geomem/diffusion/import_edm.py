@@ -37,19 +37,13 @@ def load(
       (denoiser, params): `denoiser(params, x, sigma)` on NHWC images.
 
     Raises:
-      ValueError: another kind of file, or tensors that are not of this architecture (all named).
-      OSError: the file cannot be read.
+      ValueError: another kind of file, one that cannot be read, or tensors that are not of this
+        architecture (all named).
     """
     path = pathlib.Path(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            tensors = {name: archive[name] for name in archive.files}
-    elif path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        tensors = load_file(path)
-    else:
+    if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"weights: {path}, wanted an .npz or .safetensors file of an EDM network")
+    tensors = _read(path)
     try:
         network, params = from_state_dict(tensors, compute=compute)
     except ValueError as error:
@@ -105,6 +99,19 @@ def image_shape(params: precond.Params) -> tuple[int, int, int]:
     (name,) = (name for name in params if re.fullmatch(r"enc_\d+x\d+_conv", name))
     height, width = map(int, re.findall(r"\d+", name))
     return height, width, params[name]["kernel"].shape[2]
+
+
+def _read(path):
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    except Exception as error:  # what damage raises depends on the format
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f"weights: cannot read {path}: {reason}") from None
 
 
 def _architecture(tensors, compute):

@@ -273,14 +273,15 @@ def read_zone(path: paths.AnyPath) -> tuple[float, float]:
     """The edges (low, high) of the danger zone in a `zone.json`.
 
     Raises:
-      ValueError: the file is no JSON object with "low" and "high", or the zone is empty.
-      OSError: it cannot be read.
+      ValueError: no readable file, no JSON object with "low" and "high", or the zone is empty.
     """
     try:
         zone = json.loads(paths.as_path(path).read_text())
         low, high = zone["low"], zone["high"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None
+    except OSError as error:
+        raise ValueError(f"gap_from: cannot read {path}: {error.strerror or error}") from None
     if low is None or high is None:
         raise ValueError(f"gap_from: {path} holds an empty danger zone, wanted one with two edges")
     _check_interval("gap_from", low, high)

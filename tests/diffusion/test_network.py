@@ -214,5 +214,12 @@ def test_mismatches_are_named(change, message, tmp_path):
 def test_other_files_and_sides_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights: .*\.pkl, wanted an \.npz or \.safetensors"):
         import_edm.load("edm-cifar10-32x32-uncond-vp.pkl")
+    for suffix in (".npz", ".safetensors"):
+        path = tmp_path / f"absent{suffix}"
+        with pytest.raises(ValueError, match=r"weights: cannot read .*absent.*: no such file"):
+            import_edm.load(path)
+        path.write_bytes(b"PK\x03\x04broken")
+        with pytest.raises(ValueError, match=r"weights: cannot read .*absent"):
+            import_edm.load(path)
     with pytest.raises(ValueError, match=r"resolution: 30x30 images, wanted .* multiples of 4"):
         precond.EDMDenoiser(unet.UNet(8, (1, 1, 1), 1)).init(jax.random.key(0), (30, 30, 3))

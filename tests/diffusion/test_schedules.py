@@ -180,6 +180,8 @@ def test_zone_files(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=what):
             schedules.read_zone(path)
+    with pytest.raises(ValueError, match=r"gap_from: cannot read nowhere\.json: No such file"):
+        schedules.read_zone("nowhere.json")
 
 
 @pytest.mark.parametrize(
