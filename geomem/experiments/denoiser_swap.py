@@ -30,8 +30,9 @@ _MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # cifar10: the paper's
 class Config:
     """Swap the denoisers of two training runs on windows of sampling steps.
 
-    The windows: the medium steps and as many steps at either end; the steps inside the danger zone
-    of the memorizing run's images, and as many directly above and below it.
+    The windows: the medium steps, and as many steps at either end or what medium leaves there; the
+    steps inside the danger zone of the memorizing run's images, and as many directly above and
+    below it.
     """
 
     preset: Literal["digits", "cifar10"] = "digits"
@@ -44,6 +45,8 @@ class Config:
     """Run folder of one that does not, default the preset's."""
     medium: tuple[int, int] | None = None
     """First and last medium step, counted from 0 at the largest noise; default the preset's."""
+    threshold: float | None = None
+    """Level of both curves that bounds the danger zone; default the preset's."""
     samples: int = 512
     """Number of latents."""
     steps: int = 18
@@ -84,6 +87,9 @@ def run(config: Config) -> Result:
     medium = config.medium or _MEDIUM[config.preset]
     if not 0 <= medium[0] <= medium[1] < config.steps:
         raise ValueError(f"medium: {medium}, wanted steps from 0 to {config.steps - 1}")
+    threshold = _THRESHOLD[config.preset] if config.threshold is None else config.threshold
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: {threshold:g}, wanted between 0 and 1")
     if config.samples < 1:
         raise ValueError(f"samples: {config.samples}, wanted 1 or more")
     folder, phases = record.make_folder(config.out), record.Phases()
@@ -100,7 +106,6 @@ def run(config: Config) -> Result:
             f"{memorizing.train.shape[1:]} as the memorizing run's"
         )
     with phases("zone"):
-        threshold = _THRESHOLD[config.preset]
         _, zones = gaps.measure_zones(memorizing.train, memorizing.heldout, [threshold])
     windows = make_windows(grid, medium, (zones[threshold].low, zones[threshold].high))
     rows = []
@@ -137,7 +142,7 @@ def run(config: Config) -> Result:
 def make_windows(
     grid: np.ndarray, medium: tuple[int, int], zone: tuple[float, float]
 ) -> list[Window]:
-    """The windows of steps, with controls of the same width.
+    """The windows of steps, with controls of the same width as far as there is room.
 
     Args:
       grid: [S + 1] sampling levels, descending; step i is taken from level i.
@@ -145,8 +150,9 @@ def make_windows(
       zone: edges of the danger zone.
 
     Returns:
-      large, medium and small: of the width of medium; above-zone, zone and below-zone: of the
-      zone's (at least the one step nearest to its middle).
+      large, medium and small: of the width of medium, or shorter, so that no control shares a step
+      with medium; above-zone, zone and below-zone: of the zone's (at least the one step nearest to
+      its middle). A control without a step is left out.
     """
     steps = len(grid) - 1
     levels = np.asarray(grid[:-1])
@@ -155,14 +161,15 @@ def make_windows(
         inside = [np.abs(np.log(levels) - np.log(zone).mean()).argmin()]
     first, last = int(inside[0]), int(inside[-1])
     width, beside = medium[1] - medium[0] + 1, last - first + 1
-    return [
-        Window("large", 0, width - 1),
+    windows = [
+        Window("large", 0, min(width, medium[0]) - 1),
         Window("medium", *medium),
-        Window("small", steps - width, steps - 1),
+        Window("small", max(steps - width, medium[1] + 1), steps - 1),
         Window("above-zone", max(0, first - beside), first - 1),
         Window("zone", first, last),
         Window("below-zone", last + 1, min(steps - 1, last + beside)),
     ]
+    return [window for window in windows if window.first <= window.last]
 
 
 def _row(direction, window, grid, report, unswapped):

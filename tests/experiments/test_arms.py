@@ -225,8 +225,8 @@ def test_bad_flags_are_named(tmp_path):
         gap_training.run(gap_training.Config(out=str(tmp_path), inception="nowhere.pth"))
     with pytest.raises(ValueError, match="medium: \\(8, 40\\)"):
         denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), medium=(8, 40)))
-    with pytest.raises(ValueError, match="threshold: 1.5, wanted between 0 and 1"):
-        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), threshold=1.5))
+    with pytest.raises(ValueError, match="threshold: 2, wanted between 0 and 1"):
+        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), threshold=2.0))
 
 
 def test_prediction_alone_trains_nothing(tmp_path, monkeypatch):
