@@ -78,11 +78,16 @@ class UNet(nn.Module):
 
         Raises:
           ValueError: channels is not a multiple of 4, a layer's channels cannot be normalized in
-            groups, or the images' sides cannot be folded and halved as often as there are levels.
+            groups, the images' sides cannot be folded and halved as often as there are levels, or
+            no level has a resolution of `attention` (unless that is the default).
         """
         if self.channels % 4:
             raise ValueError(f"channels: {self.channels}, wanted a multiple of 4")
         _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
+        levels = [x.shape[1] // self.patch // 2**level for level in range(len(self.multipliers))]
+        # The default is that of 32x32 images, and attends nowhere in some others.
+        if self.attention != UNet.attention and not {*self.attention} <= {*levels}:
+            raise ValueError(f"attention: {self.attention}, wanted resolutions among {levels}")
         _, _, _, image_channels = x.shape
         x = _fold(x.astype(COMPUTE[self.compute][0]), self.patch)
         embedding = self._embed(noise, augment_labels, len(x))

@@ -192,15 +192,19 @@ MAY_CHANGE = (
     "config.distributed",
 )
 
+_POSITIVE = (
+    *("batch", "kimg", "lr", "noise_std", "channels", "blocks", "patch"),
+    *("log_every", "checkpoint_every", "keep_checkpoints"),
+)
+
 
 def resolve(config: Config) -> Config:
     """The configuration with its schedule named and the gap as two numbers.
 
     Raises:
-      ValueError: flags that contradict each other.
-      OSError: the zone cannot be read.
+      ValueError: flags out of their range or that contradict each other, an unusable zone.
     """
-    for name in ("batch", "kimg", "lr", "log_every", "checkpoint_every", "keep_checkpoints"):
+    for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}: {getattr(config, name)}, wanted a positive number")
     for name in ("dropout", "augment"):

@@ -211,6 +211,13 @@ def test_mismatches_are_named(change, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_the_default_attention_is_no_mistake_at_other_resolutions():
+    network = unet.UNet(8, (1, 1), 1)
+    assert precond.EDMDenoiser(network).init(jax.random.key(0), (8, 8, 3))
+    with pytest.raises(ValueError, match=r"attention: \(7,\), wanted resolutions among \[8, 4\]"):
+        precond.EDMDenoiser(network.copy(attention=(7,))).init(jax.random.key(0), (8, 8, 3))
+
+
 def test_other_files_and_sides_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights: .*\.pkl, wanted an \.npz or \.safetensors"):
         import_edm.load("edm-cifar10-32x32-uncond-vp.pkl")
