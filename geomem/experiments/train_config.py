@@ -35,6 +35,7 @@ class Config:
       resume: whether to go on with a run that the folder holds.
       dataset: as for geomem.data.load, a name or a path.
       heldout: held-out fraction or path of the data set.
+      heldout_seed: which images a held-out fraction takes.
       resize: side length for a folder of images.
       num_train: number of training images; default all.
       classes: class names to keep; default all.
@@ -77,6 +78,7 @@ class Config:
 
     dataset: str = "cifar10"
     heldout: float | str | None = None
+    heldout_seed: int = 0
     resize: int | None = None
     num_train: int | None = None
     classes: tuple[str, ...] = ()
@@ -184,6 +186,7 @@ MAY_CHANGE = (
     "config.resume",
     "config.dataset",
     "config.heldout",
+    "config.heldout_seed",
     "config.kimg",
     "config.checkpoint_every",
     "config.keep_checkpoints",
@@ -234,9 +237,10 @@ def load_data(config: Config) -> data.Dataset:
     Raises:
       ValueError: unusable data.
     """
-    return data.load(config.dataset, heldout=config.heldout, resize=config.resize).subset(
-        classes=config.classes, count=config.num_train, seed=config.subset_seed
+    dataset = data.load(
+        config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
     )
+    return dataset.subset(classes=config.classes, count=config.num_train, seed=config.subset_seed)
 
 
 def facts(config: Config, split: data.Split) -> dict[str, Any]:

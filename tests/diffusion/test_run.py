@@ -204,6 +204,15 @@ def test_bad_configurations_are_named(changes, message, tmp_path):
     assert not (tmp_path / "out").exists()  # refused before anything is written
 
 
+def test_runs_from_before_heldout_seed_go_on(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "old")
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["config"]["heldout_seed"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    assert train_config.from_facts(facts).heldout_seed == 0
+    assert train.run(_config(folder)).step == 20
+
+
 def test_another_configuration_does_not_resume(finished):
     before = _metrics(finished)
     for changes, message in [
