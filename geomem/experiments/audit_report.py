@@ -12,6 +12,7 @@ import numpy as np
 
 from geomem.data import Dataset, sources
 from geomem.diffusion import conversions
+from geomem.experiments.train_config import PRESETS
 from geomem.geometry import growth as growth_lib
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.groups import decode
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _FEW = 200  # images, below which the report warns of its own numbers
+_SMALL = 10_000  # images, up to which EDM's own recipe, for 50,000, is far too long
 
 
 def base_name(path: str) -> str:
@@ -166,13 +168,12 @@ def recommendation(config: Any, zone: Zone, count: int) -> dict[str, Any] | None
 
 def _command(config, low, high, count):
     """Training on the same images with the gap."""
-    preset = "digits" if config.dataset == "digits" else "edm_cifar10"
+    small = "digits_gap" if config.dataset == "digits" else "edm_small"
+    preset = small if count <= _SMALL else "edm_cifar10"
     words = ["python -m geomem.experiments.train", preset, "--dataset", shlex.quote(config.dataset)]
-    for name in ("heldout", "resize", "subset_seed"):
-        if (value := getattr(config, name)) is not None:
+    for name in ("heldout", "heldout_seed", "resize", "subset_seed"):
+        if (value := getattr(config, name)) != getattr(PRESETS[preset], name):
             words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
     if config.classes:
         words += ["--classes", *(shlex.quote(name) for name in config.classes)]
-    if config.num_train or preset == "digits":  # whose own number is another
-        words += ["--num-train", f"{count}"]
-    return " ".join([*words, f"--gap {low:g} {high:g} --out runs/gap"])
+    return " ".join([*words, f"--num-train {count} --gap {low:g} {high:g} --out runs/gap"])

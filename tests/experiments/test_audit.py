@@ -11,12 +11,20 @@ import types
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from geomem import data
 from geomem.data import sources
 from geomem.diffusion import conversions, schedules
-from geomem.experiments import audit, audit_page, audit_report, audit_settings
+from geomem.experiments import (
+    audit,
+    audit_page,
+    audit_report,
+    audit_settings,
+    measured,
+    train_config,
+)
 from geomem.experiments.audit import Config
 from geomem.geometry import danger_zone
 
@@ -145,17 +153,39 @@ def test_a_folder_named_as_a_data_set_is_not_it(tmp_path, monkeypatch):
     assert sources.is_folder("./digits")
 
 
-def test_the_command_trains_on_the_same_images(tmp_path):
-    zone = danger_zone.Zone(0.44, 0.66, 0.5, 0.9, 0.8, (0.4, 0.5), (0.6, 0.7), 1.0, False, False)
+ZONE = danger_zone.Zone(0.44, 0.66, 0.5, 0.9, 0.8, (0.4, 0.5), (0.6, 0.7), 1.0, False, False)
+
+
+def test_the_command_names_the_data_and_a_recipe_of_its_size():
     config = Config("my images", heldout="other.npz", resize=32, num_train=50, classes=("a b", "c"))
-    command = audit_report.recommendation(config, zone, 50)["command"]
+    command = audit_report.recommendation(config, ZONE, 50)["command"]
     assert shlex.split(command)[3:] == [
-        *("edm_cifar10", "--dataset", "my images", "--heldout", "other.npz", "--resize", "32"),
+        *("edm_small", "--dataset", "my images", "--heldout", "other.npz", "--resize", "32"),
         *("--classes", "a b", "c", "--num-train", "50", "--gap", "0.44", "0.66"),
         *("--out", "runs/gap"),
     ]
-    # The preset's own number of images is another than the audit's.
-    assert "--num-train 900" in audit_report.recommendation(Config("digits"), zone, 900)["command"]
+    large = audit_report.recommendation(Config("cifar10"), ZONE, 50_000)["command"]
+    assert "train edm_cifar10 --dataset cifar10 --num-train 50000 --gap" in large
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "digits"},
+        {"dataset": "digits", "num_train": 50},
+        {"dataset": "digits", "num_train": 50, "subset_seed": 1},
+        {"heldout_seed": 3},
+        {"heldout": 0.5, "heldout_seed": 3, "resize": 4, "num_train": 20, "subset_seed": 2},
+    ],
+)
+def test_the_command_trains_on_the_same_images(folder, changes):
+    config = Config(**{"dataset": str(folder), **changes})
+    audited = measured.load(config).train_split
+    command = audit_report.recommendation(config, ZONE, len(audited))["command"]
+    presets = tyro.extras.subcommand_type_from_defaults(train_config.PRESETS)
+    parsed = tyro.cli(presets, args=shlex.split(command)[3:], config=(tyro.conf.FlagConversionOff,))
+    assert train_config.load_data(parsed).train_split.sha256() == audited.sha256()
+    assert train_config.resolve(parsed).gap == (0.44, 0.66)
 
 
 def test_the_pages_line_is_that_of_the_results():
