@@ -9,7 +9,6 @@ measure of them; `experiment` is all the rest.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +24,7 @@ from geomem.plots import style
 from geomem.plots.denoising import read_table
 
 __all__ = [
+    "PRESET_RUNS",
     "Compared",
     "Config",
     "Rows",
@@ -33,7 +33,7 @@ __all__ = [
     "load_run",
     "rows",
     "select",
-    "train_preset",
+    "train_and_load",
 ]
 
 Rows = list[dict[str, Any]]
@@ -69,11 +69,23 @@ class Config:
     """Only draw the figure of this finished run again."""
 
 
+# Noise at all levels that are looked at, and long enough for the error at the largest to settle.
+_DIGITS = dataclasses.replace(
+    train.PRESETS["digits"],
+    noise_mean=0.0,
+    noise_std=2.0,
+    batch=128,
+    ema_halflife_kimg=200,
+    ema_ramp=0.25,
+    kimg=1600,
+    checkpoint_every=2500,
+)
+
 # From one recipe, a run that memorizes and one that sees too many images for that.
-_RUNS = {
+PRESET_RUNS = {
     "digits": {
-        "digits_128": train.PRESETS["digits"],
-        "digits_900": dataclasses.replace(train.PRESETS["digits"], num_train=None),
+        "digits_128_all_noise": _DIGITS,
+        "digits_900_all_noise": dataclasses.replace(_DIGITS, num_train=900),
     },
     "cifar10": {
         "cifar10_1k": train.PRESETS["edm_small"],
@@ -172,24 +184,24 @@ def load(config: Config) -> Iterator[Compared]:
     names = {paths.as_path(folder).name for folder in config.run}
     if len(names) < len(config.run):
         raise ValueError(f"run: {', '.join(config.run)}, wanted folders of different names")
-    folders = config.run or train_preset(config.preset, config.runs)
-    for folder in folders:
+    for folder in config.run:
         yield load_run(folder)
+    if not config.run:
+        for name, recipe in PRESET_RUNS[config.preset].items():
+            yield train_and_load(config.runs, name, recipe)
 
 
-def train_preset(preset: str, runs: paths.AnyPath) -> list[pathlib.Path]:
-    """The folders of a preset's two runs, first the one that memorizes; what is missing is trained.
+def train_and_load(runs: paths.AnyPath, name: str, recipe: train.Config) -> Compared:
+    """The run `name` in the folder `runs`, trained as far as it is not.
 
     Raises:
       ValueError: a training that was stopped.
     """
-    folders = []
-    for name, recipe in _RUNS[preset].items():
-        folders.append(paths.as_path(runs) / name)
-        result = train.run(dataclasses.replace(recipe, out=str(folders[-1])))
-        if not result.finished:
-            raise ValueError(f"runs: {folders[-1]} stopped at step {result.step}, wanted it whole")
-    return folders
+    folder = paths.as_path(runs) / name
+    result = train.run(dataclasses.replace(recipe, out=str(folder)))
+    if not result.finished:
+        raise ValueError(f"runs: {folder} stopped at step {result.step}, wanted it whole")
+    return load_run(folder)
 
 
 def load_run(folder: paths.AnyPath) -> Compared:

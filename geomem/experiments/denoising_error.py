@@ -87,12 +87,12 @@ def _sentence(errors, **_):
         compared.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
     )
     undercut = network["excess"] / network["excess_error"]
-    above = network["sigma"][network["mse"] > gaussian["mse"]]
-    listed = ", ".join(f"{sigma:.3g}" for sigma in above)
-    where = f"except at sigma {listed}" if listed else "at every sigma"
+    over = network["mse"] / gaussian["mse"] - 1
+    levels = ", ".join(f"{sigma:.3g}" for sigma in network["sigma"][over > 0])
+    where = f"above it at sigma {levels}, by at most {over.max():.1%}"
     return (
-        f"training error less the empirical denoiser's at least {undercut.min():.1f} "
-        f"standard errors; below the Gaussian denoiser's {where}"
+        f"training error less the empirical denoiser's at least {undercut.min():.1f} standard "
+        f"errors; against the Gaussian denoiser's {where if levels else 'below it at every sigma'}"
     )
 
 

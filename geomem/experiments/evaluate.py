@@ -28,7 +28,10 @@ __all__ = ["Config", "Result", "run"]
 
 _LARGEST = 16.0  # a pixel of an unclipped sample; beyond it the range is another one
 _TAILS = 0.01, 0.99  # quantiles of the pixels
-_OF_A_RUN = ("dataset", "heldout", "resize", "num_train", "classes", "subset_seed")
+_OF_A_RUN = (
+    *("dataset", "heldout", "heldout_seed", "resize"),
+    *("num_train", "classes", "subset_seed"),
+)
 _PIXEL_FEATURES = 1024  # more of them make the Frechet distance slow and mean little
 
 
@@ -106,6 +109,8 @@ def run(config: Config) -> Result:
 
 def _load_data(config):
     if config.run is None:
+        if config.resize and not sources.is_folder(config.dataset):  # of the samples alone
+            config = dataclasses.replace(config, resize=None)
         return measured.load(config)
     facts = checkpoints.read_facts(config.run)
     recipe = train_config.from_facts(facts)

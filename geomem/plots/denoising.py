@@ -6,11 +6,12 @@ One panel for each training set; a colour for each denoiser made from it.
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from geomem import paths
 from geomem.plots.style import COLORS, COLUMN, sheet
 
 __all__ = ["denoising_error", "large_noise", "noise_level_memorization", "read_table"]
@@ -26,15 +27,14 @@ _PAIRS = {
 }
 
 
-def read_table(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_table(path: paths.AnyPath) -> dict[str, np.ndarray]:
     """The columns of a CSV file: float64 where every value is a number, else text.
 
     Raises:
       ValueError: the file is missing or has no rows.
     """
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
         return {name: _column([row[name] for row in rows]) for name in rows[0]}
     except (OSError, IndexError) as error:
         raise ValueError(f"plot_only: no table {path} ({error})") from None

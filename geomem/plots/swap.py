@@ -25,9 +25,7 @@ def swap(rows: Sequence[Mapping[str, Any]], steps: int):
     with sheet(COLUMN, 4.0) as figure:
         panels = figure.subplots(2, sharex=True)
         names = dict.fromkeys(row["window"] for row in rows if row["first_step"] is not None)
-        looks = dict(
-            zip(names, ("sky", "vermillion", "blue", "orange", "purple", "green"), strict=False)
-        )
+        looks = dict(zip(names, _LOOKS, strict=False))
         for axes, direction in zip(
             panels, dict.fromkeys(row["denoiser"] for row in rows), strict=True
         ):

@@ -223,6 +223,10 @@ def test_bad_flags_are_named(tmp_path):
         gap_sweep.run(gap_sweep.Config(out=str(tmp_path), masses=(2.0,)))
     with pytest.raises(ValueError, match=r"inception: no weights at .*nowhere\.pth"):
         gap_training.run(gap_training.Config(out=str(tmp_path), inception="nowhere.pth"))
+    absent = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(tmp_path / "no"))
+    with pytest.raises(ValueError, match="run: absent is not a run folder"):
+        denoiser_swap.run(absent)
+    assert not (tmp_path / "no").exists()  # nothing was trained first
     with pytest.raises(ValueError, match="medium: \\(8, 40\\)"):
         denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), medium=(8, 40)))
     with pytest.raises(ValueError, match="threshold: 2, wanted between 0 and 1"):

@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compared, "_RUNS", {"digits": {"tiny": recipe}})
+        patch.setattr(compared, "PRESET_RUNS", {"digits": {"tiny": recipe}})
         list(compared.load(compared.Config(runs=str(folder))))  # trained because it is missing
         yield folder
 

@@ -70,8 +70,10 @@ def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
     images = np.load(path)["images"][..., 0]
     for i, image in enumerate(images):
         pixels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
-    found = evaluate.run(Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL))
+        large = Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST)
+        large.save(tmp_path / f"{i:03d}.png")
+    config = Config(samples=str(tmp_path), resize=8, out=str(tmp_path / "out"), **SMALL)
+    found = evaluate.run(config)
     np.testing.assert_array_equal(found.report.found.index[:30, 0], report.found.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
 
