@@ -1,6 +1,7 @@
 """The evaluation command end to end on planted copies, and its one-line answers to bad input."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -70,12 +71,16 @@ def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
     images = np.load(path)["images"][..., 0]
     for i, image in enumerate(images):
         pixels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
-        large = Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST)
-        large.save(tmp_path / f"{i:03d}.png")
-    config = Config(samples=str(tmp_path), resize=8, out=str(tmp_path / "out"), **SMALL)
+        Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
+    config = Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL)
     found = evaluate.run(config)
     np.testing.assert_array_equal(found.report.found.index[:30, 0], report.found.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
+    # --resize is then the samples' alone: named data sets have their size.
+    enlarged = dataclasses.replace(config, resize=16)
+    assert evaluate._load_data(enlarged).train.shape == (64, 8, 8, 1)
+    with pytest.raises(ValueError, match=r"samples: images of \(16, 16, .\), wanted \(8, 8, 1\)"):
+        evaluate.run(enlarged)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
