@@ -161,9 +161,13 @@ def _plain(value):
 def _commit() -> str | None:
     if commit := os.environ.get("GEOMEM_COMMIT"):  # where the code was copied without its history
         return commit
-    root = pathlib.Path(geomem.__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(pathlib.Path(geomem.__file__).resolve().parent.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+    # Results that are being written anew do not make the code another one.
+    code = [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)experiments/*/results"]
+    return head if subprocess.run(code, capture_output=True).returncode == 0 else f"{head}-dirty"

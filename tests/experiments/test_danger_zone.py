@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geomem.experiments import cli, danger_zone
+import geomem
+from geomem.experiments import cli, danger_zone, record
 from geomem.experiments.danger_zone import Config
 from geomem.plots import zone as zone_plot
 
@@ -236,3 +237,20 @@ def test_curves_csv_has_one_row_for_each_sigma(finished):
         rows = list(csv.reader(file))
     assert len(rows) == 8
     assert {len(row) for row in rows} == {12}
+
+
+def test_results_that_are_written_do_not_make_the_commit_dirty(tmp_path, monkeypatch):
+    code, results = tmp_path / "geomem/__init__.py", tmp_path / "experiments/x/results/a.csv"
+    for path in (code, results):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "1"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.delenv("GEOMEM_COMMIT", raising=False)
+    monkeypatch.setattr(geomem, "__file__", str(code))
+    results.write_text("2")
+    clean = record.environment()["commit"]
+    assert len(clean) == 12
+    code.write_text("2")
+    assert record.environment()["commit"] == f"{clean}-dirty"
