@@ -169,5 +169,5 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     # Results that are being written anew do not make the code another one.
-    code = [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)experiments/*/results"]
+    code = [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)experiments/*/results/*"]
     return head if subprocess.run(code, capture_output=True).returncode == 0 else f"{head}-dirty"
