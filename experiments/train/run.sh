@@ -3,10 +3,15 @@
 set -eu
 out=${1:-runs}
 
-# A baseline and its gap-trained twin on 128 digits: minutes on a CPU.
+# 128 digits, overfitted; then 128 others without a gap, and with one on their danger zone: minutes on a CPU.
 python -m geomem.experiments.train digits --out "$out/digits"
-python -m geomem.experiments.train digits --out "$out/digits_gap" --gap 0.3 1.5
-for run in digits digits_gap; do
-  python -m geomem.experiments.sample --run "$out/$run" --count 256 --out "$out/$run/samples.npz"
+python -m geomem.experiments.danger_zone --dataset digits --num-train 128 --subset-seed 0 --threshold 0.5 \
+  --out "$out/zone"
+python -m geomem.experiments.train digits_gap --out "$out/base"
+python -m geomem.experiments.train digits_gap --gap-from "$out/zone/zone.json" --out "$out/gap"
+for run in digits base gap; do
+  python -m geomem.experiments.sample --run "$out/$run" --count 512 --out "$out/$run/samples.npz"
+  python -m geomem.experiments.evaluate --samples "$out/$run/samples.npz" --run "$out/$run" \
+    --out "$out/$run/evaluate"
 done
 python -m geomem.experiments.benchmark_training --out "$out/benchmark_training"
