@@ -53,6 +53,30 @@ danger_zone.run(danger_zone.Config(plot_only="gs://geomem/zone"))
 assert schedules.read_zone("gs://geomem/zone/zone.json")[0] > 0
 """
 
+MEASURED = """
+import dataclasses
+import numpy as np
+from geomem import data
+from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, gaps, train
+from geomem.experiments.arms import Judging
+
+run = "gs://geomem/train"
+np.save("samples.npy", data.load("digits").train[:8])
+evaluate.run(evaluate.Config(samples="samples.npy", run=run, out="gs://geomem/evaluate"))
+denoising_error.run(denoising_error.Config(
+    run=(run,), num_images=8, num_sigmas=2, batch=8, draws=1, out="gs://geomem/errors"))
+denoising_error.run(denoising_error.Config(plot_only="gs://geomem/errors"))
+denoiser_swap.run(denoiser_swap.Config(
+    memorizing=run, generalizing=run, samples=2, out="gs://geomem/swap"))
+tiny = dataclasses.replace(
+    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
+    log_every=2, checkpoint_every=2,
+)
+gap_training.PRESETS["digits"] = gaps.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
+for _ in range(2):  # the second time from what the bucket holds
+    gap_training.run(gap_training.Config(out="gs://geomem/gap", arms=("baseline", "zone-0.5")))
+"""
+
 
 @pytest.fixture(scope="module")
 def bucket():
@@ -93,6 +117,20 @@ def test_every_command_reads_and_writes_a_bucket(bucket):
     assert trained.split() == [*names.split(), "tensorboard"]
     assert zone.split() == ["curves.csv", "figure.pdf", "figure.png", "run.json", "zone.json"]
     assert len([line for line in lines if line]) == 2
+
+
+def test_what_measures_reads_and_writes_a_bucket_too(bucket, tmp_path):
+    """On one device: two arms then go side by side, as processes."""
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED],
+        env={**bucket, "XLA_FLAGS": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npy"]  # nothing went elsewhere
 
 
 def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
