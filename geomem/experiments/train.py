@@ -84,6 +84,8 @@ def run(config: Config) -> Result:
             _say(f"{folder} has its {first} steps already; a larger --kimg extends it")
             return Result(folder, first, True, None)
         _write(folder, about)
+        images_of = f"{len(dataset.train_split):,} images of {about['data']['name']}"
+        _say(f"{images_of}, steps {first:,} to {config.steps:,}, {config.batch} images each")
         images = train.load_images(dataset.train_split.pixels)
         with phases("train"):
             last, speed = _train(this, update, state, images, first)
