@@ -113,7 +113,9 @@ class Schedule:
             log_mass = np.log(weight * (far - near))
         scale = np.where(right, -self.std, self.std)
         empty = -len(low) % _PIECES  # pieces that are never drawn
-        columns = (log_mass, near, far - near, scale, _rounded_up(low), _rounded_down(high))
+        # One step inside, so that no rounding to float32 puts a draw into a gap.
+        inside = np.nextafter(np.float32([low, high]), np.float32([[np.inf], [0]]))
+        columns = (log_mass, near, far - near, scale, *inside)
         fills = (-np.inf, 0, 0, 0, 0, 0)
         padded = (
             np.pad(np.float32(column), (0, empty), constant_values=fill)
@@ -201,9 +203,6 @@ def gap(base: Schedule, low: float, high: float, keep: float = 0.0) -> Schedule:
       base: what to leave the interval out of; may have gaps already.
       low, high: the interval of sigma, for example a danger zone's edges.
       keep: the factor in [0, 1) on the density inside; 0 removes it.
-
-    Returns:
-      The Schedule.
 
     Raises:
       ValueError: not 0 < low < high, keep outside [0, 1), or less than 1% of the mass is left.
@@ -314,10 +313,9 @@ def log_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> n
 def over_gaps(sigmas: np.ndarray, schedule: Schedule) -> np.ndarray:
     """A sampling grid that steps over the noise levels that training left out.
 
-    What a network says of levels that it never saw is arbitrary, so a sampler should not ask. The
-    levels inside a gap make way for its two edges, which were trained: one step crosses it. A gap
-    without a level of the grid above or below (but 0) has to be sampled, and stays as it is. The
-    step is as long as the gap: one that spans a factor of ten costs quality.
+    What a network says of levels that it never saw is arbitrary: those inside a gap make way for
+    its two edges, which were trained, and one step crosses it. A gap without a level of the grid
+    above or below (but 0) stays as it is. A step that spans a factor of ten costs quality.
 
     Args:
       sigmas: [S + 1], descending, as from `edm_grid`.
@@ -349,12 +347,3 @@ def _check_interval(argument, low, high):
     real = all(isinstance(edge, numbers.Real) for edge in (low, high))
     if not (real and 0 < low < high < math.inf):
         raise ValueError(f"{argument}: {low} to {high}, wanted 0 < low < high")
-
-
-def _rounded_up(values):
-    single = values.astype(np.float32)
-    return np.where(single < values, np.nextafter(single, np.float32(np.inf)), single)
-
-
-def _rounded_down(values):
-    return -_rounded_up(-values)
