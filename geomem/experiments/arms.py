@@ -50,8 +50,7 @@ class Arm(NamedTuple):
         changes = {"gap": self.gap, "keep": self.keep, "schedule": schedule, "seed": seed}
         out = str(out / f"{self.name}-{seed}")
         # All checkpoints are judged, so all are kept, also where an interruption added some.
-        keep = config.steps
-        changes |= {"out": out, "keep_checkpoints": keep, **dict(self.changes)}
+        changes |= {"out": out, "keep_checkpoints": config.steps, **dict(self.changes)}
         return dataclasses.replace(config, **changes)
 
 
