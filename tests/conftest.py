@@ -2,16 +2,24 @@
 
 import contextlib
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jax
-import numpy as np
-import pytest
+# Workers and the commands that tests start compile each program once, not each for itself.
+_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"geomem-tests-{_run}")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-from geomem import data
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from geomem import data  # noqa: E402
 
 if not hasattr(jax, "enable_x64"):  # its name before JAX 0.8
     from jax.experimental import enable_x64

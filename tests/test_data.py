@@ -40,7 +40,7 @@ def test_bundled_sample_is_cifar10_in_canonical_order():
 
 def test_values_are_x_over_127_5_minus_1():
     pixels = np.arange(256, dtype=np.uint8)
-    values = data.to_unit_interval(pixels)
+    values = data.to_float(pixels)
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, np.arange(256) / 127.5 - 1, atol=1e-7)
     assert (values[0], values[-1]) == (-1, 1)

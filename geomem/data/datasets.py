@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_unit_interval"]
+__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
 
 _KEPT = 2**31  # bytes of pixels that a split keeps in memory
 _BLOCK = 4096  # images of a larger split in memory at once
@@ -48,7 +48,7 @@ class Split:
     @functools.cached_property
     def images(self) -> np.ndarray:
         """The images, float32 [N, H, W, C] in [-1, 1]."""
-        return to_unit_interval(self.pixels)
+        return to_float(self.pixels)
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ class Dataset:
         return [self.class_names.index(name) for name in classes]
 
 
-def to_unit_interval(pixels: np.ndarray) -> np.ndarray:
+def to_float(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels as float32 x / 127.5 - 1; float32 pixels, already in [-1, 1], unchanged."""
     if pixels.dtype != np.uint8:
         return pixels

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-import json
 import math
 import numbers
 from typing import NamedTuple
@@ -20,19 +19,13 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from geomem import paths
-
 __all__ = [
     "Levels",
     "Schedule",
     "dummy",
-    "edm_grid",
     "equal_mass_gap",
     "gap",
-    "log_grid",
     "lognormal",
-    "over_gaps",
-    "read_zone",
 ]
 
 _LEAST_MASS = 0.01
@@ -211,7 +204,7 @@ def gap(base: Schedule, low: float, high: float, keep: float = 0.0) -> Schedule:
     >>> schedule.mass(0.5, 5.0), round(schedule.mass(0.0, 0.5), 4)
     (0.0, 0.9857)
     """
-    _check_interval("gap", low, high)
+    check_interval("gap", low, high)
     if not 0 <= keep < 1:
         raise ValueError(f"keep: {keep}, wanted a factor in [0, 1)")
     left = 1 - (1 - keep) * base.mass(low, high)
@@ -264,86 +257,11 @@ def dummy(base: Schedule, low: float, high: float) -> Schedule:
     Raises:
       ValueError: not 0 < low < high.
     """
-    _check_interval("dummy", low, high)
+    check_interval("dummy", low, high)
     return dataclasses.replace(base, dummy=(low, high))
 
 
-def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """The edges (low, high) of the danger zone in a `zone.json`.
-
-    Raises:
-      ValueError: no readable file, no JSON object with "low" and "high", or the zone is empty.
-    """
-    try:
-        zone = json.loads(paths.as_path(path).read_text())
-        low, high = zone["low"], zone["high"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None
-    except OSError as error:
-        raise ValueError(f"gap_from: cannot read {path}: {error.strerror or error}") from None
-    if low is None or high is None:
-        raise ValueError(f"gap_from: {path} holds an empty danger zone, wanted one with two edges")
-    _check_interval("gap_from", low, high)
-    return low, high
-
-
-def edm_grid(
-    steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> np.ndarray:
-    """EDM's sampling levels, evenly spaced in sigma^(1/rho), then 0 (Karras et al. 2022, eq. 5).
-
-    Args:
-      steps: the number of sampler steps, 2 or more.
-      sigma_min, sigma_max: the last positive and the first level.
-      rho: how strongly the levels crowd towards sigma_min.
-
-    Returns:
-      float64 [steps + 1], descending, ending with 0.
-    """
-    _check_grid(steps, sigma_min, sigma_max)
-    return np.append(np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho, 0.0)
-
-
-def log_grid(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
-    """Sampling levels evenly spaced in ln sigma, then 0: float64 [steps + 1], descending."""
-    _check_grid(steps, sigma_min, sigma_max)
-    return np.append(np.geomspace(sigma_max, sigma_min, steps), 0.0)
-
-
-def over_gaps(sigmas: np.ndarray, schedule: Schedule) -> np.ndarray:
-    """A sampling grid that steps over the noise levels that training left out.
-
-    What a network says of levels that it never saw is arbitrary: those inside a gap make way for
-    its two edges, which were trained, and one step crosses it. A gap without a level of the grid
-    above or below (but 0) stays as it is. A step that spans a factor of ten costs quality.
-
-    Args:
-      sigmas: [S + 1], descending, as from `edm_grid`.
-      schedule: the training noise.
-
-    Returns:
-      float64, descending; as long as before or shorter, or longer by at most 2 for each gap.
-
-    Source: geomem; `geomem.experiments.gap_training` measures what it changes.
-
-    >>> over_gaps(np.array([80.0, 5.0, 2.0, 1.0, 0.1, 0.0]), gap(lognormal(), 0.5, 3.0)).tolist()
-    [80.0, 5.0, 3.0, 0.5, 0.1, 0.0]
-    """
-    sigmas = np.asarray(sigmas, np.float64)
-    for low, high in schedule.gaps:
-        if (sigmas > high).any() and ((sigmas < low) & (sigmas > 0)).any():
-            outside = sigmas[(sigmas < low) | (sigmas > high)]
-            sigmas = np.sort(np.append(outside, [low, high]))[::-1]
-    return sigmas
-
-
-def _check_grid(steps, sigma_min, sigma_max):
-    if steps < 2:
-        raise ValueError(f"steps: {steps}, wanted 2 or more")
-    _check_interval("sigma_min, sigma_max", sigma_min, sigma_max)
-
-
-def _check_interval(argument, low, high):
+def check_interval(argument, low, high):
     real = all(isinstance(edge, numbers.Real) for edge in (low, high))
     if not (real and 0 < low < high < math.inf):
         raise ValueError(f"{argument}: {low} to {high}, wanted 0 < low < high")

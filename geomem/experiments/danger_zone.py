@@ -15,13 +15,14 @@ import numpy as np
 import tqdm
 
 from geomem import data
-from geomem.experiments import cli, measured, record
+from geomem.experiments.common import cli, flags, results
 from geomem.geometry import curves as curves_lib
-from geomem.geometry import danger_zone, placement, subspaces
+from geomem.geometry import danger_zone, frequency_bands
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.plots import style
 from geomem.plots import zone as zone_plot
+from geomem.points import placement
 
 __all__ = ["Config", "Result", "run", "sigma_grid"]
 
@@ -31,7 +32,7 @@ _PAPER_SIGMAS = 40, 0.002, 80.0  # number, smallest, largest
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(measured.CurveFlags):
+class Config(flags.CurveFlags):
     """Where does this data set make a diffusion model memorize? Figure 3 for any images.
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
@@ -94,7 +95,7 @@ def sigma_grid(config: Config) -> np.ndarray:
     paper = config.protocol == "paper"
     levels = config.num_sigmas, config.sigma_min, config.sigma_max
     count, low, high = _PAPER_SIGMAS if paper else levels
-    sigmas = measured.noise_levels(count, low, high)
+    sigmas = flags.noise_levels(count, low, high)
     if not config.rho > 0:
         raise ValueError(f"rho: {config.rho:g}, wanted > 0")
     if paper or config.grid == "edm":
@@ -120,12 +121,12 @@ def run(config: Config) -> Result | None:
     sigmas = sigma_grid(config)
     if not 0 < config.threshold < 1:
         raise ValueError(f"threshold: {config.threshold:g}, wanted between 0 and 1")
-    folder = record.make_folder(config.out)
-    phases = record.Phases()
+    folder = results.make_folder(config.out)
+    phases = results.Phases()
     with phases("data"):
         # The paper's protocol draws its own subsets, from all training images.
         whole = dataclasses.replace(config, num_train=None)
-        dataset = measured.load(whole if config.protocol == "paper" else config)
+        dataset = flags.load(whole if config.protocol == "paper" else config)
         duplicates, shared = _warn_of_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with phases("curves"):
@@ -134,15 +135,15 @@ def run(config: Config) -> Result | None:
     with phases("zone"):
         zone = danger_zone.find(estimated, config.threshold)
     with phases("files"):
-        measured.write_curves(folder / "curves.csv", estimated)
-        record.write_json(folder / "zone.json", zone._asdict())
-        facts = record.dataset_facts(dataset)
+        flags.write_curves(folder / "curves.csv", estimated)
+        results.write_json(folder / "zone.json", zone._asdict())
+        facts = results.dataset_facts(dataset)
         facts |= {"duplicate_train_images": duplicates, "heldout_images_in_train": shared}
         about = {"data": facts, "dimensions": train.shape[1]}
-        record.write_run(folder, config, phases, **about)
+        results.write_run(folder, config, phases, **about)
     with phases("figure"):
         _draw(folder)
-    record.write_run(folder, config, phases, **about)
+    results.write_run(folder, config, phases, **about)
     _print(estimated, zone)
     return Result(estimated, zone, folder)
 
@@ -162,7 +163,7 @@ def _train_points(dataset, config):
 def _points(images, config):
     if config.band is None:
         return jnp.asarray(images.reshape(len(images), -1))
-    band = subspaces.fourier_band(*images.shape[1:3], config.radius, config.band)
+    band = frequency_bands.fourier_band(*images.shape[1:3], config.radius, config.band)
     return band.coordinates(jnp.asarray(images))
 
 
@@ -171,9 +172,9 @@ def _warn_of_copies(dataset):
     duplicates = data.count_duplicates(images.blocks())
     shared = data.count_shared(others.blocks(), images.blocks())
     if duplicates:
-        measured.warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
+        flags.warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
     if shared:
-        measured.warn(f"{shared} of {len(others)} held-out images are also training images")
+        flags.warn(f"{shared} of {len(others)} held-out images are also training images")
     return duplicates, shared
 
 
@@ -201,7 +202,7 @@ def _paper_estimate(key, config, train, heldout, sigmas):
     if not _PAPER_BASE_POINTS <= size <= len(train):
         raise ValueError(f"num_train: {size}, wanted {_PAPER_BASE_POINTS} to {len(train)}")
     if size == len(train):
-        measured.warn(f"protocol paper: all {size} training images make one subset, none is fresh")
+        flags.warn(f"protocol paper: all {size} training images make one subset, none is fresh")
     subset_key, coverage_key, weight_key, bootstrap_key = jax.random.split(key, 4)
 
     def subset(trial):

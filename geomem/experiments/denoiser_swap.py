@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from geomem.diffusion import sample, schedules
-from geomem.experiments import cli, compared, gaps, record, train
-from geomem.metrics import memorization, rates
+from geomem.diffusion import grids, sampler
+from geomem.experiments.common import cli, denoisers, gap_study, results
+from geomem.experiments.train import run_folder
+from geomem.metrics import intervals, memorization
 from geomem.plots import style
 from geomem.plots import swap as swap_plot
 
@@ -26,10 +27,10 @@ _THRESHOLD = {"digits": 0.5, "cifar10": 0.8}
 _MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # cifar10: the paper's
 
 # For digits shorter ones, in EDM's training noise: samples need no exact error at large noise.
-_RUNS = compared.PRESET_RUNS | {
+_RUNS = denoisers.PRESET_RUNS | {
     "digits": {
-        "digits_128": train.PRESETS["digits"],
-        "digits_900": dataclasses.replace(train.PRESETS["digits"], num_train=None),
+        "digits_128": run_folder.PRESETS["digits"],
+        "digits_900": dataclasses.replace(run_folder.PRESETS["digits"], num_train=None),
     }
 }
 
@@ -91,7 +92,7 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: an unusable configuration, or runs of different images.
     """
-    grid = schedules.edm_grid(config.steps)
+    grid = grids.edm_grid(config.steps)
     medium = config.medium or _MEDIUM[config.preset]
     if not 0 <= medium[0] <= medium[1] < config.steps:
         raise ValueError(f"medium: {medium}, wanted steps from 0 to {config.steps - 1}")
@@ -100,7 +101,7 @@ def run(config: Config) -> Result:
         raise ValueError(f"threshold: {threshold:g}, wanted between 0 and 1")
     if config.samples < 1:
         raise ValueError(f"samples: {config.samples}, wanted 1 or more")
-    folder, phases = record.make_folder(config.out), record.Phases()
+    folder, phases = results.make_folder(config.out), results.Phases()
     with phases("runs"):
         memorizing, generalizing = pair = _load(config)
     if memorizing.train.shape[1:] != generalizing.train.shape[1:]:
@@ -109,7 +110,7 @@ def run(config: Config) -> Result:
             f"{memorizing.train.shape[1:]} as the memorizing run's"
         )
     with phases("zone"):
-        _, zones = gaps.measure_zones(memorizing.train, memorizing.heldout, [threshold])
+        _, zones = gap_study.measure_zones(memorizing.train, memorizing.heldout, [threshold])
     windows = make_windows(grid, medium, (zones[threshold].low, zones[threshold].high))
     rows = []
     with phases("samples"):
@@ -120,8 +121,8 @@ def run(config: Config) -> Result:
             unswapped = None
             for window in (Window("none", 0, -1), *windows):
                 steps = range(window.first, window.last + 1)
-                flow = sample.swap(base.denoisers["network"], other.denoisers["network"], steps)
-                images = sample.generate(
+                flow = sampler.swap(base.denoisers["network"], other.denoisers["network"], steps)
+                images = sampler.generate(
                     flow,
                     range(config.samples),
                     memorizing.train.shape[1:],
@@ -134,21 +135,21 @@ def run(config: Config) -> Result:
                 rows.append(_row(direction, window, grid, report, unswapped))
                 print(_line(rows[-1]))
     with phases("files"):
-        record.write_rows(folder / "table.csv", rows)
+        results.write_rows(folder / "table.csv", rows)
         for path in style.save(swap_plot.swap(rows, config.steps), folder):
             print(f"wrote {path}")
     runs, zone = [one.facts for one in pair], zones[threshold]._asdict()
-    record.write_run(folder, config, phases, runs=runs, zone=zone)
+    results.write_run(folder, config, phases, runs=runs, zone=zone)
     return Result(rows, folder)
 
 
 def _load(config):
     """The two runs; what is not given is the preset's, trained as far as it is not."""
     chosen = config.memorizing, config.generalizing
-    given = [run and compared.load_run(run) for run in chosen]  # a mistake before any training
+    given = [run and denoisers.load_run(run) for run in chosen]  # a mistake before any training
     recipes = _RUNS[config.preset].items()
     return [
-        mine or compared.train_and_load(config.runs, *recipe)
+        mine or denoisers.train_and_load(config.runs, *recipe)
         for mine, recipe in zip(given, recipes, strict=True)
     ]
 
@@ -188,7 +189,7 @@ def make_windows(
 
 def _row(direction, window, grid, report, unswapped):
     swapped = window.last >= window.first
-    effect = rates.compare(unswapped, report.found.memorized)
+    effect = intervals.compare(unswapped, report.found.memorized)
     return {
         "denoiser": direction,
         "window": window.name,

@@ -14,15 +14,15 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments import cli, compared
+from geomem.experiments.common import cli, denoisers
 from geomem.metrics import denoising
-from geomem.plots import denoising as plot
+from geomem.plots import denoiser_curves as plot
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(compared.Config):
+class Config(denoisers.Config):
     """Denoising error on training and held-out images, and what it tells of membership.
 
     For each training run: the network, the exact empirical denoiser of its training images, which
@@ -41,9 +41,9 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
       that of the empirical denoiser on the same noise, `excess_error` its standard error.
 
     Raises:
-      ValueError, OSError: as in `compared.experiment`.
+      ValueError, OSError: as in `denoisers.experiment`.
     """
-    return compared.experiment(config, _measure, plot.denoising_error, _sentence)
+    return denoisers.experiment(config, _measure, plot.denoising_error, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -66,7 +66,7 @@ def _measure(config, sigmas, one):
     for (kind, split), found in errors.items():
         excess = np.float64(found.per_image) - errors["empirical", split].per_image
         spread = excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1])
-        error_rows += compared.rows(
+        error_rows += denoisers.rows(
             sigmas,
             {"kind": kind, "split": split},
             mse=found.mean,
@@ -77,14 +77,14 @@ def _measure(config, sigmas, one):
         )
     for kind in one.denoisers:
         auc = denoising.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
-        auc_rows += compared.rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
+        auc_rows += denoisers.rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
     return {"errors": error_rows, "auc": auc_rows}
 
 
 def _sentence(errors, **_):
     """Whether the network's training error is between the empirical and the Gaussian one's."""
     network, gaussian = (
-        compared.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
+        denoisers.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
     )
     undercut = network["excess"] / network["excess_error"]
     over = network["mse"] / gaussian["mse"] - 1

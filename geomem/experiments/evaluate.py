@@ -18,9 +18,11 @@ import numpy as np
 from geomem import data
 from geomem.data import sources
 from geomem.diffusion import checkpoints
-from geomem.experiments import cli, measured, record, train_config
-from geomem.metrics import frechet, inception, inception_weights, memorization
+from geomem.experiments.common import cli, flags, results
+from geomem.experiments.train import configuration
+from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
+from geomem.metrics.inception import network, weights
 from geomem.plots import pairs as pairs_plot
 from geomem.plots import style
 
@@ -36,7 +38,7 @@ _PIXEL_FEATURES = 1024  # more of them make the Frechet distance slow and mean l
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(measured.ImageFlags):
+class Config(flags.ImageFlags):
     """Report on generated images: copies of training images, left-over noise, quality.
 
     Samples are best unquantized floats around [-1, 1], as geomem.experiments.sample writes them;
@@ -78,7 +80,7 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: unusable configuration or data, in one line.
     """
-    folder, phases = record.make_folder(config.out), record.Phases()
+    folder, phases = results.make_folder(config.out), results.Phases()
     with phases("data"):
         dataset = _load_data(config)
         samples = _load_samples(config, dataset.train)
@@ -95,12 +97,12 @@ def run(config: Config) -> Result:
         scores = _frechet(samples, dataset, features)
     with phases("files"):
         summary = report.summary() | {"frechet": {k: v._asdict() for k, v in scores.items()}}
-        record.write_json(folder / "report.json", summary)
+        results.write_json(folder / "report.json", summary)
         _write_samples(folder / "samples.csv", config, report, dataset)
         written = style.save(_pairs(config, samples, dataset, report), folder, "pairs")
     about = {"count": len(samples), "shape": list(samples.shape[1:])}
-    facts = record.dataset_facts(dataset)
-    record.write_run(folder, config, phases, samples=about, data=facts)
+    facts = results.dataset_facts(dataset)
+    results.write_run(folder, config, phases, samples=about, data=facts)
     _print(report, scores)
     for path in (folder / "report.json", folder / "samples.csv", *written):
         print(f"wrote {path}")
@@ -111,11 +113,11 @@ def _load_data(config):
     if config.run is None:
         if config.resize and not sources.is_folder(config.dataset):  # of the samples alone
             config = dataclasses.replace(config, resize=None)
-        return measured.load(config)
+        return flags.load(config)
     facts = checkpoints.read_facts(config.run)
-    recipe = train_config.from_facts(facts)
+    recipe = configuration.from_facts(facts)
     chosen = {name: getattr(recipe, name) for name in _OF_A_RUN}
-    dataset = measured.load(dataclasses.replace(config, **chosen))
+    dataset = flags.load(dataclasses.replace(config, **chosen))
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(f"run: {config.run} was trained on other images than its data set has now")
     return dataset
@@ -133,7 +135,7 @@ def _load_samples(config, train):
     if pixels.shape[1:] != shape:
         raise ValueError(f"samples: images of {pixels.shape[1:]}, wanted {shape} as in training")
     if pixels.dtype == np.uint8:
-        return data.to_unit_interval(pixels)
+        return data.to_float(pixels)
     low, high = pixels.min(), pixels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("samples: NaN or infinite values, wanted finite ones")
@@ -156,10 +158,10 @@ def _features(config, shape) -> Features | None:
     if kind == "auto":
         natural = shape[-1] == 3 and min(shape[:2]) >= 32
         small = np.prod(shape) <= _PIXEL_FEATURES
-        usable = natural and inception_weights.find()
+        usable = natural and weights.find()
         kind = "inception" if usable else "pixels" if small else "none"
     if kind == "inception":
-        return inception.features(inception_weights.load())
+        return network.features(weights.load())
     return PIXELS if kind == "pixels" else None
 
 
@@ -190,8 +192,8 @@ def _columns(config, report, dataset) -> dict[str, Any]:
         "nearest_in_source": dataset.train_split.index[found.index[:, 0]],
         "second": found.index[:, 1],
         "noise": report.noise,
-        "ratio_without_noise": report.ratio_without_noise,
-        "memorized_without_noise": (report.ratio_without_noise < config.threshold).astype(int),
+        "ratio_without_noise": report.noise_removed_ratio,
+        "memorized_without_noise": (report.noise_removed_ratio < config.threshold).astype(int),
         "adaptive_score": report.adaptive_score,
     }
 
@@ -202,7 +204,7 @@ def _write_samples(path, config, report, dataset):
         [f"{x:.6g}" if isinstance(x, np.floating) else x for x in row]
         for row in zip(*columns.values(), strict=True)
     ]
-    record.write_rows(path, [dict(zip(columns, row, strict=True)) for row in texts])
+    results.write_rows(path, [dict(zip(columns, row, strict=True)) for row in texts])
 
 
 def _pairs(config, samples, dataset, report):

@@ -14,14 +14,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from geomem.diffusion import schedules
-from geomem.experiments import cli, gap_training, gaps, record, train_config
-from geomem.experiments.arms import Arm
+from geomem.diffusion import grids, schedules
+from geomem.experiments import gap_training
+from geomem.experiments.common import cli, gap_study, results
+from geomem.experiments.common.arms import Arm
+from geomem.experiments.train import configuration
 from geomem.geometry import danger_zone
-from geomem.metrics import prediction
+from geomem.metrics import gap_prediction
 from geomem.plots import style
 from geomem.plots import sweep as sweep_plot
-from geomem.plots import training as training_plot
+from geomem.plots import training_curves as training_plot
 
 __all__ = ["Config", "Result", "make_positions", "make_variants", "run"]
 
@@ -29,7 +31,7 @@ _PREDICTION_STEPS = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gaps.Config):
+class Config(gap_study.Config):
     """Where must a gap lie, how wide must it be, and what else removes memorization?
 
     Trains one arm for each position and width of a gap, and variants of the zone's gap, at the
@@ -55,12 +57,12 @@ class Result(NamedTuple):
 
     Attributes:
       rows: one for each arm, seed and checkpoint.
-      prediction: of the upper edges in prediction.csv.
+      prediction: of the upper edges in gap_prediction.csv.
       folder: where the files are.
     """
 
     rows: list[dict[str, Any]]
-    prediction: prediction.Prediction
+    prediction: gap_prediction.Prediction
     folder: pathlib.Path
 
 
@@ -75,14 +77,14 @@ def run(config: Config) -> Result:
             f"positions, masses: {config.positions}, {config.masses}, wanted 1 or more positions "
             "and shares in (0, 0.9)"
         )
-    preset = gaps.resolve(config, gap_training.PRESETS[config.preset])
-    folder, phases = record.make_folder(config.out), record.Phases()
-    dataset = train_config.load_data(preset.train)
+    preset = gap_study.resolve(config, gap_training.PRESETS[config.preset])
+    folder, phases = results.make_folder(config.out), results.Phases()
+    dataset = configuration.load_data(preset.train)
     with phases("curves"):
-        found, zones = gaps.measure_zones(dataset.train, dataset.test, preset.thresholds)
+        found, zones = gap_study.measure_zones(dataset.train, dataset.test, preset.thresholds)
     with phases("prediction"):
         predicted = _predict(preset, dataset)
-    base = train_config.base_schedule(preset.train)
+    base = configuration.base_schedule(preset.train)
     zone = zones[preset.thresholds[-1]]
     positions = make_positions(base, config.positions, config.masses)
     variants = make_variants(zone)
@@ -93,12 +95,12 @@ def run(config: Config) -> Result:
         "prediction": [],
     }[config.arms]
     with phases("arms"):
-        rows = gaps.measure_arms(config, preset, chosen, folder)
+        rows = gap_study.measure_arms(config, preset, chosen, folder)
     with phases("files"):
-        record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-        record.write_rows(folder / "prediction.csv", _table(predicted))
+        results.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
+        results.write_rows(folder / "prediction.csv", _table(predicted))
         if rows:
-            record.write_rows(folder / "results.csv", rows)
+            results.write_rows(folder / "results.csv", rows)
         placed, varied = (
             [row for row in rows if row["arm"] in ("baseline", *(arm.name for arm in group))]
             for group in (positions, variants)
@@ -109,7 +111,7 @@ def run(config: Config) -> Result:
         for name, figure in figures.items():
             for path in style.save(figure, folder, name):
                 print(f"wrote {path}")
-    record.write_run(folder, config, phases, **gaps.facts(preset, chosen, dataset))
+    results.write_run(folder, config, phases, **gap_study.facts(preset, chosen, dataset))
     for row in _ends(rows):
         gap = f"{row['gap_low']:.3g} to {row['gap_high']:.3g}" if row["gap_low"] else "no gap"
         print(
@@ -156,12 +158,12 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
 
 def _predict(preset, dataset):
     """What each upper edge can remove; the pool is all images that there are."""
-    source = train_config.load_data(dataclasses.replace(preset.train, num_train=None))
+    source = configuration.load_data(dataclasses.replace(preset.train, num_train=None))
     pool = np.concatenate([source.train, source.test])
-    grid = schedules.edm_grid(_PREDICTION_STEPS)
+    grid = grids.edm_grid(_PREDICTION_STEPS)
     highs = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
     seeds = range(preset.judging.samples)
-    return prediction.predict(dataset.train, pool, highs, grid, seeds=seeds)
+    return gap_prediction.predict(dataset.train, pool, highs, grid, seeds=seeds)
 
 
 def _table(predicted):

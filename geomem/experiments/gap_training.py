@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from geomem.diffusion import sample, schedules
-from geomem.experiments import arms, arms_table, cli, gaps, record, train_config
-from geomem.experiments.arms import Arm, Judging
-from geomem.experiments.gaps import Preset
-from geomem.metrics import rates
+from geomem.diffusion import sampler, schedules
+from geomem.experiments.common import arm_summary, arms, cli, gap_study, results
+from geomem.experiments.common.arms import Arm, Judging
+from geomem.experiments.common.gap_study import Preset
+from geomem.experiments.train import configuration
+from geomem.metrics import intervals
 from geomem.plots import style
-from geomem.plots import training as training_plot
+from geomem.plots import training_curves as training_plot
 
 __all__ = ["PRESETS", "Config", "Result", "make_arms", "run"]
 
@@ -30,10 +31,10 @@ _SMALLEST = 0.02  # where the far control starts: levels below give samples thei
 
 
 PRESETS = {
-    "digits": Preset(train_config.PRESETS["digits_gap"], Judging(512), 3, (0.8, 0.5)),
+    "digits": Preset(configuration.PRESETS["digits_gap"], Judging(512), 3, (0.8, 0.5)),
     "cifar10": Preset(
         dataclasses.replace(
-            train_config.PRESETS["edm_small"],
+            configuration.PRESETS["edm_small"],
             classes=("automobile",),
             num_train=2000,
             kimg=20_000,
@@ -47,7 +48,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gaps.Config):
+class Config(gap_study.Config):
     """Train with and without gaps in the noise levels, and compare what is memorized.
 
     digits: 128 training digits, 3 seeds, 7 arms, minutes on 2 CPU cores. cifar10: the paper's 2,000
@@ -80,27 +81,27 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: an unusable configuration, an unknown arm, or no zone in these data.
     """
-    preset = gaps.resolve(config, PRESETS[config.preset])
-    folder, phases = record.make_folder(config.out), record.Phases()
+    preset = gap_study.resolve(config, PRESETS[config.preset])
+    folder, phases = results.make_folder(config.out), results.Phases()
     with phases("zone"):
-        dataset = train_config.load_data(preset.train)
-        _, zones = gaps.measure_zones(dataset.train, dataset.test, preset.thresholds)
-        record.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-    base = train_config.base_schedule(preset.train)
+        dataset = configuration.load_data(preset.train)
+        _, zones = gap_study.measure_zones(dataset.train, dataset.test, preset.thresholds)
+        results.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
+    base = configuration.base_schedule(preset.train)
     every = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
     chosen = _choose(every, config.arms)
     with phases("arms"):
-        rows = gaps.measure_arms(config, preset, chosen, folder)
+        rows = gap_study.measure_arms(config, preset, chosen, folder)
     with phases("files"):
-        summary = arms_table.summarize(rows, *arms.COMPARED, *_WHOLE)
-        record.write_rows(folder / "results.csv", rows)
-        record.write_rows(folder / "summary.csv", summary)
+        summary = arm_summary.summarize(rows, *arms.COMPARED, *_WHOLE)
+        results.write_rows(folder / "results.csv", rows)
+        results.write_rows(folder / "summary.csv", summary)
         compared = _compare(folder, chosen, preset, rows)
-        record.write_json(folder / "comparisons.json", compared)
+        results.write_json(folder / "comparisons.json", compared)
         for path in _draw(folder, rows, chosen, dataset):
             print(f"wrote {path}")
-    about = gaps.facts(preset, chosen, dataset)
-    record.write_run(folder, config, phases, **about, seeds=preset.seeds)
+    about = gap_study.facts(preset, chosen, dataset)
+    results.write_run(folder, config, phases, **about, seeds=preset.seeds)
     _print(summary)
     return Result(rows, summary, folder)
 
@@ -169,10 +170,10 @@ def _compare(folder, chosen, preset, rows):
         mine = read(arm.name)
         line = {"arm": arm.name}
         for name, kind in zip(("memorized", "without_noise"), kinds, strict=True):
-            line[name] = rates.compare(baseline[kind].ravel(), mine[kind].ravel())._asdict()
+            line[name] = intervals.compare(baseline[kind].ravel(), mine[kind].ravel())._asdict()
             differences = (mine[kind].mean(axis=1) - baseline[kind].mean(axis=1)).tolist()
-            line[name]["trainings"] = rates.mean(differences)._asdict() | {"each": differences}
-        line["early_stopping"] = arms_table.early_stopping(rows, arm.name, "baseline")
+            line[name]["trainings"] = intervals.mean(differences)._asdict() | {"each": differences}
+        line["early_stopping"] = arm_summary.early_stopping(rows, arm.name, "baseline")
         comparisons.append(line)
     return comparisons
 
@@ -192,7 +193,7 @@ def _draw(folder, rows, chosen, dataset):
             for i in range(0, shown, columns)
             for strip in (images, dataset.train[index])
         ]
-        record.write_image_grid(path, sample.to_uint8(np.concatenate(pairs)), columns=columns)
+        results.write_image_grid(path, sampler.to_uint8(np.concatenate(pairs)), columns=columns)
         paths.append(path)
     return paths
 

@@ -10,9 +10,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments import cli, compared
+from geomem.experiments.common import cli, denoisers
 from geomem.metrics import denoising
-from geomem.plots import denoising as plot
+from geomem.plots import denoiser_curves as plot
 
 __all__ = ["Config", "run"]
 
@@ -21,7 +21,7 @@ _SMALL = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(compared.Config):
+class Config(denoisers.Config):
     """How far are the network, the empirical and the Gaussian denoiser from each other?
 
     The gap of a from b is sqrt(E||a - b||^2 / E||b - c||^2), with c the mean image: the difference
@@ -39,9 +39,9 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
       The columns of `gaps`.
 
     Raises:
-      ValueError, OSError: as in `compared.experiment`.
+      ValueError, OSError: as in `denoisers.experiment`.
     """
-    return compared.experiment(config, _measure, plot.large_noise, _sentence)
+    return denoisers.experiment(config, _measure, plot.large_noise, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -57,7 +57,7 @@ def _measure(config, sigmas, one):
             batch=config.batch,
             progress=True,
         )
-        measured += compared.rows(
+        measured += denoisers.rows(
             sigmas,
             {"first": first, "second": second},
             gap=found.relative,
@@ -69,7 +69,7 @@ def _measure(config, sigmas, one):
 
 
 def _sentence(gaps):
-    exact = compared.select(gaps, first="empirical")
+    exact = denoisers.select(gaps, first="empirical")
     start = np.flatnonzero(exact["gap"] >= _SMALL).max(initial=-1) + 1
     sigma = exact["sigma"][start:]
     where = f"from sigma {sigma[0]:.3g} on" if len(sigma) else "at no sigma here"

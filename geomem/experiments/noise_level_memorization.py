@@ -10,15 +10,15 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments import cli, compared
+from geomem.experiments.common import cli, denoisers
 from geomem.metrics import denoising
-from geomem.plots import denoising as plot
+from geomem.plots import denoiser_curves as plot
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(compared.Config):
+class Config(denoisers.Config):
     """At which noise levels does denoising turn a held-out image into a training image?
 
     One draw of noise for each held-out image and level (--draws is not used). A denoised image is
@@ -38,9 +38,9 @@ def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
       The columns of `rates`.
 
     Raises:
-      ValueError, OSError: as in `compared.experiment`.
+      ValueError, OSError: as in `denoisers.experiment`.
     """
-    return compared.experiment(config, _measure, plot.noise_level_memorization, _sentence)
+    return denoisers.experiment(config, _measure, plot.noise_level_memorization, _sentence)
 
 
 def _measure(config, sigmas, one):
@@ -57,12 +57,12 @@ def _measure(config, sigmas, one):
             progress=True,
         )
         columns = {"rate": found.rate, "low": found.low, "high": found.high}
-        measured += compared.rows(sigmas, {"kind": kind}, **columns)
+        measured += denoisers.rows(sigmas, {"kind": kind}, **columns)
     return {"rates": measured}
 
 
 def _sentence(rates):
-    network = compared.select(rates, kind="network")
+    network = denoisers.select(rates, kind="network")
     rate, low, high, sigma = (
         network[name][network["rate"].argmax()] for name in ("rate", "low", "high", "sigma")
     )

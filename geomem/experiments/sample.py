@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from geomem import paths
-from geomem.diffusion import import_edm, sample, schedules
-from geomem.experiments import cli, record, train
+from geomem.diffusion import edm_weights, grids, sampler
+from geomem.experiments.common import cli, results
+from geomem.experiments.train import run_folder
 
 __all__ = ["Config", "Result", "run"]
 
@@ -76,29 +77,29 @@ def run(config: Config) -> Result:
     """
     if config.count < 1:
         raise ValueError(f"count: {config.count}, wanted 1 or more")
-    sigmas = schedules.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
+    sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     denoiser, params, image_shape = _load(config)
     if config.run and config.over_gap:
-        whole, sigmas = sigmas, train.sampling_grid(config.run, sigmas)
+        whole, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, whole):
             print("steps over the levels that training left out (--over-gap False samples them)")
     seeds = np.arange(config.seed, config.seed + config.count)
-    images = sample.generate(
+    images = sampler.generate(
         denoiser.bind(params),
         seeds,
         image_shape,
         sigmas,
         method=config.method,
-        churn=sample.Churn(config.churn),
+        churn=sampler.Churn(config.churn),
         batch_size=config.batch_size,
         progress=True,
     )
     path = paths.as_path(config.out).with_suffix(".npz")
-    path = record.make_folder(path.parent) / path.name
+    path = results.make_folder(path.parent) / path.name
     with path.open("wb") as file:
         np.savez(file, images=images, seeds=seeds)
     grid = path.with_suffix(".png")
-    record.write_image_grid(grid, sample.to_uint8(images[:256]))
+    results.write_image_grid(grid, sampler.to_uint8(images[:256]))
     print(f"wrote {path} and {grid}")
     return Result(images, seeds, (path, grid))
 
@@ -107,9 +108,9 @@ def _load(config):
     if (config.run is None) == (config.weights is None):
         raise ValueError("run: wanted either --run FOLDER or --weights FILE")
     if config.weights is not None:
-        denoiser, params = import_edm.load(config.weights)
-        return denoiser, params, import_edm.image_shape(params)
-    return train.load(config.run, config.step, average=config.average)
+        denoiser, params = edm_weights.load(config.weights)
+        return denoiser, params, edm_weights.image_shape(params)
+    return run_folder.load(config.run, config.step, average=config.average)
 
 
 if __name__ == "__main__":

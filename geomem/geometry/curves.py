@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from geomem.geometry import frames, shells, sweep
-from geomem.geometry.groups import decode
-from geomem.geometry.placement import Points, Stream, as_points
+from geomem.geometry import _curve_kernels, _reduced_noise, shells
 from geomem.geometry.posterior import check_sigma
-from geomem.geometry.products import inner_products
+from geomem.points.groups import decode
+from geomem.points.placement import Points, Stream, as_points
+from geomem.points.products import inner_products
 
 __all__ = [
     "Curves",
@@ -164,7 +164,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, progress):
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
     kernel = functools.partial(
-        sweep.coverage_sweep,
+        _curve_kernels.coverage_sweep,
         noise_key,
         sigmas=sigmas,
         limits=jnp.square(jnp.asarray(shells.radii(dim, shell_c))),
@@ -181,7 +181,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, progress):
 def _weight(key, frame, sigmas, num_base, draws, bootstrap, progress):
     _check_count("draws_weight", draws)
     noise_key, bootstrap_key = jax.random.split(key)
-    kernel = functools.partial(sweep.weight_sweep, noise_key, sigmas=sigmas, draws=draws)
+    kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, sigmas=sigmas, draws=draws)
     if not 1 <= num_base <= len(frame.points):
         raise ValueError(f"num_base: {num_base}, wanted 1 to {len(frame.points)}")
     index = jnp.arange(num_base)
@@ -230,8 +230,8 @@ def _frame(train, heldout, noised):
     # The reduction's factorisation costs about as much as the products of 2 N noised copies.
     in_one_place = isinstance(points, Points) and points.mesh is None
     if in_one_place and len(points) + 1 < points.shape[1] and noised > 2 * len(points):
-        return frames.reduced_frame(decode(points.rows), heldout)
-    return frames.direct_frame(points, heldout)
+        return _reduced_noise.reduced_frame(decode(points.rows), heldout)
+    return _reduced_noise.direct_frame(points, heldout)
 
 
 def _in_blocks(kernel, index, frame, draws, label):

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from geomem.geometry import passes
-from geomem.geometry.blocks import CHUNK, QUERIES, gather_block, map_rows
-from geomem.geometry.differences import log_weight_ratios
-from geomem.geometry.placement import Points, Stream, as_points
-from geomem.geometry.products import centre, inner_products
-from geomem.geometry.screening import CANDIDATES, PosteriorSearch, aligned, settled
+from geomem.points import passes
+from geomem.points.blocks import CHUNK, QUERIES, gather_block, map_rows
+from geomem.points.differences import log_weight_ratios
+from geomem.points.placement import Points, Stream, as_points
+from geomem.points.products import centre, inner_products
+from geomem.points.softmax_search import CANDIDATES, PosteriorSearch, aligned, settled
 
 __all__ = [
     "TopWeights",

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.geometry.blocks import map_rows
-from geomem.geometry.distances import squared_distances
 from geomem.geometry.posterior import check_sigma
+from geomem.points.blocks import map_rows
+from geomem.points.neighbours import squared_distances
 
 __all__ = [
     "ProbabilityTable",

@@ -18,7 +18,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
-from geomem.diffusion.sample import Denoiser, as_pytree
+from geomem.diffusion.sampler import Denoiser, as_pytree
 from geomem.geometry.curves import bootstrap_mean, check_sigmas
 from geomem.metrics import memorization
 
@@ -167,7 +167,7 @@ def noise_level_memorization(
       images: float32 [M, H, W, C], held-out images.
       train: float32 [N, H, W, C].
       sigmas: [S], ascending, > 0.
-      threshold, distinct: as in `memorization.neighbours`.
+      threshold, distinct: as in `memorization.measure`.
       batch: images denoised at once.
       progress: show a tqdm bar.
 
@@ -175,7 +175,7 @@ def noise_level_memorization(
       NoiseLevelMemorization, one noise draw for each image and level.
 
     Raises:
-      ValueError: as in `denoising_error` and `memorization.neighbours`.
+      ValueError: as in `denoising_error` and `memorization.measure`.
 
     Source: paper, Fig. 2.
     """
@@ -185,7 +185,7 @@ def noise_level_memorization(
     flags, index, rates = [], [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
-        found = memorization.neighbours(denoised, train, threshold=threshold, distinct=distinct)
+        found = memorization.measure(denoised, train, threshold=threshold, distinct=distinct)
         flags.append(found.memorized)
         index.append(found.index[:, 0])
         rates.append(memorization.rate(found.memorized, _CONFIDENCE)[2:])

@@ -17,9 +17,9 @@ import scipy.sparse
 import scipy.sparse.csgraph
 import tqdm
 
-from geomem.data import to_unit_interval
-from geomem.geometry.distances import inner_products, two_nearest
+from geomem.data import to_float
 from geomem.metrics.features import check_finite
+from geomem.points.neighbours import inner_products, two_nearest
 
 __all__ = ["Duplicates", "scan"]
 
@@ -147,7 +147,7 @@ def _typical_distance(images, different):
 
 def _flat(images):
     """float64 [N, d] of the values that geomem computes with."""
-    return to_unit_interval(images).reshape(len(images), -1).astype(np.float64)
+    return to_float(images).reshape(len(images), -1).astype(np.float64)
 
 
 def _distances(images, left, right):

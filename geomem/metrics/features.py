@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geomem.data import to_unit_interval
+from geomem.data import to_float
 
 __all__ = ["PIXELS", "Features", "check_finite"]
 
@@ -52,7 +52,7 @@ def check_finite(**arrays: np.ndarray) -> None:
 
 def _flattened(images):
     images = np.asarray(images)
-    return to_unit_interval(images).reshape(len(images), -1)
+    return to_float(images).reshape(len(images), -1)
 
 
 PIXELS = Features("pixels", _flattened, batch=4096)

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from geomem.geometry import distances, placement
 from geomem.metrics.features import check_finite
-from geomem.metrics.rates import Comparison, Rate, compare, rate
-from geomem.metrics.residual_noise import fit_spectrum, ratio_without_noise, residual_noise
+from geomem.metrics.intervals import Comparison, Rate, compare, rate
+from geomem.metrics.residual_noise import fit_spectrum, noise_removed_ratio, residual_noise
+from geomem.points import placement
+from geomem.points.neighbours import Nearest, nearest
 
 __all__ = [
     "Comparison",
@@ -28,9 +29,9 @@ __all__ = [
     "Report",
     "adaptive_score",
     "compare",
-    "neighbours",
+    "measure",
+    "noise_removed_ratio",
     "rate",
-    "ratio_without_noise",
     "report",
     "residual_noise",
 ]
@@ -69,7 +70,7 @@ class Report(NamedTuple):
       copied: number of different training images among the memorized samples' nearest.
       found: Memorization of the samples.
       noise: [Q], residual noise.
-      ratio_without_noise: [Q].
+      noise_removed_ratio: [Q].
       adaptive_score: [Q].
     """
 
@@ -84,7 +85,7 @@ class Report(NamedTuple):
     copied: int
     found: Memorization
     noise: np.ndarray
-    ratio_without_noise: np.ndarray
+    noise_removed_ratio: np.ndarray
     adaptive_score: np.ndarray
 
     def summary(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Report(NamedTuple):
         return {k: v._asdict() if isinstance(v, Rate) else v for k, v in fields}
 
 
-def neighbours(
+def measure(
     samples: jax.Array,
     train: jax.Array,
     *,
@@ -174,13 +175,13 @@ def report(
       threshold: of d1 / d2.
       adaptive_cutoff: below it `adaptive_score` counts as a copy; geomem's choice.
       confidence: of the intervals.
-      distinct: as in `neighbours`.
+      distinct: as in `measure`.
 
     Returns:
       Report.
 
     Raises:
-      ValueError: as in `neighbours` and `residual_noise`.
+      ValueError: as in `measure` and `residual_noise`.
     """
     dim = int(np.prod(np.shape(train)[1:]))
     spectrum = fit_spectrum(heldout)
@@ -188,10 +189,10 @@ def report(
     found, scores = [], []
     for images in (samples, heldout):
         images, train = _checked(images, train, threshold=threshold)
-        nearest = _search(images, train, _ADAPTIVE)
-        found.append(_judged(images, train, nearest, threshold, distinct))
-        scores.append(_adaptive(nearest))
-    ratios = [ratio_without_noise(f, n, dim) for f, n in zip(found, noise, strict=True)]
+        closest = _search(images, train, _ADAPTIVE)
+        found.append(_judged(images, train, closest, threshold, distinct))
+        scores.append(_adaptive(closest))
+    ratios = [noise_removed_ratio(f, n, dim) for f, n in zip(found, noise, strict=True)]
     pairs = (
         (f.memorized, r < threshold, s < adaptive_cutoff)
         for f, r, s in zip(found, ratios, scores, strict=True)
@@ -209,7 +210,7 @@ def report(
         copied=len(np.unique(found[0].index[found[0].memorized, 0])),
         found=found[0],
         noise=noise[0],
-        ratio_without_noise=ratios[0],
+        noise_removed_ratio=ratios[0],
         adaptive_score=scores[0],
     )
 
@@ -232,14 +233,14 @@ def _checked(samples, train, embed=None, threshold=1.0):
     return samples, train
 
 
-def _search(samples, train, count):
-    """The `count` nearest training images, or all: distances.Nearest."""
+def _search(samples, train, count) -> Nearest:
+    """The `count` nearest training images, or all."""
     count = min(count, len(train))
     if isinstance(train, np.ndarray) and samples.nbytes + train.nbytes > _COPIED:
         # Of this process's devices one: the others may belong to other work.
         train = placement.stream(train, Mesh(jax.local_devices()[:1], ("points",)))
         samples = samples.reshape(len(samples), -1).astype(np.float32, copy=False)
-        return distances.nearest(samples, train, count)
+        return nearest(samples, train, count)
     return _search_resident(samples, train, count)
 
 
@@ -247,7 +248,7 @@ def _search(samples, train, count):
 def _search_resident(samples, train, count):
     # Flattened in here, where that copies nothing.
     samples, train = (a.reshape(len(a), -1).astype(np.float32) for a in (samples, train))
-    return distances.nearest(samples, train, count)
+    return nearest(samples, train, count)
 
 
 def _judged(samples, train, found, threshold, distinct):

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from geomem.geometry.blocks import CHUNK, QUERIES, fold_chunks, map_rows
-from geomem.geometry.distances import nearest, squared_distances
 from geomem.metrics.features import check_finite
+from geomem.points.blocks import CHUNK, QUERIES, fold_chunks, map_rows
+from geomem.points.neighbours import nearest, squared_distances
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 

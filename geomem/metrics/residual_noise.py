@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.geometry.blocks import QUERIES, map_rows
-from geomem.geometry.products import inner_products
 from geomem.metrics.features import check_finite
+from geomem.points.blocks import QUERIES, map_rows
+from geomem.points.products import inner_products
 
 if TYPE_CHECKING:
     from geomem.metrics.memorization import Memorization
 
-__all__ = ["Spectrum", "fit_spectrum", "ratio_without_noise", "residual_noise"]
+__all__ = ["Spectrum", "fit_spectrum", "noise_removed_ratio", "residual_noise"]
 
 _BANDS = 16
 _STEPS = 60
@@ -119,7 +119,7 @@ def residual_noise(samples: jax.Array, heldout: jax.Array | Spectrum) -> np.ndar
     return np.sqrt(noise)
 
 
-def ratio_without_noise(found: Memorization, noise: np.ndarray, dim: int) -> np.ndarray:
+def noise_removed_ratio(found: Memorization, noise: np.ndarray, dim: int) -> np.ndarray:
     """d1 / d2 after the noise is taken out: sqrt((d1^2 - tau^2 d) / (d2^2 - tau^2 d)).
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from geomem.diffusion.sample import to_uint8
+from geomem.diffusion.sampler import to_uint8
 from geomem.plots.style import COLORS, sheet
 
 __all__ = ["PER_PAGE", "pairs"]

@@ -9,14 +9,14 @@ import safetensors.numpy
 from flax import traverse_util
 from network_oracles import DATA, load_oracle
 
-from geomem.diffusion import import_edm, precond, unet
+from geomem.diffusion import edm_weights, preconditioning, unet
 
 TINY = DATA / "songunet_tiny.npz"
 
 
 @pytest.fixture(scope="module", params=["tiny", "gray8"])
 def case(request):
-    denoiser, params = import_edm.load(DATA / f"songunet_{request.param}.npz")
+    denoiser, params = edm_weights.load(DATA / f"songunet_{request.param}.npz")
     return jax.jit(denoiser), params, load_oracle(request.param), denoiser
 
 
@@ -43,9 +43,9 @@ def test_augmentation_labels_match_the_reference(case):
 
 
 def test_the_architecture_is_read_off_the_tensors():
-    network = import_edm.load(TINY)[0].network
+    network = edm_weights.load(TINY)[0].network
     assert network == unet.UNet(16, (1, 2), 1, (16,), augment_dim=9)
-    network = import_edm.load(DATA / "songunet_gray8.npz")[0].network
+    network = edm_weights.load(DATA / "songunet_gray8.npz")[0].network
     assert network == unet.UNet(16, (1, 2), 1, (4,))
 
 
@@ -57,8 +57,8 @@ def test_safetensors_hold_the_same_network(tmp_path):
             if name.startswith("param/")
         }
     safetensors.numpy.save_file(tensors, tmp_path / "tiny.safetensors")
-    denoiser, params = import_edm.load(tmp_path / "tiny.safetensors")
-    expected_denoiser, expected = import_edm.load(TINY)
+    denoiser, params = edm_weights.load(tmp_path / "tiny.safetensors")
+    expected_denoiser, expected = edm_weights.load(TINY)
     assert denoiser == expected_denoiser
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -66,14 +66,14 @@ def test_safetensors_hold_the_same_network(tmp_path):
 def test_cifar10_network_has_the_published_parameter_count():
     network = unet.UNet(attention=(16,), augment_dim=9)
     shapes = jax.eval_shape(
-        lambda key: precond.EDMDenoiser(network).init(key, (32, 32, 3)), jax.random.key(0)
+        lambda key: preconditioning.EDMDenoiser(network).init(key, (32, 32, 3)), jax.random.key(0)
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 55_733_891
 
 
 def test_initial_weights_have_edms_scale():
     network = unet.UNet(32, (1,), 1, (8,), embedding="fourier")
-    params = jax.jit(lambda key: precond.EDMDenoiser(network).init(key, (8, 8, 1)))(
+    params = jax.jit(lambda key: preconditioning.EDMDenoiser(network).init(key, (8, 8, 1)))(
         jax.random.key(0)
     )
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -144,7 +144,7 @@ def test_adaptive_scale_scales_the_normalised_channels():
 def test_every_option_runs_on_oblong_images(compute):
     options = {"embedding": "fourier", "adaptive_scale": True, "patch": 2, "compute": compute}
     network = unet.UNet(8, (1, 2), 1, (4,), dropout=0.5, **options)
-    denoiser = precond.EDMDenoiser(network, 0.3)
+    denoiser = preconditioning.EDMDenoiser(network, 0.3)
     params = denoiser.init(jax.random.key(0), (8, 12, 2))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # past the near-zero output layers
@@ -161,14 +161,14 @@ def test_every_option_runs_on_oblong_images(compute):
 
 def test_bfloat16_is_near_float32(case):
     _, params, oracle, denoiser = case
-    fast = precond.EDMDenoiser(denoiser.network.clone(compute="bfloat16"))
+    fast = preconditioning.EDMDenoiser(denoiser.network.clone(compute="bfloat16"))
     output = jax.jit(fast)(params, oracle["x"], oracle["sigma"])
     assert 1e-6 < _error(output, oracle["denoised"]) < 0.02
 
 
 def test_preconditioning_limits():
     # sigma -> 0 returns the input; sigma -> infinity forgets it.
-    denoiser, params = import_edm.load(DATA / "songunet_gray8.npz")
+    denoiser, params = edm_weights.load(DATA / "songunet_gray8.npz")
     denoise = jax.jit(denoiser)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
     np.testing.assert_allclose(denoise(params, x, 1e-6), x, atol=1e-4)
@@ -207,26 +207,26 @@ def test_mismatches_are_named(change, message, tmp_path):
     change(tensors)
     np.savez(tmp_path / "other.npz", **tensors)
     with pytest.raises(ValueError, match=message) as error:
-        import_edm.load(tmp_path / "other.npz")
+        edm_weights.load(tmp_path / "other.npz")
     assert "\n" not in str(error.value)
 
 
 def test_the_default_attention_is_no_mistake_at_other_resolutions():
     network = unet.UNet(8, (1, 1), 1)
-    assert precond.EDMDenoiser(network).init(jax.random.key(0), (8, 8, 3))
+    assert preconditioning.EDMDenoiser(network).init(jax.random.key(0), (8, 8, 3))
     with pytest.raises(ValueError, match=r"attention: \(7,\), wanted resolutions among \[8, 4\]"):
-        precond.EDMDenoiser(network.copy(attention=(7,))).init(jax.random.key(0), (8, 8, 3))
+        preconditioning.EDMDenoiser(network.copy(attention=(7,))).init(jax.random.key(0), (8, 8, 3))
 
 
 def test_other_files_and_sides_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"weights: .*\.pkl, wanted an \.npz or \.safetensors"):
-        import_edm.load("edm-cifar10-32x32-uncond-vp.pkl")
+        edm_weights.load("edm-cifar10-32x32-uncond-vp.pkl")
     for suffix in (".npz", ".safetensors"):
         path = tmp_path / f"absent{suffix}"
         with pytest.raises(ValueError, match=r"weights: cannot read .*absent.*: no such file"):
-            import_edm.load(path)
+            edm_weights.load(path)
         path.write_bytes(b"PK\x03\x04broken")
         with pytest.raises(ValueError, match=r"weights: cannot read .*absent"):
-            import_edm.load(path)
+            edm_weights.load(path)
     with pytest.raises(ValueError, match=r"resolution: 30x30 images, wanted .* multiples of 4"):
-        precond.EDMDenoiser(unet.UNet(8, (1, 1, 1), 1)).init(jax.random.key(0), (30, 30, 3))
+        preconditioning.EDMDenoiser(unet.UNet(8, (1, 1, 1), 1)).init(jax.random.key(0), (30, 30, 3))

@@ -11,7 +11,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from geomem.diffusion import schedules
+from geomem.diffusion import grids, schedules
+from geomem.experiments.common import flags
 
 BASE = schedules.lognormal()
 CASES = {
@@ -131,13 +132,13 @@ def test_schedules_share_one_program(count_compilations):
 
 
 def test_edm_grid_is_the_papers():
-    grid = schedules.edm_grid(18)
+    grid = grids.edm_grid(18)
     root = [80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18)]
     np.testing.assert_allclose(grid, [*(r**7 for r in root), 0], rtol=1e-12)
     # PAPER: the medium steps 6..13 are about 8.4 down to 0.14.
     assert grid[6] == pytest.approx(8.4, abs=0.05)
     assert grid[13] == pytest.approx(0.14, abs=0.005)
-    assert np.ptp(np.diff(np.log(schedules.log_grid(10)[:-1]))) < 1e-12
+    assert np.ptp(np.diff(np.log(grids.log_grid(10)[:-1]))) < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,8 +146,8 @@ def test_sampling_grids_step_over_gaps(name):
     schedule, intervals = CASES[name]
     empty = [(low, high) for low, high, keep in intervals if keep == 0]
     assert schedule.gaps == tuple(empty)
-    grid = schedules.edm_grid(18)
-    over = schedules.over_gaps(grid, schedule)
+    grid = grids.edm_grid(18)
+    over = grids.skip_gaps(grid, schedule)
     assert (np.diff(over) < 0).all()
     assert (over[0], over[-1]) == (80, 0)
     crossed = [(low, high) for low, high in empty if high < 80 and low > 0.002]
@@ -169,7 +170,7 @@ def test_edges_may_be_numpys_numbers():
 def test_zone_files(tmp_path):
     path = tmp_path / "zone.json"
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
-    assert schedules.read_zone(path) == (0.3, 4)
+    assert flags.read_zone(path) == (0.3, 4)
     for text, what in [
         ('{"low": null, "high": null}', "empty danger zone"),
         ('{"low": 1}', "wanted a JSON object with low and high"),
@@ -179,9 +180,9 @@ def test_zone_files(tmp_path):
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=what):
-            schedules.read_zone(path)
+            flags.read_zone(path)
     with pytest.raises(ValueError, match=r"gap_from: cannot read nowhere\.json: No such file"):
-        schedules.read_zone("nowhere.json")
+        flags.read_zone("nowhere.json")
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,8 @@ def test_zone_files(tmp_path):
         (lambda: schedules.equal_mass_gap(BASE, 1, 1), "mass: 1, wanted"),
         (lambda: BASE.quantile(1), "probability: 1, wanted"),
         (lambda: schedules.lognormal(std=0), "std: 0, wanted"),
-        (lambda: schedules.edm_grid(1), "steps: 1, wanted 2 or more"),
-        (lambda: schedules.edm_grid(18, 80, 0.002), "sigma_min, sigma_max: 80 to 0.002"),
+        (lambda: grids.edm_grid(1), "steps: 1, wanted 2 or more"),
+        (lambda: grids.edm_grid(18, 80, 0.002), "sigma_min, sigma_max: 80 to 0.002"),
     ],
 )
 def test_bad_input_is_named(make, message):

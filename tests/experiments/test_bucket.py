@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geomem import paths
-from geomem.experiments import record
+from geomem.experiments.common import results
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +50,16 @@ sample.run(sample.Config(run=small.out, out="gs://geomem/samples", count=2, step
 settings = dict(dataset="digits", num_train=60, num_heldout=40, num_sigmas=7, bootstrap=50)
 danger_zone.run(danger_zone.Config(**settings, threshold=0.5, out="gs://geomem/zone"))
 danger_zone.run(danger_zone.Config(plot_only="gs://geomem/zone"))
-assert schedules.read_zone("gs://geomem/zone/zone.json")[0] > 0
+assert flags.read_zone("gs://geomem/zone/zone.json")[0] > 0
 """
 
 MEASURED = """
 import dataclasses
 import numpy as np
 from geomem import data
-from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, gaps, train
-from geomem.experiments.arms import Judging
+from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, train
+from geomem.experiments.common import gap_study
+from geomem.experiments.common.arms import Judging
 
 run = "gs://geomem/train"
 np.save("samples.npy", data.load("digits").train[:8])
@@ -72,7 +73,7 @@ tiny = dataclasses.replace(
     train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
     log_every=2, checkpoint_every=2,
 )
-gap_training.PRESETS["digits"] = gaps.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
+gap_training.PRESETS["digits"] = gap_study.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
 for _ in range(2):  # the second time from what the bucket holds
     gap_training.run(gap_training.Config(out="gs://geomem/gap", arms=("baseline", "zone-0.5")))
 """
@@ -137,7 +138,7 @@ def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.setenv(name, bucket[name])
     with pytest.raises(ValueError, match="out: cannot write to gs://no-such-bucket/x: ") as error:
-        record.make_folder("gs://no-such-bucket/x")
+        results.make_folder("gs://no-such-bucket/x")
     assert "\n" not in str(error.value)
 
 

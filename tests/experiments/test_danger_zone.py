@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import geomem
-from geomem.experiments import cli, danger_zone, record
+from geomem.experiments import danger_zone
+from geomem.experiments.common import cli, results
 from geomem.experiments.danger_zone import Config
 from geomem.plots import zone as zone_plot
 
@@ -240,8 +241,8 @@ def test_curves_csv_has_one_row_for_each_sigma(finished):
 
 
 def test_results_that_are_written_do_not_make_the_commit_dirty(tmp_path, monkeypatch):
-    code, results = tmp_path / "geomem/__init__.py", tmp_path / "experiments/x/results/a.csv"
-    for path in (code, results):
+    code, saved = tmp_path / "geomem/__init__.py", tmp_path / "experiments/x/results/a.csv"
+    for path in (code, saved):
         path.parent.mkdir(parents=True)
         path.write_text("1")
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -249,8 +250,8 @@ def test_results_that_are_written_do_not_make_the_commit_dirty(tmp_path, monkeyp
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     monkeypatch.delenv("GEOMEM_COMMIT", raising=False)
     monkeypatch.setattr(geomem, "__file__", str(code))
-    results.write_text("2")
-    clean = record.environment()["commit"]
+    saved.write_text("2")
+    clean = results.environment()["commit"]
     assert len(clean) == 12
     code.write_text("2")
-    assert record.environment()["commit"] == f"{clean}-dirty"
+    assert results.environment()["commit"] == f"{clean}-dirty"

@@ -9,7 +9,15 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.geometry import bounds, curves, danger_zone, frames, posterior, shells, sweep
+from geomem.geometry import (
+    _curve_kernels,
+    _reduced_noise,
+    curves,
+    danger_zone,
+    posterior,
+    shells,
+    weight_bounds,
+)
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -78,7 +86,8 @@ def test_own_weight_bounds_are_those_of_the_formulas(cifar, estimated):
     for s in (11, 13, 16, 18):
         sigma = float(estimated.sigma[s])
         lower = max(
-            (1 - delta) * float(bounds.own_weight_lower_bound(distances, sigma, delta).mean())
+            (1 - delta)
+            * float(weight_bounds.own_weight_lower_bound(distances, sigma, delta).mean())
             for delta in (0.001, 0.01, 0.1)
         )
         assert estimated.own_weight_lower_bound[s] == pytest.approx(lower, rel=1e-3, abs=1e-7)
@@ -86,7 +95,7 @@ def test_own_weight_bounds_are_those_of_the_formulas(cifar, estimated):
             delta
             + (1 - delta)
             * float(
-                bounds.own_weight_upper_bound(
+                weight_bounds.own_weight_upper_bound(
                     distances, np.arange(1, 1000), sigma, delta, 1 - delta * tail
                 ).mean()
             )
@@ -131,10 +140,12 @@ def direct_weight(rng, train, draws):
 def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
     """Same expectation as noising the points themselves, within 4.5 standard errors."""
     train, heldout = small
-    frame = (frames.reduced_frame if reduced else frames.direct_frame)(train, heldout)
+    frame = (_reduced_noise.reduced_frame if reduced else _reduced_noise.direct_frame)(
+        train, heldout
+    )
     draws = 2000
     table = shells.probability_table(50, 5.0)
-    covered, _, _ = sweep.coverage_sweep(
+    covered, _, _ = _curve_kernels.coverage_sweep(
         jax.random.key(1),
         jnp.arange(12),
         frame,
@@ -148,7 +159,7 @@ def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
     assert (np.abs(covered.mean(axis=0) - direct) <= 4.5 * error).all()
     assert 0.05 < direct[1] < 0.95  # the comparison says something
 
-    largest, own, _, _ = sweep.weight_sweep(
+    largest, own, _, _ = _curve_kernels.weight_sweep(
         jax.random.key(3), jnp.arange(30), frame.of_points(), sigmas=SMALL_SIGMAS, draws=draws
     )
     wanted = direct_weight(rng, train, 200)
@@ -159,7 +170,7 @@ def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
 def test_reduced_coordinates_keep_all_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
     train, heldout = cifar[0][:200], cifar[1][:5]
-    frame = frames.reduced_frame(train, heldout)
+    frame = _reduced_noise.reduced_frame(train, heldout)
     _, point_coordinates = frame.points.rows
     assert point_coordinates.shape == (200, 201)
     assert frame.missing == 3072 - 201
@@ -172,9 +183,12 @@ def test_reduced_coordinates_keep_all_inner_products(cifar):
 def test_noise_has_the_same_norm_in_both_frames(small):
     """||z||^2 is chi-square with 50 degrees of freedom: mean 50, variance 100."""
     train, heldout = small
-    for frame in (frames.reduced_frame(train, heldout), frames.direct_frame(train, heldout)):
+    for frame in (
+        _reduced_noise.reduced_frame(train, heldout),
+        _reduced_noise.direct_frame(train, heldout),
+    ):
         missing = frame.missing if frame.reduced else None
-        _, norms = sweep._noise_and_norm(
+        _, norms = _curve_kernels._noise_and_norm(
             jax.random.key(0), jnp.arange(12), 2000, frame.rank, missing
         )
         assert norms.shape == (2000, 12)
@@ -194,11 +208,11 @@ def test_blocks_change_nothing(small, monkeypatch):
 
 def test_points_in_chunks_change_nothing(small):
     train, heldout = small
-    frame = frames.direct_frame(train, heldout).of_points()
+    frame = _reduced_noise.direct_frame(train, heldout).of_points()
     arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
-    whole = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
+    whole = _curve_kernels.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
     arguments["chunk"] = 8  # 30 is no multiple of it
-    parts = sweep.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
+    parts = _curve_kernels.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

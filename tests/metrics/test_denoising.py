@@ -9,7 +9,8 @@ from jax.tree_util import Partial
 from scipy import stats
 
 from geomem import data
-from geomem.geometry import bounds, posterior
+from geomem.geometry import posterior
+from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
 from geomem.metrics import denoising
 
 KEY = jax.random.key(0)
@@ -26,7 +27,7 @@ def empirical(points, x, sigma):
 
 
 def gaussian(prior, x, sigma):
-    return bounds.gaussian_denoise(x.reshape(len(x), -1), prior, sigma).reshape(x.shape)
+    return gaussian_denoise(x.reshape(len(x), -1), prior, sigma).reshape(x.shape)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def digits():
     shuffled = np.random.default_rng(0).permutation(np.concatenate([loaded.train, loaded.test]))
     train, heldout = shuffled[:128], shuffled[128:256]
     points = jnp.asarray(train.reshape(128, -1))
-    exact, wiener = Partial(empirical, points), Partial(gaussian, bounds.fit_gaussian(points))
+    exact, wiener = Partial(empirical, points), Partial(gaussian, fit_gaussian(points))
     return train, heldout, exact, wiener
 
 

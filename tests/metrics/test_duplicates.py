@@ -14,7 +14,7 @@ from geomem.metrics import duplicates
 
 def check(images, found):
     """`found` against all pairs, one by one: pairs, groups, and the nearest partner."""
-    values = data.to_unit_interval(images).reshape(len(images), -1)
+    values = data.to_float(images).reshape(len(images), -1)
     apart = np.sqrt(oracles.squared_distances(values, values))
     firsts = [
         min(j for j in range(i + 1) if (images[i] == images[j]).all()) for i in range(len(images))

@@ -4,9 +4,10 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.experiments import benchmark
-from geomem.geometry import distances, posterior
+from geomem.experiments.benchmarks import geometry_speed
+from geomem.geometry import posterior
 from geomem.metrics import memorization
+from geomem.points.neighbours import two_nearest
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, mon
     )
     assert len(queries) == 10_000
     index, flags = oracles.memorized(queries, points, 1 / 3)
-    found = memorization.neighbours(queries, points)
+    found = memorization.measure(queries, points)
     np.testing.assert_array_equal(found.memorized, flags)
     np.testing.assert_array_equal(found.index, index)
     distance, _ = oracles.two_nearest(queries, points)
@@ -51,15 +52,15 @@ def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, mon
     # The queries do test it: float32 distances alone get some of these flags wrong.
     near = flags[:5000]
     assert 0.2 < near.mean() < 0.8
-    single = distances.two_nearest(queries[:5000], points).distance
+    single = two_nearest(queries[:5000], points).distance
     assert (np.asarray(single[:, 0] < single[:, 1] / 3) != near).mean() > 0.01
 
 
 def test_images_in_host_memory_are_not_copied_as_a_whole(rng):
     train = rng.random((65_536, 2048), np.float32)
     samples = train[:8] + np.float32(1e-3)
-    assert memorization.neighbours(samples, train).memorized.all()  # compiles, too
-    grown = benchmark.peak_growth(lambda: memorization.neighbours(samples, train))
+    assert memorization.measure(samples, train).memorized.all()  # compiles, too
+    grown = geometry_speed.peak_growth(lambda: memorization.measure(samples, train))
     assert grown is None or grown < 0.75 * train.nbytes
 
 
@@ -67,21 +68,21 @@ def test_a_copy_of_a_duplicate_is_a_copy():
     train = np.zeros((4, 2, 2, 1), np.float32)
     train[2:] = np.float32([0, 1])[:, None, None, None]  # 0, 0, 0, 1
     samples = train[[0, 3]] + np.float32(1e-3)
-    found = memorization.neighbours(samples, train)
+    found = memorization.measure(samples, train)
     np.testing.assert_array_equal(found.index, [[0, 3], [3, 0]])
     np.testing.assert_array_equal(found.memorized, [True, True])
-    literal = memorization.neighbours(samples, train, distinct=False)
+    literal = memorization.measure(samples, train, distinct=False)
     np.testing.assert_array_equal(literal.index, [[0, 1], [3, 0]])
     np.testing.assert_array_equal(literal.memorized, [False, True])
     np.testing.assert_array_equal(literal.ratio[0], 1)
-    exact = memorization.neighbours(train[:1], train, distinct=False)
+    exact = memorization.measure(train[:1], train, distinct=False)
     assert exact.ratio[0] == 1
     assert not exact.memorized[0]
 
 
 def test_a_ratio_at_the_threshold_is_not_below_it():
     train = np.float32([[0.0], [4.0], [100.0]])
-    found = memorization.neighbours(np.float32([[1.0]]), train)
+    found = memorization.measure(np.float32([[1.0]]), train)
     assert found.ratio[0] == 1 / 3
     assert not found.memorized[0]
 
@@ -89,27 +90,27 @@ def test_a_ratio_at_the_threshold_is_not_below_it():
 def test_a_scaled_and_shifted_data_set_gives_the_same_flags(digits, rng):
     train, _ = digits
     samples = train[:50] + 0.1 * rng.standard_normal((50, 8, 8, 1)).astype(np.float32)
-    found = memorization.neighbours(samples, train)
-    moved = memorization.neighbours(4 * samples + 2, 4 * train + 2)
+    found = memorization.measure(samples, train)
+    moved = memorization.measure(4 * samples + 2, 4 * train + 2)
     np.testing.assert_array_equal(found.memorized, moved.memorized)
     np.testing.assert_array_equal(found.index, moved.index)
 
 
 def test_an_embedding_takes_the_place_of_the_pixels(digits):
     train, heldout = digits
-    found = memorization.neighbours(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
+    found = memorization.measure(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
     index, flags = oracles.memorized(heldout[:20].mean(axis=(2, 3)), train.mean(axis=(2, 3)), 1 / 3)
     np.testing.assert_array_equal(found.index, index)
     np.testing.assert_array_equal(found.memorized, flags)
 
 
 def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_not(digits, rng):
-    from geomem.diffusion import sample, schedules
+    from geomem.diffusion import grids, sampler
 
     train, heldout = digits
     denoiser = posterior.empirical_denoiser(train)
     noise = 80 * rng.standard_normal((64, 8, 8, 1)).astype(np.float32)
-    samples = sample.solve(denoiser, noise, schedules.edm_grid(18), method="euler")
+    samples = sampler.solve(denoiser, noise, grids.edm_grid(18), method="euler")
     found = memorization.report(samples, train, heldout)
     assert found.memorized[:2] == (64, 64)
     assert found.without_noise[:2] == (64, 64)
@@ -118,7 +119,7 @@ def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_no
     assert found.without_noise_heldout.rate < 0.01
     assert found.noise_mean < 0.005
     assert 20 < found.copied <= 64
-    alone = memorization.neighbours(samples, train)
+    alone = memorization.measure(samples, train)
     np.testing.assert_array_equal(found.found.index, alone.index)
     np.testing.assert_array_equal(found.found.memorized, alone.memorized)
     np.testing.assert_allclose(found.found.distance, alone.distance, rtol=2e-6)
@@ -141,7 +142,7 @@ def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_no
 def test_what_cannot_be_used_is_said_in_one_line(digits, bad, message):
     arguments = {"samples": np.zeros((2, 8, 8, 1), "f"), "train": digits[0], **bad}
     with pytest.raises(ValueError, match=message):
-        memorization.neighbours(**arguments)
+        memorization.measure(**arguments)
 
 
 def test_the_adaptive_score_is_that_of_a_loop(digits):

@@ -38,9 +38,9 @@ def test_copies_are_found_below_the_noise_and_false_positives_stay_away(images, 
     for tau in (0.1, 0.2, 1.0):
         for clean in (train, heldout):
             noised = clean + np.float32(tau) * rng.standard_normal(clean.shape, np.float32)
-            found = memorization.neighbours(noised, train)
+            found = memorization.measure(noised, train)
             noise = residual_noise.residual_noise(noised, spectrum)
-            ratio = residual_noise.ratio_without_noise(found, noise, clean[0].size)
+            ratio = residual_noise.noise_removed_ratio(found, noise, clean[0].size)
             rates.append((found.memorized.mean(), (ratio < 1 / 3).mean()))
     (_, low_noise), low_control, (raw, removed), control, _, drowned = rates
     assert low_noise > 0.97
@@ -51,7 +51,7 @@ def test_copies_are_found_below_the_noise_and_false_positives_stay_away(images, 
 
 def test_the_noise_adds_to_the_squared_distances():
     found = memorization.Memorization(np.float64([[3, 5], [1, 5], [3, 4]]), None, np.ones(3), None)
-    ratio = residual_noise.ratio_without_noise(found, np.float64([0.2, 0.2, 0.39]), 100)
+    ratio = residual_noise.noise_removed_ratio(found, np.float64([0.2, 0.2, 0.39]), 100)
     assert ratio[0] == pytest.approx(np.sqrt((9 - 4) / (25 - 4)))
     assert ratio[1] == 0  # all of d1
     assert ratio[2] == 1  # d2 too is hardly above the noise: the plain ratio stays

@@ -1,0 +1,279 @@
+"""EDM's training step (Karras et al. 2022): loss, Adam, EMA, and data-parallel updates.
+
+All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j): no random state is
+carried, and the numbers do not depend on how a batch is spread over devices. Images are drawn with
+replacement, where the reference walks through shuffled epochs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from geomem import data
+from geomem.diffusion import augment, preconditioning, schedules
+
+__all__ = [
+    "Images",
+    "Recipe",
+    "TrainState",
+    "init",
+    "load_images",
+    "loss",
+    "make_update",
+    "replicate",
+    "unreplicate",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What one step does, apart from the network; static under jit.
+
+    Attributes:
+      schedule: the distribution of training noise.
+      batch: images per step, over all devices.
+      lr: Adam's learning rate (betas 0.9 and 0.999, epsilon 1e-8), after the ramp.
+      lr_ramp: images over which the rate rises linearly from 0.
+      ema_halflife: half-life of the parameters' moving average, in images.
+      ema_ramp: the half-life is at most this fraction of the images seen.
+      augment: probability of each augmentation; 0 turns all of them off, the x-flip included.
+      seed: of the initial parameters and of all steps.
+      window: steps over which the reported metrics are averaged.
+    """
+
+    schedule: schedules.Schedule
+    batch: int = 512
+    lr: float = 1e-3
+    lr_ramp: float = 10e6
+    ema_halflife: float = 0.5e6
+    ema_ramp: float = 0.05
+    augment: float = 0.12
+    seed: int = 0
+    window: int = 100
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with the ramped learning rate."""
+        return optax.adam(self.learning_rate)
+
+    def learning_rate(self, step: jax.Array) -> jax.Array:
+        """lr min(step batch / lr_ramp, 1): 0 at the first step, unless lr_ramp is 0."""
+        ramp = step * (self.batch / self.lr_ramp) if self.lr_ramp else jnp.ones_like(step)
+        return self.lr * jnp.minimum(ramp, 1.0)
+
+    def ema_decay(self, step: jax.Array) -> jax.Array:
+        """0.5^(batch / min(ema_halflife, ema_ramp images seen)); 0 at the first step."""
+        halflife = jnp.minimum(self.ema_halflife, self.ema_ramp * self.batch * step)
+        return 0.5 ** (self.batch / jnp.maximum(halflife, 1e-8))
+
+
+class Images(NamedTuple):
+    """The training set as it lives on a device.
+
+    Attributes:
+      pixels: uint8, or float32 in [-1, 1], [N, H, W, C].
+      mean, std: float32 [H, W, C], per-pixel moments over the set, for dummy images.
+    """
+
+    pixels: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step reads and writes, and what a checkpoint holds: plain arrays.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      params, ema: the network's parameters and their moving average.
+      opt_state: Adam's.
+      metrics: sums of loss and grad_norm over the current window's steps.
+    """
+
+    step: jax.Array
+    params: preconditioning.Params
+    ema: preconditioning.Params
+    opt_state: Any
+    metrics: dict[str, jax.Array]
+
+
+def load_images(pixels: np.ndarray) -> Images:
+    """The training set with its moments: uint8 or float32 [N, H, W, C] -> Images, on the host."""
+    images = data.to_float(pixels)
+    return Images(pixels, images.mean(0), images.std(0))
+
+
+def init(
+    denoiser: preconditioning.EDMDenoiser, recipe: Recipe, image_shape: Sequence[int]
+) -> TrainState:
+    """The state before the first step, for images of shape (H, W, C); see also `replicate`."""
+    params = denoiser.init(jax.random.key(recipe.seed), tuple(image_shape))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=recipe.optimizer().init(params),
+        metrics={"loss": jnp.float32(0), "grad_norm": jnp.float32(0)},
+    )
+
+
+def loss(
+    denoiser: preconditioning.EDMDenoiser,
+    params: preconditioning.Params,
+    keys: jax.Array,
+    images: Images,
+    recipe: Recipe,
+    levels: schedules.Levels | None = None,
+) -> jax.Array:
+    """EDM's loss, (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma z; sigma) - x|^2 with s = sigma_data.
+
+    Args:
+      denoiser: the preconditioned network.
+      params: its parameters.
+      keys: typed PRNG keys [B], one per image.
+      images: the training set that x is drawn from, with replacement.
+      recipe: gives the distribution of sigma and the augmentation.
+      levels: recipe.schedule.levels(), where they are arguments of a compiled program.
+
+    Returns:
+      float32 scalar: the sum over pixels, the mean over the batch.
+    """
+    levels = recipe.schedule.levels() if levels is None else levels
+    draw = functools.partial(_draw, images=images, recipe=recipe, levels=levels)
+    clean, noise, sigma, labels, dropout_keys = jax.vmap(draw)(keys)
+    noisy = clean + sigma[:, None, None, None] * noise
+    denoised = denoiser(params, noisy, sigma, labels, dropout_keys)
+    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    return jnp.mean(weight * jnp.sum((denoised - clean) ** 2, axis=(1, 2, 3)))
+
+
+def make_update(
+    denoiser: preconditioning.EDMDenoiser,
+    recipe: Recipe,
+    devices: Sequence[jax.Device] | None = None,
+):
+    """A data-parallel update over devices, by `jax.pmap` with the axis "data".
+
+    Args:
+      denoiser: the preconditioned network.
+      recipe: the step.
+      devices: default all devices of all processes.
+
+    Returns:
+      update(state, images, count) -> state, which runs `count` steps in one dispatch (a scan where
+      count > 1; a CPU is an order of magnitude slower inside one). Both arguments come from
+      `replicate`; the state is donated. Compiles once per count.
+
+    Raises:
+      ValueError: the batch is not a multiple of the devices.
+    """
+    count_devices = len(devices or jax.devices())
+    if recipe.batch % count_devices:
+        raise ValueError(f"batch: {recipe.batch}, wanted a multiple of the {count_devices} devices")
+    step = functools.partial(_step, denoiser, recipe, recipe.batch // count_devices)
+    # Arguments of the program, so that runs of other seeds and schedules find it in a cache.
+    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
+    levels = recipe.schedule.levels()
+
+    def steps(state, images, seed, levels, count):
+        if count == 1:
+            return step(state, images, seed, levels)
+        scanned = jax.lax.scan(
+            lambda state, _: (step(state, images, seed, levels), None), state, length=count
+        )
+        return scanned[0]
+
+    mapped = jax.pmap(
+        steps,
+        axis_name="data",
+        in_axes=(0, 0, None, None),
+        devices=devices,
+        static_broadcasted_argnums=4,
+        donate_argnums=0,
+    )
+
+    def update(state, images, count):
+        state = mapped(state, images, seed, levels, count)
+        # A CPU's virtual devices share few threads: steps queued ahead can starve an all-reduce
+        # until XLA ends the process.
+        return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
+
+    return update
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Each array with a leading axis of this process's devices, one copy on each of them."""
+    here = jax.process_index()
+    devices = [device for device in devices or jax.devices() if device.process_index == here]
+    sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+
+    def put(leaf):
+        leaf = np.asarray(leaf)
+        return jax.device_put(np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of a replicated tree, as NumPy arrays of their own."""
+    return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
+
+
+def _step(denoiser, recipe, device_batch, state, images, seed, levels):
+    """One step on one device of the axis "data"; seed: the data of the recipe's key."""
+    key = jax.random.wrap_key_data(seed)
+    step_key = jax.random.fold_in(key, state.step + 1)  # 0 was for init
+    index = jax.lax.axis_index("data") * device_batch + jnp.arange(device_batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
+    value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe, levels)
+    value, grads = jax.lax.pmean((value, grads), "data")
+    # As EDM does: one bad gradient value must not end the run (a bad loss does, in the loop).
+    grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
+    updates, opt_state = recipe.optimizer().update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    decay = recipe.ema_decay(state.step)
+    first = state.step % recipe.window == 0
+    new = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        ema=jax.tree.map(lambda ema, now: now + decay * (ema - now), state.ema, params),
+        opt_state=opt_state,
+        metrics={name: jnp.where(first, 0, state.metrics[name]) + new[name] for name in new},
+    )
+
+
+def _draw(key, images, recipe, levels):
+    """One training example: clean and unit-noise images, sigma, labels and a key for dropout."""
+    keys = iter(jax.random.split(key, 6))
+    shape = images.mean.shape
+    sigma = levels.sample(next(keys))
+    place = jax.random.randint(next(keys), (), 0, len(images.pixels))
+    clean = _to_unit_interval(images.pixels[place])
+    noise_key, dummy_key, augment_key, dropout_key = keys
+    if recipe.schedule.dummy:
+        dummy = images.mean + images.std * _normal(dummy_key, shape)
+        clean = jnp.where(recipe.schedule.is_dummy(sigma), dummy, clean)
+    labels = None
+    if recipe.augment:
+        clean, labels = augment.augment(augment_key, clean, recipe.augment)
+    return clean, _normal(noise_key, shape), sigma, labels, dropout_key
+
+
+def _normal(key, shape):
+    return jax.random.normal(key, (math.prod(shape),)).reshape(shape)  # flat: quicker to compile
+
+
+def _to_unit_interval(pixels):
+    return pixels / jnp.float32(127.5) - 1 if pixels.dtype == jnp.uint8 else pixels

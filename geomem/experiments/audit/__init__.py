@@ -1,0 +1,5 @@
+"""Audit a data set: duplicates, danger zone, training noise, advice; one offline HTML page."""
+
+from geomem.experiments.audit.command import Config, Result, run
+
+__all__ = ["Config", "Result", "run"]

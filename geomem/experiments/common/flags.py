@@ -1,0 +1,148 @@
+"""What all commands that measure a data set do: select its images, write its curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from geomem import data, paths
+from geomem.diffusion import schedules
+from geomem.experiments.common import results
+from geomem.geometry.curves import Curves
+
+__all__ = [
+    "CurveFlags",
+    "ImageFlags",
+    "columns",
+    "load",
+    "noise_levels",
+    "read_zone",
+    "warn",
+    "write_curves",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFlags:
+    """Which images to take."""
+
+    dataset: str = "cifar10_sample"
+    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
+    heldout: float | str | None = None
+    """A fraction of the images, or other images; default: the test images, or a fifth."""
+    heldout_seed: int = 0
+    """Which images a held-out fraction takes."""
+    resize: int | None = None
+    """Crop the images of folders to a centre square and resize them to this side."""
+    num_train: int | None = None
+    """Number of training images, default all."""
+    num_heldout: int | None = None
+    """Number of held-out images, default all."""
+    classes: tuple[str, ...] = ()
+    """Keep only these classes, by name."""
+    subset_seed: int | None = None
+    """Seed of a random subset; default: the first images in canonical order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveFlags(ImageFlags):
+    """And over which noise levels to look for their danger zone."""
+
+    num_sigmas: int = 32
+    """Number of noise levels."""
+    sigma_min: float = 0.02
+    """Smallest noise level."""
+    sigma_max: float = 80.0
+    """Largest noise level."""
+    shell_c: float = 5.0
+    """Concentration c of the Gaussian shells."""
+    threshold: float = 0.8
+    """Both curves reach it inside the danger zone."""
+
+
+def load(config: ImageFlags) -> data.Dataset:
+    """The images that a configuration selects.
+
+    Raises:
+      ValueError: unusable data, or held-out images of another shape than the training images.
+    """
+    dataset = data.load(
+        config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
+    )
+    dataset = dataset.subset(
+        classes=config.classes,
+        count=config.num_train,
+        heldout_count=config.num_heldout,
+        seed=config.subset_seed,
+    )
+    shape, other = (split.shape[1:] for split in (dataset.train_split, dataset.test_split))
+    if shape != other:
+        raise ValueError(f"heldout: images of {other}, wanted {shape}")
+    return dataset
+
+
+def noise_levels(count: int, low: float, high: float) -> np.ndarray:
+    """The noise levels [S] from `low` to `high`, evenly spaced in their logarithm.
+
+    Raises:
+      ValueError: fewer than two, or not 0 < low < high.
+    """
+    if count < 2:
+        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+    return np.geomspace(low, high, count)
+
+
+def read_zone(path: paths.AnyPath) -> tuple[float, float]:
+    """The edges (low, high) of the danger zone in a `zone.json`.
+
+    Raises:
+      ValueError: no readable file, no JSON object with "low" and "high", or the zone is empty.
+    """
+    try:
+        zone = json.loads(paths.as_path(path).read_text())
+        low, high = zone["low"], zone["high"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None
+    except OSError as error:
+        raise ValueError(f"gap_from: cannot read {path}: {error.strerror or error}") from None
+    if low is None or high is None:
+        raise ValueError(f"gap_from: {path} holds an empty danger zone, wanted one with two edges")
+    schedules.check_interval("gap_from", low, high)
+    return low, high
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def columns(curves: Curves) -> dict[str, np.ndarray]:
+    """The columns of curves.csv, [S] each."""
+    fields = {
+        "sigma": curves.sigma,
+        "coverage": curves.coverage.mean,
+        "coverage_low": curves.coverage.low,
+        "coverage_high": curves.coverage.high,
+        "coverage_lower_bound": curves.coverage_lower_bound,
+        "coverage_upper_bound": curves.coverage_upper_bound,
+        "max_weight": curves.max_weight.mean,
+        "max_weight_low": curves.max_weight.low,
+        "max_weight_high": curves.max_weight.high,
+        "own_weight": curves.own_weight,
+        "own_weight_lower_bound": curves.own_weight_lower_bound,
+        "own_weight_upper_bound": curves.own_weight_upper_bound,
+    }
+    return {name: np.asarray(values) for name, values in fields.items()}
+
+
+def write_curves(path: pathlib.Path, curves: Curves) -> None:
+    """Write curves.csv: a row for each noise level."""
+    fields = columns(curves)
+    levels = np.stack(list(fields.values()), axis=1).tolist()
+    results.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

@@ -1,0 +1,1 @@
+"""The FID's Inception network in Flax, and its published weights read without PyTorch."""

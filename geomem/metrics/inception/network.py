@@ -1,0 +1,253 @@
+"""The Inception network of the FID: Inception-v3 of the TensorFlow graph of 2015-12-05, in Flax.
+
+It is not torchvision's: average pools leave the padding out, the last block pools by maximum,
+images are resized as TensorFlow 1 did, and the last layer has 1,008 classes. Its weights:
+`weights`.
+
+Source: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from geomem.diffusion.sampler import to_uint8
+from geomem.metrics.features import Features
+
+__all__ = ["NAME", "TAPS", "Inception", "features"]
+
+NAME = "inception-2015"
+TAPS = ("feat_64", "feat_192", "feat_768", "feat_2048", "feat_logits_unbiased")
+_SIDE = 299
+
+
+class _Unit(nn.Module):
+    """Convolution (batch normalization folded in) and ReLU; stride 2 goes without padding."""
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x):
+        convolution = nn.Conv(
+            self.channels,
+            self.kernel,
+            self.stride,
+            self.padding if self.stride == 1 else "VALID",
+            precision=jax.lax.Precision.HIGHEST,
+            name="conv",
+        )
+        return nn.relu(convolution(x))
+
+
+class Inception(nn.Module):
+    """uint8 images -> features at five depths."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Extract.
+
+        Args:
+          images: uint8 [B, H, W, 3], of any size.
+
+        Returns:
+          float32 by name of TAPS: feat_64 and feat_192 behind the two early max pools, feat_768
+          behind Mixed_6e, feat_2048 (what FID uses) and feat_logits_unbiased [B, 1008], the last
+          layer without its bias. The first four are means over positions.
+        """
+        taps = {}
+        x = (_resize(images.astype(jnp.float32)) - 128) / 128
+        x = _Unit(32, (3, 3), 2, name="Conv2d_1a_3x3")(x)
+        x = _Unit(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
+        x = _Unit(64, (3, 3), name="Conv2d_2b_3x3")(x)
+        x = _max_pool(x, 2)
+        taps["feat_64"] = x.mean(axis=(1, 2))
+        x = _Unit(80, (1, 1), name="Conv2d_3b_1x1")(x)
+        x = _Unit(192, (3, 3), padding="VALID", name="Conv2d_4a_3x3")(x)
+        x = _max_pool(x, 2)
+        taps["feat_192"] = x.mean(axis=(1, 2))
+        for name, branches in _BLOCKS.items():
+            x = _Mixed(branches, name=name)(x)
+            if name == "Mixed_6e":
+                taps["feat_768"] = x.mean(axis=(1, 2))
+        taps["feat_2048"] = x.mean(axis=(1, 2))
+        last = nn.Dense(1008, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="fc")
+        taps["feat_logits_unbiased"] = last(taps["feat_2048"])
+        return taps
+
+
+class _Mixed(nn.Module):
+    """Branches side by side. A branch is a chain of pools, units, and tuples of units side by side.
+
+    A unit is (name, channels, kernel height, kernel width) and, when it is not 1, the stride.
+    """
+
+    branches: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        def step(x, what):
+            if callable(what):
+                return what(x)
+            if not isinstance(what[0], str):
+                return jnp.concatenate([step(x, unit) for unit in what], axis=-1)
+            name, channels, height, width, *stride = what
+            return _Unit(channels, (height, width), *stride, name=name)(x)
+
+        chains = [functools.reduce(step, branch, x) for branch in self.branches]
+        return jnp.concatenate(chains, axis=-1)
+
+
+def _max_pool(x, stride):
+    return nn.max_pool(x, (3, 3), (stride, stride), "SAME" if stride == 1 else "VALID")
+
+
+def _mean_pool(x):
+    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
+
+
+_shrink = functools.partial(_max_pool, stride=2)
+
+
+def _block_a(pooled):
+    return (
+        (("branch1x1", 64, 1, 1),),
+        (("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
+        (
+            ("branch3x3dbl_1", 64, 1, 1),
+            ("branch3x3dbl_2", 96, 3, 3),
+            ("branch3x3dbl_3", 96, 3, 3),
+        ),
+        (_mean_pool, ("branch_pool", pooled, 1, 1)),
+    )
+
+
+_BLOCK_B = (
+    (("branch3x3", 384, 3, 3, 2),),
+    (
+        ("branch3x3dbl_1", 64, 1, 1),
+        ("branch3x3dbl_2", 96, 3, 3),
+        ("branch3x3dbl_3", 96, 3, 3, 2),
+    ),
+    (_shrink,),
+)
+
+
+def _block_c(width):
+    return (
+        (("branch1x1", 192, 1, 1),),
+        (
+            ("branch7x7_1", width, 1, 1),
+            ("branch7x7_2", width, 1, 7),
+            ("branch7x7_3", 192, 7, 1),
+        ),
+        (
+            ("branch7x7dbl_1", width, 1, 1),
+            ("branch7x7dbl_2", width, 7, 1),
+            ("branch7x7dbl_3", width, 1, 7),
+            ("branch7x7dbl_4", width, 7, 1),
+            ("branch7x7dbl_5", 192, 1, 7),
+        ),
+        (_mean_pool, ("branch_pool", 192, 1, 1)),
+    )
+
+
+_BLOCK_D = (
+    (("branch3x3_1", 192, 1, 1), ("branch3x3_2", 320, 3, 3, 2)),
+    (
+        ("branch7x7x3_1", 192, 1, 1),
+        ("branch7x7x3_2", 192, 1, 7),
+        ("branch7x7x3_3", 192, 7, 1),
+        ("branch7x7x3_4", 192, 3, 3, 2),
+    ),
+    (_shrink,),
+)
+
+
+def _block_e(pool):
+    return (
+        (("branch1x1", 320, 1, 1),),
+        (
+            ("branch3x3_1", 384, 1, 1),
+            (("branch3x3_2a", 384, 1, 3), ("branch3x3_2b", 384, 3, 1)),
+        ),
+        (
+            ("branch3x3dbl_1", 448, 1, 1),
+            ("branch3x3dbl_2", 384, 3, 3),
+            (("branch3x3dbl_3a", 384, 1, 3), ("branch3x3dbl_3b", 384, 3, 1)),
+        ),
+        (pool, ("branch_pool", 192, 1, 1)),
+    )
+
+
+_BLOCKS = {
+    "Mixed_5b": _block_a(32),
+    "Mixed_5c": _block_a(64),
+    "Mixed_5d": _block_a(64),
+    "Mixed_6a": _BLOCK_B,
+    "Mixed_6b": _block_c(128),
+    "Mixed_6c": _block_c(160),
+    "Mixed_6d": _block_c(160),
+    "Mixed_6e": _block_c(192),
+    "Mixed_7a": _BLOCK_D,
+    "Mixed_7b": _block_e(_mean_pool),
+    "Mixed_7c": _block_e(functools.partial(_max_pool, stride=1)),
+}
+
+
+def _resize(images):
+    """Bilinear to 299 x 299 as in TensorFlow 1: output i lies at input i (size / 299)."""
+    for axis in (2, 1):
+        size = images.shape[axis]
+        place = np.arange(_SIDE, dtype=np.float32) * np.float32(size / _SIDE)
+        low = np.int32(place)
+        shape = [1] * images.ndim
+        shape[axis] = _SIDE
+        before = jnp.take(images, low, axis)
+        after = jnp.take(images, np.minimum(low + 1, size - 1), axis)
+        images = before + (after - before) * (place - low).reshape(shape)
+    return images
+
+
+def features(params: Mapping, tap: str = "feat_2048", batch: int = 128) -> Features:
+    """Inception features as a feature space, on all of this process's devices.
+
+    Args:
+      params: as from `weights.load`.
+      tap: one of TAPS; only the default makes FID.
+      batch: images at once, rounded up to a multiple of the devices.
+
+    Returns:
+      Features of uint8 images, or float32 ones in [-1, 1] that are made uint8 as EDM's samples
+      are. One-channel images are repeated over three.
+
+    Raises:
+      ValueError: an unknown tap.
+    """
+    if tap not in TAPS:
+        raise ValueError(f"tap: {tap}, wanted one of {', '.join(TAPS)}")
+    devices = jax.local_devices()
+    batch = -(-batch // len(devices)) * len(devices)
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    # Only the tap that is asked for is computed.
+    apply = jax.jit(lambda params, images: Inception().apply({"params": params}, images)[tap])
+
+    def extract(images):
+        images = np.asarray(images)
+        images = images if images.dtype == np.uint8 else to_uint8(images)
+        images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+        padded = np.resize(images, (batch, *images.shape[1:]))  # one shape, one compilation
+        return np.asarray(apply(params, jax.device_put(padded, split)))[: len(images)]
+
+    return Features(NAME if tap == "feat_2048" else f"{NAME} {tap}", extract, batch)

@@ -1,0 +1,209 @@
+"""The training step against closed forms and float64 loops, on 1, 2 and 8 devices."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geomem.diffusion import checkpoints, preconditioning, schedules, training_step, unet
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+IMAGES = jax.tree.map(jnp.asarray, training_step.load_images(PIXELS))
+
+
+class Scaled:
+    """The denoiser D(x) = w x: small enough for closed forms."""
+
+    sigma_data = 0.5
+
+    def init(self, key, image_shape):
+        return {"w": jnp.float32(0.7)}
+
+    def __call__(self, params, x, sigma, augment_labels=None, dropout_keys=None):
+        return params["w"] * x
+
+
+def _recipe(**changes):
+    fields = {"batch": 16, "lr": 1e-2, "lr_ramp": 0, "augment": 0, "window": 3}
+    return training_step.Recipe(schedules.lognormal(-1.2, 0.3), **(fields | changes))
+
+
+def _leaf_error(a, b):
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(b))
+    return max(
+        np.abs(np.asarray(x) - np.asarray(y)).max() / scale
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_loss_has_the_closed_form_expectation():
+    # D = w x: E |D - x|^2 = (1 - w)^2 |x|^2 + w^2 sigma^2 d, weighted (sigma^2 + s^2)/(sigma s)^2.
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    value = jax.jit(lambda keys: training_step.loss(Scaled(), {"w": 0.7}, keys, IMAGES, _recipe()))(
+        keys
+    )
+    squares = ((PIXELS / 127.5 - 1).reshape(20, -1) ** 2).sum(1).mean()
+    inverse_square, square = np.exp(2.4 + 0.6**2 / 2), np.exp(-2.4 + 0.6**2 / 2)  # E sigma^-2, ^2
+    weight, weighted_square = 4 + inverse_square, 1 + 4 * square
+    expected = 0.3**2 * squares * weight + 0.7**2 * 64 * weighted_square
+    assert value == pytest.approx(expected, rel=0.01)
+
+
+def test_steps_follow_adam_and_the_averaging_rule():
+    recipe = _recipe(lr_ramp=60, ema_halflife=40, ema_ramp=0.5)
+    update = training_step.make_update(Scaled(), recipe, jax.devices()[:2])
+    state = training_step.replicate(
+        training_step.init(Scaled(), recipe, (8, 8, 1)), jax.devices()[:2]
+    )
+    images = training_step.replicate(IMAGES, jax.devices()[:2])
+    grad = jax.jit(
+        jax.value_and_grad(
+            lambda w, keys: training_step.loss(Scaled(), {"w": w}, keys, IMAGES, recipe)
+        )
+    )
+    w = ema = 0.7
+    m = v = window = 0.0
+    for step in range(7):
+        keys = jax.random.fold_in(jax.random.key(0), step + 1)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(16))
+        value, g = map(float, grad(jnp.float32(w), keys))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        scaled = (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+        w -= 1e-2 * min(step * 16 / 60, 1) * scaled
+        halflife = min(40, 0.5 * step * 16)
+        decay = 0.5 ** (16 / halflife) if halflife else 0
+        ema = decay * ema + (1 - decay) * w
+        window = value + (window if step % 3 else 0)
+
+        state = update(state, images, 1)
+        host = training_step.unreplicate(state)
+        assert host.step == step + 1
+        assert host.params["w"] == pytest.approx(w, rel=1e-5)
+        assert host.ema["w"] == pytest.approx(ema, rel=1e-5)
+        assert host.metrics["loss"] == pytest.approx(window, rel=1e-4)
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps():
+    update = training_step.make_update(Scaled(), _recipe())
+    images = training_step.replicate(IMAGES)
+    start = training_step.init(Scaled(), _recipe(), (8, 8, 1))
+    one = training_step.replicate(start)
+    for _ in range(4):
+        one = update(one, images, 1)
+    four = update(training_step.replicate(start), images, 4)
+    chex.assert_trees_all_close(training_step.unreplicate(four), training_step.unreplicate(one))
+
+
+@pytest.fixture(scope="module")
+def network_runs():
+    """Parameters after one step, and a function that makes more, with every option on."""
+    network = unet.UNet(8, (1,), 1, (), dropout=0.3, augment_dim=9, patch=2)
+    denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5, lr=1e-3)
+    start = training_step.init(denoiser, recipe, (8, 8, 1))
+    updates = {n: training_step.make_update(denoiser, recipe, jax.devices()[:n]) for n in (1, 2, 8)}
+
+    def step(state, devices):
+        state = training_step.replicate(state, jax.devices()[:devices])
+        images = training_step.replicate(IMAGES, jax.devices()[:devices])
+        return training_step.unreplicate(updates[devices](state, images, 1))
+
+    return start, step
+
+
+def test_one_two_and_eight_devices_take_the_same_step(network_runs):
+    start, step = network_runs
+    one = step(start, 1)
+    assert _leaf_error(one.params, start.params) > 5e-4  # a step that moves
+    for devices in (2, 8):
+        other = step(start, devices)
+        assert _leaf_error(other.params, one.params) <= 1e-6
+        assert _leaf_error(other.ema, one.ema) <= 1e-6
+
+
+def test_a_checkpoint_moves_from_one_to_eight_to_two_devices(network_runs, tmp_path):
+    start, step = network_runs
+    state = start
+    for count, devices in enumerate((1, 8, 2), 1):
+        with checkpoints.Checkpoints(tmp_path) as saved:
+            saved.save(count, step(state, devices))
+        with checkpoints.Checkpoints(tmp_path) as saved:
+            assert saved.steps()[-1] == count
+            restored, state = saved.restore(jax.eval_shape(lambda: start))
+            assert restored == state.step == count
+    once = start
+    for _ in range(3):
+        once = step(once, 1)
+    assert _leaf_error(state.params, once.params) <= 1e-5  # Adam amplifies rounding over 3 steps
+
+
+def test_nothing_is_compiled_after_the_first_step():
+    traced = []
+
+    class Counted(Scaled):
+        def __call__(self, *arguments):
+            traced.append(arguments)
+            return super().__call__(*arguments)
+
+    update = training_step.make_update(Counted(), _recipe(), jax.devices()[:1])
+    state = training_step.replicate(
+        training_step.init(Counted(), _recipe(), (8, 8, 1)), jax.devices()[:1]
+    )
+    images = training_step.replicate(IMAGES, jax.devices()[:1])
+    state = update(state, images, 1)
+    first = len(traced)
+    for _ in range(4):
+        state = update(state, images, 1)
+    assert first == len(traced) > 0
+
+
+def test_a_gradient_that_is_not_finite_does_not_end_the_run():
+    class Broken(Scaled):
+        def __call__(self, params, x, sigma, augment_labels=None, dropout_keys=None):
+            return x + jnp.sqrt(params["w"] - params["w"])  # value 0, gradient NaN
+
+    update = training_step.make_update(Broken(), _recipe(), jax.devices()[:1])
+    state = training_step.replicate(
+        training_step.init(Broken(), _recipe(), (8, 8, 1)), jax.devices()[:1]
+    )
+    images = training_step.replicate(IMAGES, jax.devices()[:1])
+    host = training_step.unreplicate(update(state, images, 1))
+    assert host.params["w"] == pytest.approx(0.7)
+    assert np.isfinite(host.metrics["loss"])
+
+
+def test_examples_are_uniform_draws_of_the_data_and_unit_noise():
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    clean, noise, sigma, labels, _ = jax.vmap(
+        lambda key: training_step._draw(key, IMAGES, _recipe(), _recipe().schedule.levels())
+    )(keys)
+    flat, truth = np.asarray(clean).reshape(20_000, -1), (PIXELS / 127.5 - 1).reshape(20, -1)
+    nearest = np.abs(flat[:, None, :8] - truth[None, :, :8]).sum(-1).argmin(1)
+    np.testing.assert_allclose(flat, truth[nearest], atol=1e-6)
+    counts = np.bincount(nearest, minlength=20)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom: 0.1%
+    assert np.std(noise) == pytest.approx(1, abs=0.01)
+    assert np.abs(np.corrcoef(np.log(sigma), noise.mean((1, 2, 3)))[0, 1]) < 0.03
+    assert labels is None
+
+
+def test_the_dummy_rule_replaces_images_inside_its_interval_only():
+    recipe = training_step.Recipe(schedules.dummy(schedules.lognormal(), 0.2, 0.6), augment=0)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    clean, _, sigma, _, _ = jax.vmap(
+        lambda key: training_step._draw(key, IMAGES, recipe, recipe.schedule.levels())
+    )(keys)
+    truth = PIXELS / 127.5 - 1
+    corner = np.abs(np.asarray(clean)[:, None, :2, :2] - truth[None, :, :2, :2]).max((2, 3, 4))
+    real = corner.min(1) < 1e-6
+    inside = (np.asarray(sigma) >= 0.2) & (np.asarray(sigma) <= 0.6)
+    np.testing.assert_array_equal(real, ~inside)
+    dummies = np.asarray(clean)[inside]
+    np.testing.assert_allclose(dummies.mean(0), truth.mean(0), atol=0.05)
+    np.testing.assert_allclose(dummies.std(0), truth.std(0), atol=0.05)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="batch: 12, wanted a multiple of the 8 devices"):
+        training_step.make_update(Scaled(), _recipe(batch=12))
