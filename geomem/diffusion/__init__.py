@@ -1,1 +1,1 @@
-"""The learned denoiser: noise schedules, the EDM network, training, checkpoints and sampling."""
+"""The learned denoiser: training noise, the EDM network, its training step, checkpoints, sampling."""
