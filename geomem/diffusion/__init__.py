@@ -1,1 +1,1 @@
-"""The learned denoiser: training noise, the EDM network, its training step, checkpoints, sampling."""
+"""The learned denoiser: training noise, the EDM network and its training step, sampling."""

@@ -24,7 +24,7 @@ def augment(
     key: Key[Array, ""],
     image: Float[Array, "height width channels"],
     probability: float = 0.12,
-) -> tuple[Float[Array, "height width channels"], Float32[Array, "9"]]:
+) -> tuple[Float[Array, "height width channels"], Float32[Array, " labels"]]:
     """Transform one image at random: flips, scale, rotation, anisotropic scale, translation.
 
     Each is applied independently with `probability`, except the x-flip, which is always a fair

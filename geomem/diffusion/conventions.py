@@ -80,7 +80,7 @@ def timesteps_between(low: float, high: float, betas: Float[np.ndarray, " timest
     )
 
 
-def sigma_to_flow_time(sigma: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def sigma_to_flow_time(sigma: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return t = sigma / (1 + sigma) for noise levels >= 0, data at t = 0."""
     return sigma / (1 + sigma)
 
@@ -94,7 +94,7 @@ class TrainingNoise(NamedTuple):
     """
 
     name: str
-    cumulative: Callable[[Float[np.ndarray, "..."]], Float64[np.ndarray, "..."]]
+    cumulative: Callable[[Float[np.ndarray, "*shape"]], Float64[np.ndarray, "*shape"]]
 
     def share(self, low: float, high: float) -> float:
         """Return the share of training steps with a noise level in [low, high], low > 0."""

@@ -47,7 +47,8 @@ def load(
     try:
         network, params = from_state_dict(tensors, compute=compute)
     except ValueError as error:
-        raise ValueError(f"weights must hold an EDM ddpmpp network, but in {path} {error}.") from None
+        message = f"weights must hold an EDM ddpmpp network, got {path}: {error}."
+        raise ValueError(message) from None
     return preconditioning.EDMDenoiser(network, sigma_data), params
 
 

@@ -75,5 +75,5 @@ class EDMDenoiser:
         return jax.jit(self.network.init)(key, images, noise)["params"]
 
     def bind(self, params: Params) -> jax.tree_util.Partial:
-        """Return the denoiser (x, sigma) -> x_0 with these parameters; a pytree, so jit takes it."""
+        """Return the denoiser (x, sigma) -> x_0 with these parameters, a pytree."""
         return jax.tree_util.Partial(self, params)

@@ -119,9 +119,7 @@ def solve(
         raise ValueError("keys must hold one key per image when churn is used, got None.")
     denoiser = denoiser if isinstance(denoiser, Swap) else swap(denoiser, denoiser, ())
     if unknown := [step for step in denoiser.steps if not 0 <= step < steps]:
-        raise ValueError(
-            f"steps of a swap must be between 0 and {steps - 1}, got {min(unknown)}."
-        )
+        raise ValueError(f"steps of a swap must be between 0 and {steps - 1}, got {min(unknown)}.")
 
     x = jnp.asarray(x, jnp.result_type(float))
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
@@ -193,7 +191,7 @@ def as_pytree(denoiser: Denoiser) -> jax.tree_util.Partial:
     return denoiser if partial else jax.tree_util.Partial(denoiser)
 
 
-def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+def to_uint8(images: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Return EDM's 8-bit images: clip(127.5 x + 128, 0, 255), truncated."""
     return np.clip(np.asarray(images) * 127.5 + 128, 0, 255).astype(np.uint8)
 

@@ -50,7 +50,7 @@ class Levels(NamedTuple):
     low: Float32[Array, " pieces"]
     high: Float32[Array, " pieces"]
 
-    def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "..."]:
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "*shape"]:
         """Draw noise levels, as `Schedule.sample`."""
         key_piece, key_place = jax.random.split(key)
         piece = jax.random.categorical(key_piece, self.log_mass, shape=shape)
@@ -80,7 +80,7 @@ class Schedule:
     weights: tuple[float, ...] = (1.0,)
     dummy: tuple[float, float] | None = None
 
-    def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "..."]:
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "*shape"]:
         """Draw noise levels by the inverse CDF, without rejection.
 
         Args:
@@ -109,7 +109,7 @@ class Schedule:
             *(np.pad(np.float32(column), padding) for column in columns),
         )
 
-    def log_density(self, sigma: Float[Array, "..."]) -> Float[Array, "..."]:
+    def log_density(self, sigma: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return ln p(sigma), a density in sigma; -inf inside a gap of weight 0."""
         edges, weights = jnp.asarray(self.edges), jnp.log(jnp.asarray(self.weights))
         log_weight = jnp.maximum(  # an edge belongs to the interval of larger weight
@@ -146,7 +146,7 @@ class Schedule:
         runs = [list(run) for is_empty, run in empty if is_empty]
         return tuple((run[0][0][0], run[-1][0][1]) for run in runs)
 
-    def is_dummy(self, sigma: Float[Array, "..."]) -> Bool[Array, "..."]:
+    def is_dummy(self, sigma: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
         """Return whether a dummy image replaces the clean image at these noise levels."""
         low, high = self.dummy or (math.inf, math.inf)
         return (sigma >= low) & (sigma <= high)

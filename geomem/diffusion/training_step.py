@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int32, Key, Shaped, UInt8
+from jaxtyping import Array, Float32, Int32, Key, Shaped, UInt8
 
 from geomem import data
 from geomem.diffusion import augment, preconditioning, schedules

@@ -293,12 +293,7 @@ def _convolve(x, kernel, *arguments, precision, **options):
 def _dense(width, compute, *, name, use_bias=True):
     dtype, precision = COMPUTE[compute]
     return nn.Dense(
-        width,
-        use_bias,
-        dtype=dtype,
-        precision=precision,
-        kernel_init=_initializer(1.0),
-        name=name,
+        width, use_bias, dtype=dtype, precision=precision, kernel_init=_initializer(1.0), name=name
     )
 
 
@@ -310,13 +305,8 @@ def _norm(x, compute, *, name):
             "channels and multipliers must make layers of at most 128 channels or a multiple of 32 "
             f"(group normalization), got a layer of {width}."
         )
-    return nn.GroupNorm(
-        groups,
-        epsilon=1e-6,
-        dtype=COMPUTE[compute][0],
-        use_fast_variance=False,
-        name=name,
-    )(x)
+    dtype, _ = COMPUTE[compute]
+    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)(x)
 
 
 def _resample(x, direction):

@@ -16,7 +16,7 @@ import numpy as np
 
 from geomem.diffusion import grids, sampler
 from geomem.experiments.common import cli, denoisers, gap_study, results
-from geomem.experiments.train import run_folder
+from geomem.experiments.train.presets import PRESETS
 from geomem.metrics import intervals, memorization
 from geomem.plots import style
 from geomem.plots import swap as swap_plot
@@ -29,8 +29,8 @@ _MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # cifar10: the paper's
 # For digits shorter ones, in EDM's training noise: samples need no exact error at large noise.
 _RUNS = denoisers.PRESET_RUNS | {
     "digits": {
-        "digits_128": run_folder.PRESETS["digits"],
-        "digits_900": dataclasses.replace(run_folder.PRESETS["digits"], num_train=None),
+        "digits_128": PRESETS["digits"],
+        "digits_900": dataclasses.replace(PRESETS["digits"], num_train=None),
     }
 }
 

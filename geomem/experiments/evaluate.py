@@ -17,9 +17,8 @@ import numpy as np
 
 from geomem import data
 from geomem.data import sources
-from geomem.diffusion import checkpoints
 from geomem.experiments.common import cli, flags, results
-from geomem.experiments.train import configuration
+from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.metrics.inception import network, weights
@@ -114,7 +113,7 @@ def _load_data(config):
         if config.resize and not sources.is_folder(config.dataset):  # of the samples alone
             config = dataclasses.replace(config, resize=None)
         return flags.load(config)
-    facts = checkpoints.read_facts(config.run)
+    facts = run_folder.read_facts(config.run)
     recipe = configuration.from_facts(facts)
     chosen = {name: getattr(recipe, name) for name in _OF_A_RUN}
     dataset = flags.load(dataclasses.replace(config, **chosen))

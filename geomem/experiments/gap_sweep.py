@@ -16,7 +16,7 @@ import numpy as np
 
 from geomem.diffusion import grids, schedules
 from geomem.experiments import gap_training
-from geomem.experiments.common import cli, gap_study, results
+from geomem.experiments.common import cli, flags, gap_study, results
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.train import configuration
 from geomem.geometry import danger_zone
@@ -79,7 +79,7 @@ def run(config: Config) -> Result:
         )
     preset = gap_study.resolve(config, gap_training.PRESETS[config.preset])
     folder, phases = results.make_folder(config.out), results.Phases()
-    dataset = configuration.load_data(preset.train)
+    dataset = flags.load(preset.train)
     with phases("curves"):
         found, zones = gap_study.measure_zones(dataset.train, dataset.test, preset.thresholds)
     with phases("prediction"):
@@ -158,7 +158,7 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
 
 def _predict(preset, dataset):
     """What each upper edge can remove; the pool is all images that there are."""
-    source = configuration.load_data(dataclasses.replace(preset.train, num_train=None))
+    source = flags.load(dataclasses.replace(preset.train, num_train=None))
     pool = np.concatenate([source.train, source.test])
     grid = grids.edm_grid(_PREDICTION_STEPS)
     highs = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]

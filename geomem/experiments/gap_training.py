@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geomem.diffusion import sampler, schedules
-from geomem.experiments.common import arm_summary, arms, cli, gap_study, results
+from geomem.experiments.common import arm_summary, arms, cli, flags, gap_study, results
 from geomem.experiments.common.arms import Arm, Judging
 from geomem.experiments.common.gap_study import Preset
-from geomem.experiments.train import configuration
+from geomem.experiments.train import configuration, presets
 from geomem.metrics import intervals
 from geomem.plots import style
 from geomem.plots import training_curves as training_plot
@@ -31,10 +31,10 @@ _SMALLEST = 0.02  # where the far control starts: levels below give samples thei
 
 
 PRESETS = {
-    "digits": Preset(configuration.PRESETS["digits_gap"], Judging(512), 3, (0.8, 0.5)),
+    "digits": Preset(presets.PRESETS["digits_fourier"], Judging(512), 3, (0.8, 0.5)),
     "cifar10": Preset(
         dataclasses.replace(
-            configuration.PRESETS["edm_small"],
+            presets.PRESETS["edm_small"],
             classes=("automobile",),
             num_train=2000,
             kimg=20_000,
@@ -84,7 +84,7 @@ def run(config: Config) -> Result:
     preset = gap_study.resolve(config, PRESETS[config.preset])
     folder, phases = results.make_folder(config.out), results.Phases()
     with phases("zone"):
-        dataset = configuration.load_data(preset.train)
+        dataset = flags.load(preset.train)
         _, zones = gap_study.measure_zones(dataset.train, dataset.test, preset.thresholds)
         results.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
     base = configuration.base_schedule(preset.train)

@@ -12,7 +12,7 @@ import numpy as np
 
 from geomem.data import Dataset, sources
 from geomem.diffusion import conventions
-from geomem.experiments.train.configuration import PRESETS
+from geomem.experiments.train.presets import PRESETS
 from geomem.geometry import growth as growth_lib
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.growth import Growth
@@ -168,7 +168,7 @@ def recommendation(config: Any, zone: Zone, count: int) -> dict[str, Any] | None
 
 def _command(config, low, high, count):
     """Training on the same images with the gap."""
-    small = "digits_gap" if config.dataset == "digits" else "edm_small"
+    small = "digits_fourier" if config.dataset == "digits" else "edm_small"
     preset = small if count <= _SMALL else "edm_cifar10"
     words = ["python -m geomem.experiments.train", preset, "--dataset", shlex.quote(config.dataset)]
     for name in ("heldout", "heldout_seed", "resize", "subset_seed"):

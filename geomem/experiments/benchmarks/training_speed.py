@@ -26,7 +26,7 @@ import numpy as np
 from geomem.diffusion import training_step as training
 from geomem.diffusion import unet
 from geomem.experiments.common import results
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import configuration, loop, presets
 
 __all__ = ["Config", "run"]
 
@@ -90,7 +90,7 @@ def _measure(config, compute, scratch):
     shape = (256, config.side, config.side, config.image_channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.save(scratch / "images.npy", pixels)
-    preset = run_folder.PRESETS[config.preset]
+    preset = presets.PRESETS[config.preset]
     batch = config.batch or preset.batch
     flags = dataclasses.replace(
         preset,
@@ -105,12 +105,12 @@ def _measure(config, compute, scratch):
         samples=0,
     )
     facts = {
-        "config": dataclasses.asdict(config.resolve(flags)),
+        "config": dataclasses.asdict(configuration.resolve(flags)),
         "data": {"sigma_data": preset.sigma_data or 0.5},
     }
-    denoiser, recipe = config.build(facts)
+    denoiser, recipe = configuration.build(facts)
     bare = _bare(denoiser, recipe, pixels, config, scratch)
-    command = run_folder.run(flags).images_per_second
+    command = loop.run(flags).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # the backward pass costs twice the forward's
     peak, source = _peak(compute)
     return {

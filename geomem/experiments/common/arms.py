@@ -17,7 +17,8 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.common import flags
+from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
 
@@ -99,9 +100,9 @@ def measure(task: Task) -> list[dict[str, Any]]:
     features = frechet.PIXELS
     if task.judging.inception is not None:
         features = network.features(weights.load(task.judging.inception))
-    if not run_folder.run(config).finished:
+    if not loop.run(config).finished:
         raise ValueError(f"run: {config.out} was stopped, wanted to its end (run again to go on)")
-    dataset = configuration.load_data(config)
+    dataset = flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from geomem import paths
-from geomem.diffusion import checkpoints
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import flags, results
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.train import configuration, loop, run_folder
+from geomem.experiments.train.presets import PRESETS
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
 from geomem.plots import style
@@ -73,7 +73,7 @@ class Config:
 
 # Noise at all levels that are looked at, and long enough for the error at the largest to settle.
 _DIGITS = dataclasses.replace(
-    run_folder.PRESETS["digits"],
+    PRESETS["digits"],
     noise_mean=0.0,
     noise_std=2.0,
     batch=128,
@@ -90,8 +90,8 @@ PRESET_RUNS = {
         "digits_900_all_noise": dataclasses.replace(_DIGITS, num_train=900),
     },
     "cifar10": {
-        "cifar10_1k": run_folder.PRESETS["edm_small"],
-        "cifar10_50k": dataclasses.replace(run_folder.PRESETS["edm_small"], num_train=None),
+        "cifar10_1k": PRESETS["edm_small"],
+        "cifar10_50k": dataclasses.replace(PRESETS["edm_small"], num_train=None),
     },
 }
 
@@ -193,14 +193,14 @@ def load(config: Config) -> Iterator[Compared]:
             yield train_and_load(config.runs, name, recipe)
 
 
-def train_and_load(runs: paths.AnyPath, name: str, recipe: run_folder.Config) -> Compared:
+def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config) -> Compared:
     """The run `name` in the folder `runs`, trained as far as it is not.
 
     Raises:
       ValueError: a training that was stopped.
     """
     folder = paths.as_path(runs) / name
-    result = run_folder.run(dataclasses.replace(recipe, out=str(folder)))
+    result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
         raise ValueError(f"runs: {folder} stopped at step {result.step}, wanted it whole")
     return load_run(folder)
@@ -214,9 +214,9 @@ def load_run(folder: paths.AnyPath) -> Compared:
     """
     folder = paths.as_path(folder)
     denoiser, params, _ = run_folder.load(folder)
-    facts = checkpoints.read_facts(folder)
+    facts = run_folder.read_facts(folder)
     recipe = configuration.from_facts(facts)
-    dataset = configuration.load_data(recipe)
+    dataset = flags.load(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(f"run: {folder} was trained on other images than {recipe.dataset} has now")
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))

@@ -178,7 +178,7 @@ def test_the_command_trains_on_the_same_images(folder, changes):
     command = findings.recommendation(config, ZONE, len(audited))["command"]
     given = shlex.split(command)[3:]
     parsed, _ = arguments.parse(type(PRESETS["digits"]), given, "geomem train", presets=PRESETS)
-    assert configuration.load_data(parsed).train_split.sha256() == audited.sha256()
+    assert flags.load(parsed).train_split.sha256() == audited.sha256()
     assert configuration.resolve(parsed).gap == (0.44, 0.66)
 
 

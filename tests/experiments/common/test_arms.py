@@ -16,10 +16,10 @@ from geomem.diffusion import checkpoints, grids, schedules
 from geomem.experiments import denoiser_swap, gap_sweep, gap_training
 from geomem.experiments.common import arm_summary, arms, gap_study, parallel
 from geomem.experiments.common.arms import Arm, Judging, Task
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import loop, presets
 
 TINY = dataclasses.replace(
-    run_folder.PRESETS["digits_gap"],
+    presets.PRESETS["digits_fourier"],
     num_train=32,
     channels=8,
     multipliers=(1,),
@@ -107,7 +107,7 @@ def test_other_samples_take_the_place_of_the_kept_ones_and_back(found, monkeypat
 def test_checkpoints_of_an_interruption_are_kept_and_not_judged(found, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    run_folder.run(dataclasses.replace(config, kimg=1.6))  # step 25, as where a signal ended it
+    loop.run(dataclasses.replace(config, kimg=1.6))  # step 25, as where a signal ended it
     rows = arms.measure(Task(arm, config, JUDGING))
     assert [row["kimg"] for row in rows] == [1.28, 2.56]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:
@@ -121,7 +121,7 @@ def test_a_longer_training_extends_the_one_that_is_there():
         for kimg in (80.0, 1000.0)
     ]
     for one in resolved:
-        assert one.log_every == run_folder.PRESETS["digits_gap"].log_every
+        assert one.log_every == presets.PRESETS["digits_fourier"].log_every
         assert one.checkpoint_every % one.log_every == 0
         assert 5 <= one.steps / one.checkpoint_every <= 9
 

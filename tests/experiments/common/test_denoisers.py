@@ -10,7 +10,7 @@ import pytest
 from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import presets
 from geomem.plots.denoiser_curves import read_table
 
 TRAIN = 64
@@ -21,7 +21,7 @@ SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.
 def runs(tmp_path_factory):
     """The folder of runs of a preset that is cut down to one tiny network."""
     recipe = dataclasses.replace(
-        run_folder.PRESETS["digits"],
+        presets.PRESETS["digits"],
         num_train=TRAIN,
         channels=8,
         kimg=0.8,
