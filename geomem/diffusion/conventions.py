@@ -29,6 +29,7 @@ __all__ = [
     "ddpm_sigmas",
     "linear_betas",
     "sigma_to_flow_time",
+    "sigma_to_timestep",
     "timesteps_between",
     "usual_training_noise",
 ]
@@ -70,6 +71,14 @@ def ddpm_sigmas(betas: Float[np.ndarray, " timesteps"]) -> Float64[np.ndarray, "
         )
     # 1 / abar - 1, from the logarithm: 1 - abar has no digits left where abar is near 1.
     return np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas))))
+
+
+def sigma_to_timestep(
+    sigma: Float[np.ndarray, "*shape"], betas: Float[np.ndarray, " timesteps"]
+) -> Float64[np.ndarray, "*shape"]:
+    """Return fractional DDPM timesteps, interpolated in ln sigma and clipped to [0, T - 1]."""
+    sigmas = ddpm_sigmas(betas)
+    return np.interp(np.log(sigma), np.log(sigmas), np.arange(len(sigmas)))
 
 
 def timesteps_between(low: float, high: float, betas: Float[np.ndarray, " timesteps"]) -> range:

@@ -36,6 +36,20 @@ def test_betas_match_the_published_schedules():
 
 
 @pytest.mark.parametrize("name", BETAS)
+def test_timesteps_match_the_definition(name, rng):
+    sigmas = conventions.ddpm_sigmas(BETAS[name])
+    # Fractional timesteps are linear in ln sigma.
+    whole, fraction = rng.integers(0, 999, 200), rng.uniform(size=200)
+    between = sigmas[whole] ** (1 - fraction) * sigmas[whole + 1] ** fraction
+    for levels, steps in ((sigmas, np.arange(1000)), (between, whole + fraction)):
+        timesteps = conventions.sigma_to_timestep(levels, BETAS[name])
+        np.testing.assert_allclose(timesteps, steps, atol=1e-8)
+    # Levels beyond the ends are clipped.
+    assert conventions.sigma_to_timestep(1e-9, BETAS[name]) == 0
+    assert conventions.sigma_to_timestep(1e9, BETAS[name]) == 999
+
+
+@pytest.mark.parametrize("name", BETAS)
 def test_intervals_contain_the_levels_between_their_edges(name):
     sigmas = conventions.ddpm_sigmas(BETAS[name])
     for low, high in ((0.5, 5.0), (sigmas[10], sigmas[20]), (1e-6, 1e9), (1e-6, 1e-5)):

@@ -102,7 +102,7 @@ def run(config: Config) -> Result:
     if stopping.interrupted and not result.finished:
         raise KeyboardInterrupt(
             f"interrupted at step {last}; {folder} keeps checkpoint {last}; the same command "
-            "resumes"
+            "resumes."
         )
     state = "finished" if result.finished else "stopped"
     _say(f"{state} at step {last}; the newest checkpoint is {folder / 'checkpoints' / str(last)}")

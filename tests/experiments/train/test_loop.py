@@ -69,7 +69,7 @@ def interrupted(tmp_path_factory):
     assert (result.step, result.finished) == (9, False)  # saved in the middle of a window
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "kimg": 99}\n{"step": 16, "ki')
-    message = rf"^interrupted at step 13; {folder} keeps checkpoint 13; the same command resumes$"
+    message = rf"^interrupted at step 13; {folder} keeps checkpoint 13; the same command resumes.$"
     with _signal_at(12, signal.SIGINT), pytest.raises(KeyboardInterrupt, match=message):
         loop.run(_config(folder))
     assert loop.run(_config(folder)).finished
