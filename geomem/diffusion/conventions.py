@@ -8,8 +8,8 @@ Each of them adds noise eps ~ N(0, I) to data x_0 and gets a multiple of x_0 + s
 - Flow matching (rectified flow), time t in [0, 1), data at t = 0: x = (1 - t) x_0 + t eps,
   so sigma = t / (1 - t). Where the data are at t = 1, read 1 - t for t.
 
-sigma has the units of x_0. In geomem these are the units of images in [-1, 1]. A model that sees
-a x_0 has sigma' = a sigma: a = 1/2 for images in [0, 1] (the shift does not matter).
+sigma has the units of x_0, in geomem those of images in [-1, 1]. For a model of k x_0 the noise
+level is k sigma. Images in [0, 1] have k = 1/2; their shift does not matter.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     lambda(sigma) = (sigma^2 + s^2) / (sigma s)^2, s = sigma_data           (table 1)
 
 x is a training image, z standard normal noise, and sigma is drawn from the recipe's `Schedule`.
-Optimizer and moving average follow EDM's appendix F.2.
+Optimizer and moving average follow EDM's training (appendix F).
 
 All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j). No random state is
 carried along, and the numbers do not depend on how a batch is spread over devices. Images are drawn

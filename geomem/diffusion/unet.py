@@ -84,7 +84,7 @@ class UNet(nn.Module):
         Raises:
           ValueError: channels is not a multiple of 4, a layer's channels cannot be normalized in
             groups, the images' sides cannot be folded and halved as often as there are levels, or
-            no level has a resolution of `attention` (the default is accepted everywhere).
+            `attention` holds a resolution that no level has (except in the default).
         """
         if self.channels % 4:
             raise ValueError(f"channels must be a multiple of 4, got {self.channels}.")

@@ -86,10 +86,10 @@ def run(config: Config) -> Result:
         if first >= config.steps:
             _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")
             return Result(folder, first, True, None)
-        about = {"data": results.dataset_facts(dataset)}
-        _write(folder, config, phases, about)
+        record = {"data": results.dataset_facts(dataset)}
+        _write(folder, config, phases, record)
         _say(
-            f"{len(dataset.train_split):,} images of {about['data']['name']}, steps {first:,} to "
+            f"{len(dataset.train_split):,} images of {record['data']['name']}, steps {first:,} to "
             f"{config.steps:,}, {config.batch} images each"
         )
         images = training_step.load_images(dataset.train_split.pixels)
@@ -98,8 +98,8 @@ def run(config: Config) -> Result:
             last, speed = _train(session, update, state, images, first, stopping)
     result = Result(folder, last, last == config.steps, speed)
     outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
-    _write(folder, config, phases, {**about, "result": outcome})
-    if stopping.interrupted and not result.finished:
+    _write(folder, config, phases, {**record, "result": outcome})
+    if stopping.interrupted:
         raise KeyboardInterrupt(
             f"interrupted at step {last}; {folder} keeps checkpoint {last}; the same command "
             "resumes."
@@ -114,23 +114,19 @@ class StopSignal:
 
     In a run of several processes, JAX's preemption service receives SIGTERM and all of them stop at
     the same step.
-
-    Attributes:
-      interrupted: whether it was Ctrl-C.
     """
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __enter__(self) -> StopSignal:
         self._received = None
         self._previous = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = {each: signal.signal(each, self._receive) for each in self._SIGNALS}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def __call__(self, step: int) -> bool:
         """Return whether to save and stop after `step`."""
@@ -236,6 +232,6 @@ def _say(text):
         print(text, flush=True)
 
 
-def _write(folder, config, phases, about):
+def _write(folder, config, phases, record):
     if jax.process_index() == 0:
-        results.write_json(folder / "run.json", results.run_facts(config, phases, **about))
+        results.write_json(folder / "run.json", results.run_facts(config, phases, **record))

@@ -101,14 +101,19 @@ def test_killed_runs_equal_an_uninterrupted_one_bitwise(reference, cache, tmp_pa
     _assert_same(tmp_path, reference)
 
 
-def test_sigterm_saves_and_exits_cleanly(reference, cache, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals_save_and_exit_cleanly(reference, cache, tmp_path, number, code):
     process = _start(tmp_path, cache)
     while process.poll() is None and _lines(tmp_path) < 5:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, process.stderr.read()
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == code, error
     step = _state(tmp_path)[0]
     assert 10 <= step < STEPS
+    if number == signal.SIGINT:
+        message = f"interrupted at step {step}; {tmp_path} keeps checkpoint {step}; the same"
+        assert error.splitlines()[-1].startswith(message), error
     _finish(tmp_path, cache)
     _assert_same(tmp_path, reference)
 
