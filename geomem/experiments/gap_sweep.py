@@ -180,4 +180,4 @@ def _ends(rows):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    cli.main(Config, run, resumes=True)

@@ -215,4 +215,4 @@ def _error(value):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    cli.main(Config, run, resumes=True)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from geomem.diffusion import conventions
 from geomem.experiments.audit import findings, page
 from geomem.experiments.common import flags, results
+from geomem.experiments.common.arguments import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
 from geomem.geometry import growth as growth_lib
@@ -40,7 +40,7 @@ class Config(flags.CurveFlags):
     zone.json, curves.csv, run.json and the figures.
     """
 
-    dataset: tyro.conf.Positional[str] = dataclasses.field()  # no default
+    dataset: str = flag(REQUIRED, "data", positional=True)
     """A folder of PNG/JPEG images, an .npy or .npz file, cifar10_sample, cifar10, digits,
     celeba_gray or tfds:NAME."""
     duplicate_threshold: float = 1 / 3

@@ -4,18 +4,27 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor
 from typing import TypeVar
 
 import jax
+
+from geomem.experiments.common import arguments
 
 __all__ = ["main"]
 
 Config = TypeVar("Config")
 
 
-def main(config: type[Config], run: Callable[[Config], object]) -> None:
+def main(
+    config: type[Config],
+    run: Callable[[Config], object],
+    *,
+    presets: Mapping[str, Config] | None = None,
+    about: Mapping[str, str] | None = None,
+    resumes: bool = False,
+) -> None:
     """Parse `config` (a dataclass) from the command line and run it.
 
     With GEOMEM_DISTRIBUTED=1 in the environment this process is one of several that run the same
@@ -25,19 +34,17 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
       run: called with the parsed configuration.
+      presets: configurations by name, if the first argument names one.
+      about: one sentence about each preset.
+      resumes: whether the same command continues an interrupted run.
 
-    Exits with code 2 and one line on stderr when the configuration, the data or a file is unusable
+    Exits with code 2 and one line on stderr if the configuration, the data or a file is unusable
     or memory is short, and with 130 on Ctrl-C.
     """
-    import tyro
-
     module = sys.modules["__main__"].__spec__
-    parsed = tyro.cli(
-        config,
-        prog=f"python -m {module.name}" if module else None,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    prog = f"python -m {module.name.removesuffix('.__main__')}" if module else sys.argv[0]
     try:
+        parsed, _ = arguments.parse(config, sys.argv[1:], prog, presets=presets, about=about)
         with _joined():
             run(parsed)
     except (ValueError, OSError) as error:

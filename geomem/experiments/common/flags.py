@@ -12,6 +12,7 @@ import numpy as np
 from geomem import data, paths
 from geomem.diffusion import schedules
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry.curves import Curves
 
 __all__ = [
@@ -28,40 +29,42 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class ImageFlags:
-    """Which images to take."""
+    """Which images to use."""
 
-    dataset: str = "cifar10_sample"
-    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
-    heldout: float | str | None = None
-    """A fraction of the images, or other images; default: the test images, or a fifth."""
-    heldout_seed: int = 0
-    """Which images a held-out fraction takes."""
-    resize: int | None = None
-    """Crop the images of folders to a centre square and resize them to this side."""
-    num_train: int | None = None
-    """Number of training images, default all."""
-    num_heldout: int | None = None
-    """Number of held-out images, default all."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes, by name."""
-    subset_seed: int | None = None
+    dataset: str = flag("cifar10_sample", "data", positional=True)
+    """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
+    celeba_gray, digits and tfds:NAME."""
+    num_train: int | None = flag(None, "data")
+    """Number of training images; default: all."""
+    num_heldout: int | None = flag(None, "data")
+    """Number of held-out images; default: all."""
+    heldout: float | str | None = flag(None, "data")
+    """The fraction of the images to hold out, or other images to use as held-out images; default:
+    the data set's test images, or a fifth of its images."""
+    classes: tuple[str, ...] = flag((), "data")
+    """Use only these classes, given by name."""
+    resize: int | None = flag(None, "data")
+    """Crop the images of a folder to their center square and resize them to this side."""
+    heldout_seed: int = flag(0, "advanced")
+    """Seed that selects the held-out fraction."""
+    subset_seed: int | None = flag(None, "advanced")
     """Seed of a random subset; default: the first images in canonical order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CurveFlags(ImageFlags):
-    """And over which noise levels to look for their danger zone."""
+    """Which images to use, and the noise levels at which to look for their danger zone."""
 
-    num_sigmas: int = 32
+    num_sigmas: int = flag(32, "curves")
     """Number of noise levels."""
-    sigma_min: float = 0.02
+    sigma_min: float = flag(0.02, "curves")
     """Smallest noise level."""
-    sigma_max: float = 80.0
+    sigma_max: float = flag(80.0, "curves")
     """Largest noise level."""
-    shell_c: float = 5.0
-    """Concentration c of the Gaussian shells."""
-    threshold: float = 0.8
-    """Both curves reach it inside the danger zone."""
+    threshold: float = flag(0.8, "curves")
+    """Value that both curves reach inside the danger zone."""
+    shell_c: float = flag(5.0, "advanced")
+    """Concentration parameter c of the Gaussian shells."""
 
 
 def load(config: ImageFlags) -> data.Dataset:

@@ -11,7 +11,6 @@ import types
 
 import numpy as np
 import pytest
-import tyro
 from PIL import Image
 
 from geomem import data
@@ -19,7 +18,7 @@ from geomem.data import sources
 from geomem.diffusion import conventions, grids, schedules
 from geomem.experiments.audit import command, findings, page, recipes
 from geomem.experiments.audit.command import Config
-from geomem.experiments.common import flags
+from geomem.experiments.common import arguments, flags
 from geomem.experiments.train import PRESETS, configuration
 from geomem.geometry import danger_zone
 
@@ -177,8 +176,8 @@ def test_the_command_trains_on_the_same_images(folder, changes):
     config = Config(**{"dataset": str(folder), **changes})
     audited = flags.load(config).train_split
     command = findings.recommendation(config, ZONE, len(audited))["command"]
-    presets = tyro.extras.subcommand_type_from_defaults(PRESETS)
-    parsed = tyro.cli(presets, args=shlex.split(command)[3:], config=(tyro.conf.FlagConversionOff,))
+    given = shlex.split(command)[3:]
+    parsed, _ = arguments.parse(type(PRESETS["digits"]), given, "geomem train", presets=PRESETS)
     assert configuration.load_data(parsed).train_split.sha256() == audited.sha256()
     assert configuration.resolve(parsed).gap == (0.44, 0.66)
 
