@@ -37,8 +37,8 @@ signal.pause()
 
 RUNS = """
 import dataclasses
-from geomem.diffusion import schedules
 from geomem.experiments import danger_zone, sample, train
+from geomem.experiments.common import flags
 
 small = dataclasses.replace(
     train.PRESETS["digits"], out="gs://geomem/train", channels=8, batch=16, num_train=32,
@@ -59,7 +59,7 @@ import numpy as np
 from geomem import data
 from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, train
 from geomem.experiments.common import gap_study
-from geomem.experiments.common.arms import Judging
+from geomem.experiments.common.arms import EvaluationSettings
 
 run = "gs://geomem/train"
 np.save("samples.npy", data.load("digits").train[:8])
@@ -73,7 +73,8 @@ tiny = dataclasses.replace(
     train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
     log_every=2, checkpoint_every=2,
 )
-gap_training.PRESETS["digits"] = gap_study.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
+evaluation = EvaluationSettings(samples=8, steps=4)
+gap_study.PRESETS["digits"] = gap_study.Preset(tiny, evaluation, 1, (0.5,))
 for _ in range(2):  # the second time from what the bucket holds
     gap_training.run(gap_training.Config(out="gs://geomem/gap", arms=("baseline", "zone-0.5")))
 """
