@@ -32,9 +32,9 @@ _GAP_RESULTS = (
 )
 _GAP_PRICE = (
     "A gap can cost quality. The network is not trained inside it, so do not use the network "
-    "there: let the sampler take one step across. Leftover noise can hide copies, so check the quality of "
-    "the generated images as well. The interval can also be thinned instead of removed (in geomem "
-    "with the flag keep)."
+    "there: let the sampler take one step across. Leftover noise can hide copies, so check the "
+    "quality of the generated images as well. The interval can also be thinned instead of removed "
+    "(in geomem with the flag keep)."
 )
 
 _EDM = string.Template("""\
