@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +116,7 @@ def run(config: Config) -> Result:
     paths.write_whole(path, page.render(report, run_facts, figures, _thumbnails(dataset, copies)))
     print(f"\n{page.headline(report)}")
     for question, answer in page.answers(report):
-        print(f"{question} {answer}")
+        print(f"\n{question}\n{textwrap.fill(answer, 88)}")
     return Result(report, path)
 
 
@@ -143,12 +145,17 @@ def _say(text):
     print(text, flush=True)
 
 
+def _bars():
+    """Whether to show progress bars: on a terminal, but not in log files and notebooks."""
+    return sys.stderr.isatty()
+
+
 def _find_duplicates(config, dataset):
     """Duplicates among training and held-out images together."""
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
     _say(f"duplicates: comparing every pair of {len(train) + len(heldout):,} images")
     both = np.concatenate([train, heldout])
-    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=True)
+    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=_bars())
 
 
 def _drop_duplicates(config, dataset, copies, max_noised):
@@ -186,7 +193,7 @@ def _estimate(config, train, heldout, sigmas, max_noised):
             sigmas,
             num_base=base,
             shell_c=config.shell_c,
-            progress=True,
+            progress=_bars(),
         )
     )
 
@@ -204,7 +211,7 @@ def _measure_subsamples(config, train, heldout, curves, noised):
         threshold=config.threshold,
         noised=noised,
         shell_c=config.shell_c,
-        progress=True,
+        progress=_bars(),
     )
 
 
