@@ -17,6 +17,7 @@ FLOORS = {
     "metrics": 5,
     "plots": 6,
     "experiments": 7,
+    "__main__": 8,
 }
 FORBIDDEN = {("diffusion", "geometry")}  # schedules take two numbers, not a Zone
 HEAVY = ("tensorflow_datasets", "sklearn", "matplotlib", "orbax", "flax", "tyro", "PIL")

@@ -13,7 +13,17 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
-__all__ = ["GROUPS", "REQUIRED", "Parser", "build", "field_help", "flag", "option", "parse"]
+__all__ = [
+    "GROUPS",
+    "REQUIRED",
+    "Parser",
+    "build",
+    "field_help",
+    "flag",
+    "option",
+    "parse",
+    "unknown",
+]
 
 # The headings of a help text, everyday ones first. A field without `flag` is an option.
 GROUPS = (
@@ -60,8 +70,9 @@ def parse(
     *,
     presets: Mapping[str, Any] | None = None,
     about: Mapping[str, str] | None = None,
+    switches: Mapping[str, str] | None = None,
 ) -> tuple[Any, set[str]]:
-    """Return a configuration and the names of the fields that the arguments set.
+    """Return a configuration and the names of the fields and switches that the arguments set.
 
     Args:
       config: a dataclass whose docstring describes the command.
@@ -69,6 +80,7 @@ def parse(
       prog: what the user typed to start the program.
       presets: configurations by name. The first argument then chooses the defaults.
       about: one sentence about each preset.
+      switches: flags without a value that are no fields, with their help.
 
     Raises:
       ValueError: an unknown or missing flag, or a value of the wrong type.
@@ -78,7 +90,8 @@ def parse(
     if presets is not None:
         name, *arguments = _check_preset(config, arguments, prog, presets, about or {})
         base, prog = presets[name], f"{prog} {name}"
-    values, extra = build(config, prog, base).parse_known_args(_with_dashes(arguments))
+    switches = switches or {}
+    values, extra = build(config, prog, base, switches).parse_known_args(_with_dashes(arguments))
     given = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(values).items()
@@ -89,16 +102,21 @@ def parse(
             raise ValueError(f"{option(positional)} is given twice.")
         given[positional] = extra.pop(0)
     if extra:
-        raise ValueError(_unknown(extra[0], [option(field.name) for field in _fields(config)]))
+        names = [option(name) for name in (*(f.name for f in _fields(config)), *switches)]
+        raise ValueError(unknown(extra[0], names))
+    chosen = {name: value for name, value in given.items() if name not in switches}
     if base is not None:
-        return dataclasses.replace(base, **given), set(given)
+        return dataclasses.replace(base, **chosen), set(given)
     for field in _fields(config):
         if field.default is REQUIRED and field.name not in given:
-            raise ValueError(f"{option(field.name)} is required.")
-    return config(**given), set(given)
+            place = field.name.upper() if field.name == positional else option(field.name)
+            raise ValueError(f"{place} is required.")
+    return config(**chosen), set(given)
 
 
-def build(config: type, prog: str, base: Any = None) -> Parser:
+def build(
+    config: type, prog: str, base: Any = None, switches: Mapping[str, str] | None = None
+) -> Parser:
     """Return the parser of a configuration's flags, in groups; defaults are those of `base`."""
     positional = _positional(config)
     place = f" [{positional.upper()}]" if positional else ""
@@ -131,6 +149,8 @@ def build(config: type, prog: str, base: Any = None) -> Parser:
                 help=" ".join(text).replace("%", "%%"),
                 **_reader(kinds[field.name]),
             )
+    for name, text in (switches or {}).items():
+        group.add_argument(option(name), action="store_true", default=argparse.SUPPRESS, help=text)
     group.add_argument("-h", "--help", action="help", help="Show this text.")
     return parser
 
@@ -157,6 +177,14 @@ def field_help(config: type) -> dict[str, str]:
     return texts
 
 
+def unknown(text: str, names: Sequence[str], kind: str = "flag") -> str:
+    """Return the message for an unknown name, with the most similar one that exists."""
+    if kind == "flag" and not text.startswith("-"):
+        return f"unexpected argument {text!r}."
+    close = difflib.get_close_matches(text.partition("=")[0], names, n=1)
+    return f"unknown {kind} {text!r}{f'; did you mean {close[0]}?' if close else '.'}"
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog):
         super().__init__(prog, max_help_position=30, width=_WIDTH)
@@ -180,9 +208,9 @@ def _check_preset(config, arguments, prog, presets, about):
             print(f"usage: {prog} PRESET [flags]\n\n{_plain(config.__doc__)}\n\npresets:")
             print("\n".join(lines), f"\n\n{prog} PRESET --help lists the flags.", sep="")
             raise SystemExit(0)
-        raise ValueError(f"a preset is required: one of {', '.join(presets)}.")
+        raise ValueError(f"PRESET is required: one of {', '.join(presets)}.")
     if arguments[0] not in presets:
-        raise ValueError(_unknown(arguments[0], list(presets), "preset"))
+        raise ValueError(unknown(arguments[0], list(presets), "preset"))
     return arguments
 
 
@@ -198,13 +226,6 @@ def _with_dashes(arguments):
         name, equals, value = argument.partition("=")
         changed.append(name.replace("_", "-") + equals + value if name[:2] == "--" else argument)
     return changed
-
-
-def _unknown(text, names, kind="flag"):
-    if kind == "flag" and not text.startswith("-"):
-        return f"unexpected argument {text!r}."
-    close = difflib.get_close_matches(text.partition("=")[0], names, n=1)
-    return f"unknown {kind} {text!r}{f'; did you mean {close[0]}?' if close else '.'}"
 
 
 def _shown(value):
