@@ -218,7 +218,7 @@ def _preset(config, count):
 def _gap_network(config, facts):
     """Flags that give another preset what a gap needed in experiments/gap_sweep.
 
-    These are digits_fourier's: a Fourier embedding of the noise level that also scales the channels,
+    These are digits_fourier's: a Fourier embedding of the noise level that also scales channels,
     and EDM's training noise scaled to the standard deviation of the data.
     """
     if _preset(config, facts["train"]) == "digits_fourier":

@@ -162,8 +162,8 @@ def settings(advice: Mapping[str, Any]) -> list[tuple[str, str]]:
 def wrap(command: str, width: int = 80) -> str:
     r"""Return a shell command on lines of at most `width`, broken only before its flags.
 
-    >>> print(wrap("geomem train digits_gap --num-train 128 --out 'my runs'", 44))
-    geomem train digits_gap --num-train 128 \
+    >>> print(wrap("geomem train digits_fourier --num-train 128 --out 'my runs'", 46))
+    geomem train digits_fourier --num-train 128 \
       --out 'my runs'
     """
     parts = []
