@@ -123,7 +123,7 @@ def test_edm_grid_matches_the_paper():
     grid = grids.edm_grid(18)
     root = [80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18)]
     np.testing.assert_allclose(grid, [*(r**7 for r in root), 0], rtol=1e-12)
-    # PAPER: the medium steps 6..13 are about 8.4 down to 0.14.
+    # The paper's medium steps 6..13 are about 8.4 down to 0.14.
     assert grid[6] == pytest.approx(8.4, abs=0.05)
     assert grid[13] == pytest.approx(0.14, abs=0.005)
 
