@@ -18,10 +18,9 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.data import sources
-from geomem.diffusion import checkpoints
 from geomem.experiments.common import cli, flags, results
 from geomem.experiments.common.arguments import REQUIRED, flag
-from geomem.experiments.train import configuration
+from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.metrics.inception import network, weights
@@ -119,7 +118,7 @@ def _load_data(config):
         if config.resize and not sources.is_folder(config.dataset):  # it is for the samples only
             config = dataclasses.replace(config, resize=None)
         return flags.load(config)
-    facts = checkpoints.read_facts(config.run)
+    facts = run_folder.read_facts(config.run)
     trained = configuration.from_facts(facts)
     chosen = {name: getattr(trained, name) for name in _FROM_RUN}
     dataset = flags.load(dataclasses.replace(config, **chosen))

@@ -37,8 +37,8 @@ signal.pause()
 
 RUNS = """
 import dataclasses
-from geomem.diffusion import schedules
 from geomem.experiments import danger_zone, sample, train
+from geomem.experiments.common import flags
 
 small = dataclasses.replace(
     train.PRESETS["digits"], out="gs://geomem/train", channels=8, batch=16, num_train=32,
@@ -59,7 +59,7 @@ import numpy as np
 from geomem import data
 from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, train
 from geomem.experiments.common import gap_study
-from geomem.experiments.common.arms import Judging
+from geomem.experiments.common.arms import EvaluationSettings
 
 run = "gs://geomem/train"
 np.save("samples.npy", data.load("digits").train[:8])
@@ -70,10 +70,11 @@ denoising_error.run(denoising_error.Config(plot_only="gs://geomem/errors"))
 denoiser_swap.run(denoiser_swap.Config(
     memorizing=run, generalizing=run, samples=2, out="gs://geomem/swap"))
 tiny = dataclasses.replace(
-    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
+    train.PRESETS["digits_fourier"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
     log_every=2, checkpoint_every=2,
 )
-gap_training.PRESETS["digits"] = gap_study.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
+evaluation = EvaluationSettings(samples=8, steps=4)
+gap_study.PRESETS["digits"] = gap_study.Preset(tiny, evaluation, 1, (0.5,))
 for _ in range(2):  # the second time from what the bucket holds
     gap_training.run(gap_training.Config(out="gs://geomem/gap", arms=("baseline", "zone-0.5")))
 """
@@ -145,7 +146,7 @@ def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(ValueError, match="path must be a local path or gs://.*, got ftp://host/x"):
+    with pytest.raises(ValueError, match=r"path must be a local path or gs://.*, got ftp://host/x"):
         paths.as_path("ftp://host/x")
 
 

@@ -1,18 +1,12 @@
 """Points over 8 devices and from disk: the same numbers as on one device, and as float64 loops."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import oracles
+import processes
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import geomem
 from geomem import data
 from geomem.geometry import curves, posterior
 from geomem.points import neighbours, placement
@@ -215,12 +209,8 @@ def test_bad_input_is_named(points):
 
 
 WORKER = """
-import sys
-import jax, numpy as np
-port, process, folder = sys.argv[1:]
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-assert jax.device_count() == 8 and jax.local_device_count() == 4
+import numpy as np
+(folder,) = arguments
 from geomem.geometry import curves, posterior
 from geomem.points import neighbours, placement
 y = np.load(f"{folder}/y.npy")
@@ -242,22 +232,7 @@ for name, place in (("sharded", placement.shard), ("streamed", placement.stream)
 def test_two_processes_equal_one(points, noised, tmp_path):
     np.save(tmp_path / "points.npy", points)
     np.save(tmp_path / "y.npy", noised[6])
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(i), str(tmp_path)],
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-            cwd=pathlib.Path(geomem.__file__).parents[1],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in processes:
-        error = process.communicate(timeout=200)[1]
-        assert process.returncode == 0, error
+    processes.run_two(WORKER, tmp_path)
     y = noised[6]
     top, nearest = posterior.top_weights(y, points, 2.0, 5), neighbours.two_nearest(y, points)
     weight, *_ = curves.estimate_weight(
