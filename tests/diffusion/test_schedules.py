@@ -172,16 +172,18 @@ def test_zone_files(tmp_path):
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
     assert flags.read_zone(path) == (0.3, 4)
     for text, what in [
-        ('{"low": null, "high": null}', "empty danger zone"),
-        ('{"low": 1}', "wanted a JSON object with low and high"),
-        ("[1, 2]", "wanted a JSON object with low and high"),
-        ("not json", "wanted a JSON object with low and high"),
+        ('{"low": null, "high": null}', "must hold a danger zone, got .* low and high are null"),
+        ('{"low": 1}', "must be a JSON file with low and high, got"),
+        ("[1, 2]", "must be a JSON file with low and high, got"),
+        ("not json", "must be a JSON file with low and high, got"),
         ('{"low": "a", "high": "b"}', "wanted 0 < low < high"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=what):
             flags.read_zone(path)
-    with pytest.raises(ValueError, match=r"gap_from: cannot read nowhere\.json: No such file"):
+    with pytest.raises(
+        ValueError, match=r"gap_from must be a readable file, got nowhere\.json \(No such file"
+    ):
         flags.read_zone("nowhere.json")
 
 

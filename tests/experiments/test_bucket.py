@@ -138,13 +138,15 @@ def test_what_measures_reads_and_writes_a_bucket_too(bucket, tmp_path):
 def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.setenv(name, bucket[name])
-    with pytest.raises(ValueError, match="out: cannot write to gs://no-such-bucket/x: ") as error:
+    with pytest.raises(
+        ValueError, match=r"out must be a writable folder, got gs://no-such-bucket/x \("
+    ) as error:
         results.make_folder("gs://no-such-bucket/x")
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(ValueError, match="path: ftp://host/x, wanted a local path or gs://"):
+    with pytest.raises(ValueError, match="path must be a local path or gs://.*, got ftp://host/x"):
         paths.as_path("ftp://host/x")
 
 

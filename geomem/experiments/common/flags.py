@@ -1,4 +1,4 @@
-"""What all commands that measure a data set do: select its images, write its curves."""
+"""Flags that select images and noise levels, and the curves' file format."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CurveFlags(ImageFlags):
 
 
 def load(config: ImageFlags) -> data.Dataset:
-    """The images that a configuration selects.
+    """Return the images that a configuration selects.
 
     Raises:
       ValueError: unusable data, or held-out images of another shape than the training images.
@@ -82,51 +82,56 @@ def load(config: ImageFlags) -> data.Dataset:
         heldout_count=config.num_heldout,
         seed=config.subset_seed,
     )
-    shape, other = (split.shape[1:] for split in (dataset.train_split, dataset.test_split))
-    if shape != other:
-        raise ValueError(f"heldout: images of {other}, wanted {shape}")
+    shape, heldout_shape = dataset.train_split.shape[1:], dataset.test_split.shape[1:]
+    if shape != heldout_shape:
+        raise ValueError(
+            f"heldout must have images of shape {shape} like training, got {heldout_shape}."
+        )
     return dataset
 
 
 def noise_levels(count: int, low: float, high: float) -> np.ndarray:
-    """The noise levels [S] from `low` to `high`, evenly spaced in their logarithm.
+    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm.
 
     Raises:
-      ValueError: fewer than two, or not 0 < low < high.
+      ValueError: fewer than two levels, or not 0 < low < high.
     """
     if count < 2:
-        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
+        raise ValueError(f"num_sigmas must be 2 or more, got {count}.")
     if not 0 < low < high < np.inf:
-        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+        raise ValueError(
+            f"sigma_min and sigma_max must be positive and ascending, got {low:g} and {high:g}."
+        )
     return np.geomspace(low, high, count)
 
 
 def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """The edges (low, high) of the danger zone in a `zone.json`.
+    """Return the edges (low, high) of the danger zone in a zone.json.
 
     Raises:
-      ValueError: no readable file, no JSON object with "low" and "high", or the zone is empty.
+      ValueError: the file cannot be read, has no "low" and "high", or holds no danger zone.
     """
     try:
         zone = json.loads(paths.as_path(path).read_text())
         low, high = zone["low"], zone["high"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None
+        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
     except OSError as error:
-        raise ValueError(f"gap_from: cannot read {path}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
     if low is None or high is None:
-        raise ValueError(f"gap_from: {path} holds an empty danger zone, wanted one with two edges")
+        raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
     schedules.check_interval("gap_from", low, high)
     return low, high
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print a warning to stderr."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def columns(curves: Curves) -> dict[str, np.ndarray]:
-    """The columns of curves.csv, [S] each."""
+    """Return the columns of curves.csv, [S] each."""
     fields = {
         "sigma": curves.sigma,
         "coverage": curves.coverage.mean,
@@ -145,7 +150,7 @@ def columns(curves: Curves) -> dict[str, np.ndarray]:
 
 
 def write_curves(path: pathlib.Path, curves: Curves) -> None:
-    """Write curves.csv: a row for each noise level."""
+    """Write curves.csv, one row per noise level."""
     fields = columns(curves)
     levels = np.stack(list(fields.values()), axis=1).tolist()
     results.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

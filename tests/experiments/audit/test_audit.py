@@ -200,10 +200,10 @@ def test_the_pages_line_is_that_of_the_results():
         ({"threshold": 1.0}, "threshold: 1, wanted between 0 and 1"),
         ({"duplicate_threshold": 0.0}, "duplicate_threshold: 0, wanted between 0 and 1"),
         ({"max_noised": 0}, "max_noised: 0, wanted 1 or more"),
-        ({"num_sigmas": 1}, "num_sigmas: 1, wanted 2 or more"),
-        ({"sigma_min": 90.0}, "sigma_min, sigma_max: 90, 80, wanted 0 < min < max"),
-        ({"heldout": "cifar10_sample"}, r"heldout: images of \(32, 32, 3\), wanted \(8, 8, 1\)"),
-        ({"heldout": "no_such"}, "dataset: 'no_such' is neither"),
+        ({"num_sigmas": 1}, "num_sigmas must be 2 or more, got 1"),
+        ({"sigma_min": 90.0}, "sigma_min and sigma_max must be .*, got 90 and 80"),
+        ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),
+        ({"heldout": "no_such"}, "dataset must be cifar10_sample, .*, got 'no_such'"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):
@@ -224,7 +224,7 @@ def test_the_command_line(tmp_path):
     command = [sys.executable, "-m", "geomem.experiments.audit"]
     process = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert process.stderr.startswith("error: dataset:")
+    assert process.stderr.startswith("error: --dataset must")
     assert "--resize SIDE" in process.stderr
     assert process.stderr.count("\n") == 1
 

@@ -176,8 +176,11 @@ ZONES = {
         ({"gap": (1.0, 2.0), "schedule": "lognormal"}, "schedule: lognormal, wanted gap or dummy"),
         ({"schedule": "dummy"}, "schedule: dummy, wanted --gap LOW HIGH"),
         ({"gap": (1.0, 2.0), "gap_from": "x.json"}, "gap: given twice"),
-        ({"gap_from": "empty.json"}, "gap_from: .* holds an empty danger zone"),
-        ({"gap_from": "other.json"}, "gap_from: .* wanted a JSON object with low and high"),
+        (
+            {"gap_from": "empty.json"},
+            "gap_from must hold a danger zone, got .*: low and high are null",
+        ),
+        ({"gap_from": "other.json"}, "gap_from must be a JSON file with low and high, got"),
         ({"gap": (1.0, 2.0), "keep": 1.5}, "keep: 1.5, wanted a factor"),
         ({"keep": 0.5}, "keep: 0.5, wanted a gap"),
         ({"batch": 12}, "batch: 12, wanted a multiple of the 8 devices"),
@@ -187,7 +190,10 @@ ZONES = {
         ({"noise_std": -1.0}, "noise_std: -1.0, wanted a positive number"),
         ({"patch": 0}, "patch: 0, wanted a positive number"),
         ({"attention": (4, 7)}, r"attention: \(4, 7\), wanted resolutions among \[4\]"),
-        ({"gap_from": "nowhere.json"}, r"gap_from: cannot read nowhere\.json: No such file"),
+        (
+            {"gap_from": "nowhere.json"},
+            r"gap_from must be a readable file, got nowhere\.json \(No such file",
+        ),
         ({"channels": 100}, "channels, multipliers: they make a layer of 200 channels, wanted"),
         ({"checkpoint_every": 6}, "checkpoint_every: 6, wanted a multiple of log_every"),
         ({"num_train": 10_000}, r"count \(--num-train\): 10000, wanted 1 to 900"),
@@ -234,7 +240,7 @@ def test_the_commands_print_one_line_and_exit_2(tmp_path):
     for command, message in [
         (_command("digits", "--out", tmp_path, "--kimg", "1"), "is not a run folder"),
         (_command("--run", tmp_path, module="sample"), "is not a run folder"),
-        (_command(module="sample"), "wanted either --run FOLDER or --weights FILE"),
+        (_command(module="sample"), "run or weights must be given, and not both"),
     ]:
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 2
