@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import pytest
+
 from geomem.experiments.benchmarks import training_speed
 from geomem.experiments.train import presets
 
 
+@pytest.mark.slow
 def test_times_the_command_and_the_bare_loop(tmp_path, monkeypatch):
     tiny = dataclasses.replace(presets.PRESETS["digits"], channels=8)
     monkeypatch.setitem(presets.PRESETS, "digits", tiny)
