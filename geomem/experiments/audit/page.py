@@ -94,7 +94,7 @@ def _advice(report):
         if advice
         else ""
     )
-    return f"{first} training before generated images turn into copies{gap}. Details are below."
+    return f"{first} training before generated images turn into copies{gap}."
 
 
 def _slope(growth):
