@@ -130,7 +130,7 @@ def run(config: Config) -> Result:
                     method=config.method,
                 )
                 report = memorization.report(images, memorizing.train, memorizing.heldout)
-                flags = report.found.memorized
+                flags = report.samples.memorized
                 unswapped = flags if unswapped is None else unswapped
                 rows.append(_row(direction, window, grid, report, unswapped))
                 print(_line(rows[-1]))
@@ -189,7 +189,7 @@ def make_windows(
 
 def _row(direction, window, grid, report, unswapped):
     swapped = window.last >= window.first
-    effect = intervals.compare(unswapped, report.found.memorized)
+    effect = intervals.compare(unswapped, report.samples.memorized)
     return {
         "denoiser": direction,
         "window": window.name,

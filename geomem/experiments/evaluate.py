@@ -181,7 +181,7 @@ def _frechet(samples, dataset, features):
 
 
 def _columns(config, report, dataset) -> dict[str, Any]:
-    found = report.found
+    found = report.samples
     return {
         "sample": np.arange(len(found.ratio)),
         "d1": found.distance[:, 0],
@@ -209,7 +209,7 @@ def _write_samples(path, config, report, dataset):
 
 def _pairs(config, samples, dataset, report):
     """The best copy of each training image that is nearest to any sample, best first."""
-    found = report.found
+    found = report.samples
     order = np.argsort(found.ratio, kind="stable")
     _, first = np.unique(found.index[order, 0], return_index=True)
     shown = order[np.sort(first)][: pairs_plot.PER_PAGE]

@@ -50,9 +50,7 @@ def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             sums = rows.sum(axis=tuple(range(1, rows.ndim)), dtype=np.float32)
         if bad := int((~np.isfinite(sums)).sum()):
-            raise ValueError(
-                f"{name} must be finite, got NaN or infinite values in {bad} of {len(rows)}."
-            )
+            raise ValueError(f"{name} must be finite, got NaN or inf in {bad} of {len(rows)} rows.")
 
 
 def _flattened(images):

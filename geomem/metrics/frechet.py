@@ -110,7 +110,7 @@ def statistics(features: FeatureArray | Iterable[FeatureArray]) -> Moments:
         count = moments.count if moments else 0
         raise ValueError(f"features must hold 2 or more samples, got {count}.")
     if not np.isfinite(moments.covariance).all():
-        raise ValueError("features must be finite, got NaN or infinite values.")
+        raise ValueError("features must be finite, got NaN or inf.")
     return moments
 
 
@@ -200,7 +200,7 @@ def compare(
 def _chunks(batch):
     batch = np.asarray(batch)
     if batch.ndim != 2:
-        raise ValueError(f"features must have shape [samples, features], got {batch.shape}.")
+        raise ValueError(f"features must be 2-d, got shape {batch.shape}.")
     rows = max(1, _CHUNK // max(1, batch.shape[1]))
     return (batch[start : start + rows] for start in range(0, len(batch), rows))
 

@@ -77,7 +77,7 @@ def predict(
         raise ValueError("highs must not be empty.")
     if train.shape[1:] != pool.shape[1:]:
         raise ValueError(
-            f"pool must have images of shape {train.shape[1:]} like train, got {pool.shape[1:]}."
+            f"pool must be images of shape {train.shape[1:]} like train, got {pool.shape[1:]}."
         )
     memorizing, generalizing = map(posterior.empirical_denoiser, (train, pool))
     steps = len(sigmas) - 1

@@ -119,10 +119,7 @@ def compare(
 
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape:
-        raise ValueError(
-            f"second must have shape {first.shape} like first (one flag per seed), "
-            f"got {second.shape}."
-        )
+        raise ValueError(f"second must have {len(first)} flags like first, got {len(second)}.")
     rates = rate(first, confidence), rate(second, confidence)
     total = first.size
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())

@@ -94,8 +94,8 @@ def kernel_distance(
             raise ValueError(f"{name} must hold 2 or more features, got {len(rows)}.")
     if reference.shape[1:] != samples.shape[1:]:
         raise ValueError(
-            f"reference must have shape [N, *{samples.shape[1:]}] like samples, "
-            f"got {reference.shape}."
+            f"reference must have {samples.shape[1]} features like samples, "
+            f"got shape {reference.shape}."
         )
     size = min(size, len(samples), len(reference))
     rng = np.random.default_rng(seed)

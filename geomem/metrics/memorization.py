@@ -227,7 +227,8 @@ def _checked(samples, train, embed=None, threshold=1.0):
             raise ValueError(f"{name} must hold {fewest} or more images, got {len(images)}.")
     if samples.shape[1:] != train.shape[1:]:
         raise ValueError(
-            f"samples must have shape [Q, *{train.shape[1:]}] like train, got {samples.shape}."
+            f"samples must be images of shape {train.shape[1:]} like train, "
+            f"got {samples.shape[1:]}."
         )
     if embed is not None:
         samples, train = embed(samples), embed(train)

@@ -90,8 +90,8 @@ def precision_recall(
         raise ValueError(f"k must be from 1 to {fewest - 1} for sets of {fewest}, got {k}.")
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(
-            f"reference must have shape [N, *{samples.shape[1:]}] like samples, "
-            f"got {reference.shape}."
+            f"reference must have {samples.shape[1]} features like samples, "
+            f"got shape {reference.shape}."
         )
     check_finite(samples=samples, reference=reference)
 

@@ -100,8 +100,8 @@ def residual_noise(
     spectrum = heldout if isinstance(heldout, Spectrum) else fit_spectrum(heldout)
     if samples.shape[1:] != spectrum.mean.shape:
         raise ValueError(
-            f"samples must have shape [Q, *{spectrum.mean.shape}] like heldout, "
-            f"got {samples.shape}."
+            f"samples must be images of shape {spectrum.mean.shape} like heldout, "
+            f"got {samples.shape[1:]}."
         )
     check_finite(samples=samples)
     squares = np.float64(_band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands))

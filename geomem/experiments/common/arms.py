@@ -205,7 +205,7 @@ class _Judged:
             return "at" in archive and str(archive["at"]) == self._at(step, sigmas)
 
     def keep_samples(self, step, sigmas, images, report):
-        found = report.found
+        found = report.samples
         with self._samples.open("wb") as file:
             np.savez_compressed(
                 file,

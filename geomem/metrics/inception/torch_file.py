@@ -62,7 +62,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return load_file(path)
         value, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         if not isinstance(value, Mapping):
-            raise ValueError(f"it must hold a state dict, got {type(value).__name__}")
+            raise ValueError(f"it holds a {type(value).__name__}, not a state dict")
         return {
             str(name): _array(entry, contents)
             for name, entry in value.items()
@@ -71,7 +71,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     # A hostile or damaged pickle can raise almost anything.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"path must be a file of tensors, got {path}: {reason}.") from None
+        raise ValueError(f"cannot read {path}: {reason}.") from None
 
 
 class _Storage(NamedTuple):
@@ -112,17 +112,13 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"refused, it must hold tensors only but asks for {module}.{name}"
-            )
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, but may hold only tensors")
         return _ADMITTED[module, name]
 
     def persistent_load(self, identity):
         kind, dtype, key, _, count, *view = identity
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
-            raise pickle.UnpicklingError(
-                f"it must hold plain storages, got a {kind!r} of {dtype!r}"
-            )
+            raise pickle.UnpicklingError(f"storages must be plain, got a {kind!r} of {dtype!r}")
         return self.storages.setdefault(key, _Storage(key, dtype, count))
 
 
@@ -133,12 +129,12 @@ def _read_zip(path) -> tuple[Any, dict[str, bytes]]:
         for entry in archive.infolist():
             # PyTorch does not compress; a compressed entry could be a zip bomb.
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it must be an archive by torch.save, got compressed entries")
+                raise ValueError("it has compressed entries, which torch.save never writes")
             contents[entry.filename.partition("/")[2]] = archive.read(entry)
     if "data.pkl" not in contents:
-        raise ValueError("it must be an archive by torch.save, got one without data.pkl")
+        raise ValueError("it has no data.pkl, which torch.save always writes")
     if contents.get("byteorder", b"little") != b"little":
-        raise ValueError("tensors must be little-endian, got big-endian ones")
+        raise ValueError("tensors must be little-endian")
     value = _Unpickler(io.BytesIO(contents["data.pkl"])).load()
     return value, {name.removeprefix("data/"): content for name, content in contents.items()}
 
@@ -147,10 +143,10 @@ def _read_legacy(path) -> tuple[Any, dict[str, bytes]]:
     """Five pickles (magic, protocol, system, object, keys), then each storage: count, elements."""
     with open(path, "rb") as file:
         if file.read(len(_LEGACY_START)) != _LEGACY_START:
-            raise ValueError("it is not a file by torch.save")
+            raise ValueError("torch.save did not write it")
         system, unpickler = _Unpickler(file).load(), _Unpickler(file)
         if not system["little_endian"]:
-            raise ValueError("tensors must be little-endian, got big-endian ones")
+            raise ValueError("tensors must be little-endian")
         value, keys = unpickler.load(), _Unpickler(file).load()
         contents = {}
         for key in keys:

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
     try:
         return from_tensors(load_tensors(path))
     except ValueError as error:
-        raise ValueError(f"inception must be a weights file, got {path}: {error}") from None
+        raise ValueError(f"cannot load inception weights: {error}") from None
 
 
 def find() -> pathlib.Path | None:
@@ -81,7 +81,7 @@ def download(url: str = _URL) -> pathlib.Path:
         content = response.read()
     digest = hashlib.sha256(content).hexdigest()
     if not digest.startswith(_SHA256):
-        raise ValueError(f"url must have SHA-256 {_SHA256}..., got {digest[:8]}... from {url}.")
+        raise ValueError(f"the weights must have SHA-256 {_SHA256}, got {digest[:8]} from {url}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_bytes(content)

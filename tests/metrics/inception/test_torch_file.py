@@ -1,4 +1,4 @@
-"""PyTorch's files without PyTorch: two made by it, and hostile ones that must be refused."""
+"""PyTorch files are read without PyTorch; hostile files are refused."""
 
 import io
 import pathlib
@@ -30,7 +30,7 @@ WANTED = {
 
 
 @pytest.mark.parametrize("name", ["torch_zip.pth", "torch_legacy.pth"])
-def test_reads_what_torch_wrote(name):
+def test_reads_torch_files(name):
     tensors = load_tensors(DATA / name)
     assert list(tensors) == list(WANTED)
     for key, wanted in WANTED.items():
@@ -74,7 +74,7 @@ def _legacy(path, pickled):
 
 @pytest.mark.parametrize("write", [_zip, _legacy])
 @pytest.mark.parametrize("function", ["exec", "Path.touch", "getattr"])
-def test_a_pickle_that_calls_is_refused_and_not_run(tmp_path, write, function):
+def test_refuses_pickled_calls_without_running_them(tmp_path, write, function):
     marker = tmp_path / "it_ran"
     payload = {
         "exec": _Call(exec, f"open({str(marker)!r}, 'w')"),
@@ -83,17 +83,16 @@ def test_a_pickle_that_calls_is_refused_and_not_run(tmp_path, write, function):
     }[function]
     pickled = pickle.dumps({"fc.weight": payload}, 2)
     path = write(tmp_path / "bad.pth", pickled)
-    with pytest.raises(ValueError, match=r"weights: .*bad.pth: refused, it asks for \w+.*\w+: "):
+    with pytest.raises(ValueError, match=r"cannot read .*bad.pth: it asks for \w+.*\w+, but may "):
         load_tensors(path)
     assert not marker.exists()
-    pickle.loads(pickled)  # the very same pickle does run where nothing stops it
+    pickle.loads(pickled)  # an ordinary unpickler does run it
     assert function == "getattr" or marker.exists()
 
 
 def _state(shape, strides, offset=0, count=6, kind="storage"):
     """A state dict of one tensor, as torch pickles it."""
-
-    # Opcodes by hand: the classes that torch would name are not here to be pickled.
+    # Opcodes by hand, because torch's classes are not installed.
     stream = io.BytesIO()
     stream.write(b"\x80\x02}(U\x01xctorch._utils\n_rebuild_tensor_v2\n((U")
     stream.write(bytes([len(kind)]) + kind.encode())
@@ -105,7 +104,7 @@ def _state(shape, strides, offset=0, count=6, kind="storage"):
     return stream.getvalue()
 
 
-def test_tensors_must_lie_in_their_storage(tmp_path):
+def test_rejects_tensors_outside_their_storage(tmp_path):
     content = np.arange(6, dtype=np.float32).tobytes()
 
     def load(*args, **kwargs):
@@ -122,21 +121,21 @@ def test_tensors_must_lie_in_their_storage(tmp_path):
         ((), (), 6),
         ((2**30, 2**30), (1, 0), 0),
     ):
-        with pytest.raises(ValueError, match="reaches beyond its storage"):
+        with pytest.raises(ValueError, match="does not fit its storage"):
             load(shape, strides, offset)
-    with pytest.raises(ValueError, match="wanted a plain storage"):
+    with pytest.raises(ValueError, match="storages must be plain, got a 'module'"):
         load((2,), (1,), kind="module")
 
 
-def test_other_files_are_named(tmp_path):
+def test_rejects_other_files(tmp_path):
     good = _state((2, 3), (3, 1))
     bomb = _zip(tmp_path / "bomb.pth", good, zipfile.ZIP_DEFLATED, **{"0": bytes(10**6)})
-    with pytest.raises(ValueError, match=r"bomb.pth: compressed entries"):
+    with pytest.raises(ValueError, match=r"cannot read .*bomb.pth: it has compressed entries"):
         load_tensors(bomb)
-    with pytest.raises(ValueError, match=r"weights: .*absent.pth: .*No such file"):
+    with pytest.raises(ValueError, match=r"cannot read .*absent.pth: .*No such file"):
         load_tensors(tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match=r"text.pth: wanted a file by torch.save"):
+    with pytest.raises(ValueError, match=r"cannot read .*text.pth: torch.save did not write it"):
         load_tensors(tmp_path / "text.pth")
     (tmp_path / "cut.pth").write_bytes((DATA / "torch_legacy.pth").read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"weights: .*cut.pth: "):
