@@ -1,1 +1,1 @@
-"""Figures from saved results: numbers and files in, matplotlib figures out."""
+"""Figures: columns, rows and results in, matplotlib figures out."""

@@ -19,11 +19,11 @@ from geomem import paths
 from geomem.diffusion import checkpoints
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import flags, results
+from geomem.experiments.common.results import read_table
 from geomem.experiments.train import configuration, run_folder
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
 from geomem.plots import style
-from geomem.plots.denoiser_curves import read_table
 
 __all__ = [
     "PRESET_RUNS",

@@ -10,8 +10,8 @@ import pytest
 from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
+from geomem.experiments.common.results import read_table
 from geomem.experiments.train import run_folder
-from geomem.plots.denoiser_curves import read_table
 
 TRAIN = 64
 SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.0, "batch": 64}
