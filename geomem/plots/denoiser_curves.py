@@ -46,7 +46,8 @@ def denoising_error(errors: Table, auc: Table):
             _format_levels(axes, errors, title)
             axes.set(yscale="log", ylim=_log_limits(errors["mse"]))
             axes.sharey(panels[0])
-        panels[0].set_ylabel(r"denoising error $E\,\Vert m_\sigma(x + \sigma z) - x\Vert^2$")
+        formula = r"$E\,\Vert m_\sigma(x + \sigma z) - x\Vert^2$"
+        panels[0].set_ylabel(f"denoising error\n{formula}")
         for axes in panels[1:]:
             axes.tick_params(labelleft=False)
         legend(figure, panels[0], columns=3, title=_BANDS)
@@ -59,7 +60,7 @@ def denoising_error(errors: Table, auc: Table):
         first, *others = (label.removesuffix(" images") for label in runs.values())
         title = ", ".join([f"solid: {first}", *(f"dashed: {label}" for label in others)])
         _format_levels(auc_panel, auc, f"{title} images")
-        auc_panel.set(ylabel="AUC, training or held-out\nby denoising error", ylim=(None, 1.02))
+        auc_panel.set(ylabel="AUC, membership inferred\nfrom denoising error", ylim=(None, 1.02))
     return figure
 
 
@@ -103,8 +104,9 @@ def large_noise(gaps: Table):
             _format_levels(axes, gaps, title)
             axes.set(yscale="log", ylim=_log_limits(gaps["gap"]))
         formula = r"$\sqrt{E\,\Vert a - b\Vert^2 / E\,\Vert b - c\Vert^2}$"
-        panels[0].set_ylabel(f"relative gap {formula}")
-        legend(figure, panels[0], columns=3, title=f"denoisers a, b; c is the mean image; {_BANDS}")
+        panels[0].set_ylabel("relative gap\nbetween denoisers")
+        title = f"relative gap of a, b: {formula}, c the mean image\n{_BANDS}"
+        legend(figure, panels[0], columns=3 if len(runs) > 1 else 2, title=title)
     return figure
 
 

@@ -57,13 +57,14 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
 
 def legend(figure, axes, columns: int = 2, title: str | None = None) -> None:
     """Put one legend with the labels of `axes` below the whole figure."""
-    figure.legend(
+    box = figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=columns,
         title=title,
         title_fontsize=7,
     )
+    box.get_title().set_multialignment("center")
 
 
 def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Path]:

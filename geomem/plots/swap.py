@@ -40,7 +40,8 @@ def swap(rows: Sequence[Mapping[str, Any]], steps: int):
                 error = [[level - row["memorized_low"]], [row["memorized_high"] - level]]
                 axes.errorbar([(left + right) / 2], [level], error, color=color, lw=1)
             axes.set(ylabel="memorized fraction", ylim=(-0.04, 1.04), xlim=(-0.6, steps - 0.4))
-            axes.set_title(f"{direction} network, swapped on the bar's steps", fontsize=7)
+            title = f"{direction} network; the other network on the bar's steps"
+            axes.set_title(title, fontsize=7)
         panels[-1].set(xlabel="sampling step (step 0 has the largest noise level)")
         legend(figure, panels[0], columns=3, title="swapped steps; error bars: 95% intervals")
     return figure

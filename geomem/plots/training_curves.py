@@ -40,7 +40,7 @@ def along_training(rows: Sequence[Mapping[str, Any]]):
         top.set(ylabel="memorized fraction", ylim=(-0.02, 1.02))
         bottom.set(xlabel="training images seen (thousands)", ylabel=_quality(rows))
         top.set_title("solid: samples as they are; dotted: residual noise removed", fontsize=7)
-        legend(figure, top, title="training; error bars: standard errors over seeds")
+        legend(figure, top, title="error bars: standard errors over seeds")
     return figure
 
 
@@ -62,7 +62,7 @@ def frontier(rows: Sequence[Mapping[str, Any]]):
             axes.plot(quality[-1:], memorized[-1:], ls="", ms=6, label=arm, **marker)
         axes.set(xlabel=f"{_quality(rows)}, lower is better", ylim=(-0.02, 1.02))
         axes.set(ylabel="memorized fraction,\nresidual noise removed")
-        legend(figure, axes, title="lines: checkpoints; large markers: end of training")
+        legend(figure, axes, title="small markers: checkpoints; large: end of training")
     return figure
 
 
