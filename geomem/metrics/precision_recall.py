@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from geomem.metrics.features import check_finite
-from geomem.points.blocks import CHUNK, QUERIES, fold_chunks, map_rows
 from geomem.points.neighbours import nearest, squared_distances
+from geomem.points.visit import CHUNK, QUERIES, fold_rows, map_rows
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
@@ -125,6 +125,6 @@ def _count_balls(queries, points, radii, *, chunk):
             inside = squared_distances(queries, points) <= limits
             return count + jnp.sum(inside & fresh, axis=1)
 
-        return fold_chunks((points, limits), jnp.zeros(len(queries), jnp.int32), update, chunk)
+        return fold_rows((points, limits), jnp.zeros(len(queries), jnp.int32), update, chunk)
 
     return map_rows(block, (queries,), QUERIES)

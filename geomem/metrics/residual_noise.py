@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from geomem.metrics.features import check_finite
-from geomem.points.blocks import QUERIES, map_rows
-from geomem.points.products import inner_products
+from geomem.points.exact import inner_products
+from geomem.points.visit import QUERIES, map_rows
 
 __all__ = ["Spectrum", "fit_spectrum", "noise_removed_ratio", "residual_noise"]
 

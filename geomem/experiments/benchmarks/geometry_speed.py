@@ -21,7 +21,7 @@ from geomem import data
 from geomem.experiments.common import results
 from geomem.geometry import curves, posterior, shells
 from geomem.metrics import memorization
-from geomem.points import neighbours
+from geomem.points import exact, neighbours
 
 __all__ = ["Config", "Row", "run"]
 
@@ -113,7 +113,7 @@ def _matmul_peak(config):
     return 2 * 4096 * 4096 * _DIM / seconds
 
 
-_products = jax.jit(neighbours.inner_products)
+_products = jax.jit(exact.inner_products)
 
 
 def _peak_rows(config, peak):

@@ -21,7 +21,7 @@ from geomem import data
 from geomem.experiments.common import results
 from geomem.geometry import posterior
 from geomem.plots import scaling, style
-from geomem.points import neighbours, placement, products
+from geomem.points import exact, neighbours, placement
 
 __all__ = ["Config", "Machine", "floors", "run"]
 
@@ -246,7 +246,7 @@ def _efficiency(stored, noised, sigma):
     noised = np.tile(np.asarray(noised), (-(-1024 // len(noised)), 1))[:1024]
     seconds = _fastest(lambda: posterior.denoise(noised, points, sigma), 3)
     large = jax.random.normal(jax.random.key(0), (4096, _DIM))
-    product = jax.jit(products.inner_products)
+    product = jax.jit(exact.inner_products)
     peak = 2 * 4096 * 4096 * _DIM / _fastest(lambda: product(large, large), 3)
     return 4 * len(noised) * len(stored) * _DIM / seconds / peak
 
