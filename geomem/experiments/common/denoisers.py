@@ -8,7 +8,9 @@ measure of them; `experiment` is all the rest.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +21,6 @@ from geomem import paths
 from geomem.diffusion import checkpoints
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import flags, results
-from geomem.experiments.common.results import read_table
 from geomem.experiments.train import configuration, run_folder
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
@@ -33,6 +34,7 @@ __all__ = [
     "experiment",
     "load",
     "load_run",
+    "read_table",
     "rows",
     "select",
     "train_and_load",
@@ -163,6 +165,20 @@ def experiment(
     return columns
 
 
+def read_table(path: paths.AnyPath) -> dict[str, np.ndarray]:
+    """Return the columns of a CSV file, float64 if every value is a number, else text.
+
+    Raises:
+      ValueError: the file is missing or has no rows.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+    except (OSError, IndexError):
+        raise ValueError(f"{path} must be a CSV file with rows.") from None
+    return {name: _as_numbers(values) for name, values in columns.items()}
+
+
 def select(table: Mapping[str, np.ndarray], **values: Any) -> dict[str, np.ndarray]:
     """The rows of a table, by column, in which these columns have these values."""
     kept = np.all([table[name] == value for name, value in values.items()], axis=0)
@@ -227,6 +243,13 @@ def load_run(folder: paths.AnyPath) -> Compared:
     }
     about = {"run": folder.name, "config": facts["config"], "data": results.dataset_facts(dataset)}
     return Compared(folder.name, dataset.train, dataset.test, denoisers, about)
+
+
+def _as_numbers(values):
+    try:
+        return np.array([float(value) for value in values])
+    except ValueError:
+        return np.array(values)
 
 
 def _gaussian(gaussian, x, sigma):

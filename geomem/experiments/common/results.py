@@ -28,7 +28,6 @@ __all__ = [
     "dataset_facts",
     "environment",
     "make_folder",
-    "read_table",
     "write_image_grid",
     "write_json",
     "write_rows",
@@ -128,19 +127,6 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     paths.as_path(path).write_text(text.getvalue())
 
 
-def read_table(path: paths.AnyPath) -> dict[str, np.ndarray]:
-    """Read the columns of a CSV file: float64 if all values are numbers, else text.
-
-    Raises:
-      ValueError: if the file is missing or has no rows.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
-        return {name: _column([row[name] for row in rows]) for name in rows[0]}
-    except (OSError, IndexError) as error:
-        raise ValueError(f"cannot read the table {path}: {error}.") from None
-
-
 def write_run(folder: pathlib.Path, config: Any, phases: Phases, **facts: Any) -> None:
     """Write run.json: the configuration (a dataclass), `facts`, the environment and the seconds."""
     about = {"config": dataclasses.asdict(config), **facts}
@@ -164,13 +150,6 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
     with paths.as_path(path).open("wb") as file:
         Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
-
-
-def _column(values):
-    try:
-        return np.array([float(value) for value in values])
-    except ValueError:
-        return np.array(values)
 
 
 def _plain(value):

@@ -10,7 +10,6 @@ import pytest
 from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
-from geomem.experiments.common.results import read_table
 from geomem.experiments.train import run_folder
 
 TRAIN = 64
@@ -75,7 +74,7 @@ def test_denoising_error(runs, tmp_path, capsys):
     assert denoising_error.run(denoising_error.Config(plot_only=str(tmp_path))) == {}
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     np.testing.assert_array_equal(
-        read_table(tmp_path / "errors.csv")["mse"], tables["errors"]["mse"]
+        denoisers.read_table(tmp_path / "errors.csv")["mse"], tables["errors"]["mse"]
     )
 
 
