@@ -10,7 +10,7 @@ from jaxtyping import Array, Shaped
 
 from geomem.data import to_float
 
-__all__ = ["PIXELS", "Features", "check_finite"]
+__all__ = ["PIXELS", "Features", "check_features", "check_finite"]
 
 Images = Shaped[np.ndarray, "images height width channels"]
 
@@ -51,6 +51,23 @@ def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
             sums = rows.sum(axis=tuple(range(1, rows.ndim)), dtype=np.float32)
         if bad := int((~np.isfinite(sums)).sum()):
             raise ValueError(f"{name} must be finite, got NaN or inf in {bad} of {len(rows)} rows.")
+
+
+def check_features(
+    samples: Shaped[Array | np.ndarray, "samples dim"],
+    reference: Shaped[Array | np.ndarray, "reference dim"],
+) -> None:
+    """Refuse features that differ in dimension or are not finite.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if samples.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"reference must have {samples.shape[1]} features like samples, "
+            f"got shape {reference.shape}."
+        )
+    check_finite(samples=samples, reference=reference)
 
 
 def _flattened(images):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from geomem.metrics.features import check_features
+
 __all__ = ["KernelDistance", "kernel_distance", "squared_mmd"]
 
 
@@ -83,7 +85,8 @@ def kernel_distance(
       KernelDistance.
 
     Raises:
-      ValueError: if a block has fewer than two features, or the dimensions differ.
+      ValueError: if a block has fewer than two features, dimensions differ, or a value is not
+        finite.
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401).
     """
@@ -92,11 +95,7 @@ def kernel_distance(
     for name, rows in (("samples", samples), ("reference", reference)):
         if len(rows) < 2:
             raise ValueError(f"{name} must hold 2 or more features, got {len(rows)}.")
-    if reference.shape[1:] != samples.shape[1:]:
-        raise ValueError(
-            f"reference must have {samples.shape[1]} features like samples, "
-            f"got shape {reference.shape}."
-        )
+    check_features(samples, reference)
     size = min(size, len(samples), len(reference))
     rng = np.random.default_rng(seed)
     blocks = min(len(samples), len(reference)) // size

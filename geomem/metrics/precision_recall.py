@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from geomem.metrics.features import check_finite
+from geomem.metrics.features import check_features
 from geomem.points.neighbours import nearest, squared_distances
 from geomem.points.visit import CHUNK, QUERIES, fold_rows, map_rows
 
@@ -88,12 +88,7 @@ def precision_recall(
     fewest = min(len(samples), len(reference))
     if not 1 <= k < fewest:
         raise ValueError(f"k must be from 1 to {fewest - 1} for sets of {fewest}, got {k}.")
-    if samples.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"reference must have {samples.shape[1]} features like samples, "
-            f"got shape {reference.shape}."
-        )
-    check_finite(samples=samples, reference=reference)
+    check_features(samples, reference)
 
     def radii(points):
         # k + 1, because the nearest point of a set to a point of it is the point itself.

@@ -56,9 +56,12 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
 
 
 def legend(figure, axes, columns: int = 2, title: str | None = None) -> None:
-    """Put one legend with the labels of `axes` below the whole figure."""
+    """Put a legend below the whole figure, with each label of `axes` once."""
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
     box = figure.legend(
-        *axes.get_legend_handles_labels(),
+        entries.values(),
+        entries.keys(),
         loc="outside lower center",
         ncols=columns,
         title=title,

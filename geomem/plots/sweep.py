@@ -41,19 +41,16 @@ def sweep(curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Map
         decided = prediction.high, prediction.decided
         label = r"predicted, gap up to $\sigma$"
         axes.step(*decided, ":", where="post", color=COLORS["green"], label=label)
-        labels = {}
         for row in ends:
             low, high = row["gap_low"] or sigma[0], row["gap_high"] or sigma[-1]
             memorized, cleaned = row["memorized"], row["without_noise"]
-            kind, width = (
-                ("memorized, this gap", 2.0) if row["gap_low"] else ("memorized, no gap", 0.8)
-            )
-            label = None if kind in labels else labels.setdefault(kind, kind)
+            label = "memorized, this gap" if row["gap_low"] else "memorized, no gap"
+            width = 2.0 if row["gap_low"] else 0.8
             axes.plot([low, high], [memorized] * 2, "-", color=gray, lw=width, label=label)
             if row["gap_low"]:
                 middle = np.sqrt(low * high)
                 axes.plot([middle] * 2, [memorized, cleaned], "-", color=gray, lw=0.6)
-                label = None if label is None else "this gap, noise removed"
+                label = "this gap, noise removed"
                 axes.plot([middle], [cleaned], "o", color=purple, ms=4, label=label)
         axes.set(xscale="log", xlim=(0.02, 20), ylim=(-0.02, 1.02))
         axes.set(

@@ -56,5 +56,7 @@ def test_rejects_bad_input():
         ValueError, match=r"reference must have 2 features like samples, got shape \(4, 3\)"
     ):
         kernel_distance(np.ones((4, 2)), np.ones((4, 3)))
+    with pytest.raises(ValueError, match="reference must be finite, got NaN or inf in 4 of 4"):
+        kernel_distance(np.ones((4, 2)), np.full((4, 2), np.nan))
     with pytest.raises(ValueError, match="size must be 2 or more, got 1"):
         kernel_distance(np.ones((4, 2)), np.ones((4, 2)), size=1)
