@@ -206,7 +206,7 @@ def _chunks(batch):
 
 
 def _moments(chunk):
-    chunk = np.float64(chunk)
+    chunk = np.asarray(chunk, np.float64)
     mean = chunk.mean(axis=0)
     centered = chunk - mean
     return Moments(mean, centered.T @ centered / max(1, len(chunk) - 1), len(chunk))

@@ -79,7 +79,8 @@ def predict(
         raise ValueError(
             f"pool must be images of shape {train.shape[1:]} like train, got {pool.shape[1:]}."
         )
-    memorizing, generalizing = map(posterior.empirical_denoiser, (train, pool))
+    memorizing = posterior.empirical_denoiser(train)
+    generalizing = posterior.empirical_denoiser(pool)
     steps = len(sigmas) - 1
     flags = {}
     firsts = [int(np.argmax(np.asarray(sigmas) <= high)) for high in highs]

@@ -66,12 +66,11 @@ def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
     """
     from scipy.stats import t
 
-    values = np.asarray(values, float)
-    center = float(values.mean())
-    if len(values) < 2:
+    count, center = len(values), float(np.mean(values))
+    if count < 2:
         return Mean(center, None, None)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    margin = float(t.ppf((1 + confidence) / 2, len(values) - 1) * error)
+    error = np.std(values, ddof=1) / np.sqrt(count)
+    margin = float(t.ppf((1 + confidence) / 2, count - 1) * error)
     return Mean(center, center - margin, center + margin)
 
 

@@ -52,7 +52,7 @@ def squared_mmd(x: Shaped[np.ndarray, "n dim"], y: Shaped[np.ndarray, "m dim"]) 
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401).
     """
-    x, y = np.float64(x), np.float64(y)
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
     def kernel(a, b):
         return (a @ b.T / a.shape[1] + 1) ** 3

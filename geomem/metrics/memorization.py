@@ -274,7 +274,7 @@ def _decide(samples, train, neighbors, threshold, distinct):
 
 
 def _adaptive(neighbors, alpha=0.5):
-    distance = np.float64(neighbors.distance)
+    distance = np.asarray(neighbors.distance, np.float64)
     mean = distance.mean(axis=1)
     relative = np.divide(distance[:, 0], mean, out=np.ones_like(mean), where=mean > 0)
     return relative / alpha
@@ -282,8 +282,8 @@ def _adaptive(neighbors, alpha=0.5):
 
 def _two_nearest(samples, train, neighbors, threshold):
     """Distances and indices [Q, 2] of the two nearest, as if computed in float64."""
-    distance, index = (np.array(a[:, :_CANDIDATES]) for a in neighbors)
-    distance = np.float64(distance)
+    distance = np.array(neighbors.distance[:, :_CANDIDATES], np.float64)
+    index = np.array(neighbors.index[:, :_CANDIDATES])
     first, second = distance[:, :2].T
     close = np.abs(first - threshold * second) <= 2 * _CLOSE * first
     gaps = np.diff(distance[:, :3], axis=1)

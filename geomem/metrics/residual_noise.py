@@ -104,7 +104,8 @@ def residual_noise(
             f"got {samples.shape[1:]}."
         )
     check_finite(samples=samples)
-    squares = np.float64(_band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands))
+    energies = _band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands)
+    squares = np.asarray(energies, np.float64)
     variance, count = spectrum.variance, spectrum.count
     contrast, noise = np.ones(len(squares)), squares.min(axis=1)
     for _ in range(_STEPS):
@@ -137,8 +138,8 @@ def noise_removed_ratio(
       standard deviations (tau^2 sqrt(d)), the image below the noise is unknown and the ratio is
       d1 / d2.
     """
-    squares = np.float64(distance) ** 2
-    added = np.float64(noise) ** 2 * dim
+    squares = np.asarray(distance, np.float64) ** 2
+    added = np.asarray(noise, np.float64) ** 2 * dim
     known = squares[:, 1] - added > _MARGIN * added / np.sqrt(dim)
     first, second = (squares - np.where(known, added, 0)[:, None]).clip(0).T
     return np.sqrt(np.divide(first, second, out=np.ones_like(first), where=second > 0))

@@ -10,6 +10,7 @@ import contextlib
 import io
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from geomem import paths
 
@@ -26,7 +27,7 @@ COLORS = {
     "purple": "#CC79A7",
     "gray": "#666666",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -25,7 +25,7 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def tensors(oracle):
-    """The oracle's weights: drawn by name."""
+    """The oracle's weights, drawn by name."""
 
     def draw(name, shape):
         n = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
@@ -52,8 +52,8 @@ def test_parity_at_every_tap(oracle, params):
     taps = apply(params, oracle["images"])
     assert set(taps) == set(network.TAPS)
     for name in network.TAPS:
-        wanted = np.float64(oracle[name])
-        worst = np.abs(taps[name] - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
+        expected = np.float64(oracle[name])
+        worst = np.abs(taps[name] - expected).max(axis=1) / np.abs(expected).max(axis=1)
         print(name, worst)
         assert worst.max() < 1e-4, name
 
@@ -61,7 +61,7 @@ def test_parity_at_every_tap(oracle, params):
 def test_resizes_like_tensorflow_1(rng):
     """Output i comes from input i * size / 299: no half-pixel shift, corners not aligned."""
     images = rng.uniform(0, 255, (1, 5, 8, 2))
-    wanted = np.empty((1, 299, 299, 2))
+    expected = np.empty((1, 299, 299, 2))
     for i in range(299):
         for j in range(299):
             y, x = i * 5 / 299, j * 8 / 299
@@ -69,8 +69,8 @@ def test_resizes_like_tensorflow_1(rng):
             c, d = min(a + 1, 4), min(b + 1, 7)
             top = images[0, a, b] + (x - b) * (images[0, a, d] - images[0, a, b])
             bottom = images[0, c, b] + (x - b) * (images[0, c, d] - images[0, c, b])
-            wanted[0, i, j] = top + (y - a) * (bottom - top)
-    np.testing.assert_allclose(network._resize(np.float32(images)), wanted, atol=2e-3)
+            expected[0, i, j] = top + (y - a) * (bottom - top)
+    np.testing.assert_allclose(network._resize(np.float32(images)), expected, atol=2e-3)
 
 
 def test_features_of_any_batch_and_type(oracle, params):
@@ -78,10 +78,10 @@ def test_features_of_any_batch_and_type(oracle, params):
     extract = network.features(params, "feat_64", batch=3)
     assert (extract.name, extract.batch) == ("inception-2015 feat_64", 8)
     images = np.tile(oracle["images"], (3, 1, 1, 1))[:11]
-    wanted = np.tile(oracle["feat_64"], (3, 1))[:11]
-    np.testing.assert_allclose(extract(images), wanted, rtol=1e-4)
+    expected = np.tile(oracle["feat_64"], (3, 1))[:11]
+    np.testing.assert_allclose(extract(images), expected, rtol=1e-4)
     floats = images.astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(extract(floats[:4]), wanted[:4], rtol=1e-4)
+    np.testing.assert_allclose(extract(floats[:4]), expected[:4], rtol=1e-4)
     gray = images[:4, :, :, :1]
     np.testing.assert_array_equal(extract(gray), extract(np.repeat(gray, 3, axis=-1)))
     assert network.features(params).name == network.NAME
