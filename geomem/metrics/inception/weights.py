@@ -44,7 +44,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
     path = pathlib.Path(path or find() or cache_path()).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"inception must be a weights file, got {path}, which does not exist. Call "
+            f"inception must be a file of weights, but there are no weights at {path}. Call "
             "geomem.metrics.inception.weights.download(), or set GEOMEM_INCEPTION to the path of "
             f"{_FILE}."
         )

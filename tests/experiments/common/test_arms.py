@@ -215,7 +215,7 @@ def test_bad_flags_are_named(tmp_path):
         gap_training.run(gap_training.Config(out=str(tmp_path), seeds=0))
     with pytest.raises(ValueError, match="positions, masses"):
         gap_sweep.run(gap_sweep.Config(out=str(tmp_path), masses=(2.0,)))
-    with pytest.raises(ValueError, match=r"inception: no weights at .*nowhere\.pth"):
+    with pytest.raises(ValueError, match=r"inception must be .* no weights at .*nowhere\.pth"):
         gap_training.run(gap_training.Config(out=str(tmp_path), inception="nowhere.pth"))
     absent = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(tmp_path / "no"))
     with pytest.raises(ValueError, match="run: absent is not a run folder"):
