@@ -94,6 +94,7 @@ def coverage_sweep(
     limits: jax.Array,
     table: shells.ProbabilityTable,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How often noised queries fall into a shell, and bounds on it without sampling.
@@ -106,12 +107,13 @@ def coverage_sweep(
       limits: float32 [2], the squared shell radii in units of sigma^2.
       table: the shell's probability.
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
-    sweep = _Coverage(draws, frame.rank)
+    sweep = _Coverage(draws, frame.rank, bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
 
 
@@ -121,6 +123,7 @@ class _Coverage:
 
     draws: int
     rank: int
+    bounds: bool
 
     def start(self, context, index, queries, coordinates):
         noise, norms = _noise_and_norm(context.key, index, self.draws, self.rank, context.missing)
@@ -154,7 +157,7 @@ class _Coverage:
                 return probability.max(axis=1), probability.sum(axis=1)
 
             hit = lax.map(draw, (state.noise, state.own, state.norms))
-            largest, total = lax.map(certificate, sigmas)
+            largest, total = lax.map(certificate, sigmas) if self.bounds else (0.0, 0.0)
             return covered | hit, jnp.maximum(lower, largest), upper + total
 
         return add
@@ -166,7 +169,8 @@ class _Coverage:
 
     def result(self, context, state, partial, group):
         covered, lower, upper = partial
-        return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
+        covered = covered.mean(axis=0).T
+        return (covered, lower.T, jnp.minimum(upper, 1).T) if self.bounds else (covered,)
 
 
 def weight_sweep(
@@ -176,6 +180,7 @@ def weight_sweep(
     *,
     sigmas: jax.Array,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Largest and own posterior weight of noised points, and bounds on the own weight's mean.
@@ -186,13 +191,14 @@ def weight_sweep(
       frame: points, as from `of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
       [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
     """
-    sweep = _Weight(draws, frame.rank, len(frame.points))
+    sweep = _Weight(draws, frame.rank, len(frame.points), bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
 
@@ -213,6 +219,7 @@ class _Weight:
     draws: int
     rank: int
     total: int
+    bounds: bool
 
     def start(self, context, index, queries, coordinates):
         noise = _noise(context.key, index, self.draws, self.rank)
@@ -261,12 +268,15 @@ class _Weight:
 
                 return lax.map(failure, _DELTAS)
 
-            within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
-            nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
             top, total = lax.map(draw, (state.noise, state.own))
-            return _together(
-                partial, _Neighbours(top, total, lax.map(union, sigmas), within, nearest)
-            )
+            found = partial._replace(peak=top, total=total)
+            if self.bounds:
+                found = found._replace(
+                    terms=lax.map(union, sigmas),
+                    within=lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii),
+                    nearest=jnp.min(distances, axis=1, where=other, initial=jnp.inf),
+                )
+            return _together(partial, found)
 
         return add
 
@@ -281,11 +291,13 @@ class _Weight:
         )
 
     def result(self, context, state, partial, group):
+        own = (jnp.exp(-partial.peak) / partial.total).mean(axis=0).T
+        largest = (1 / partial.total).mean(axis=0).T
+        if not self.bounds:
+            return largest, own
         lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
-        own = jnp.exp(-partial.peak) / partial.total
-        largest = 1 / partial.total
-        return largest.mean(axis=0).T, own.mean(axis=0).T, lower, upper
+        return largest, own, lower, upper
 
 
 def _together(a, b):
