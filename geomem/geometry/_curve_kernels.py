@@ -94,6 +94,7 @@ def coverage_sweep(
     limits: jax.Array,
     table: shells.ProbabilityTable,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return how often noised queries fall into a shell, and bounds on it without sampling.
@@ -106,17 +107,18 @@ def coverage_sweep(
       limits: float32 [2], the squared shell radii in units of sigma^2.
       table: the shell's probability.
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
-    sweep = _coverage_pass(draws, frame.rank)
+    sweep = _coverage_pass(draws, frame.rank, bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
 
 
 @functools.cache
-def _coverage_pass(draws: int, rank: int) -> Pass:
+def _coverage_pass(draws: int, rank: int, bounds: bool) -> Pass:
     def start(context, index, queries, coordinates):
         noise, norms = _noise_and_norm(context.key, index, draws, rank, context.missing)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), norms)
@@ -149,7 +151,7 @@ def _coverage_pass(draws: int, rank: int) -> Pass:
                 return probability.max(axis=1), probability.sum(axis=1)
 
             hit = lax.map(draw, (state.noise, state.own, state.norms))
-            largest, total = lax.map(certificate, sigmas)
+            largest, total = lax.map(certificate, sigmas) if bounds else (0.0, 0.0)
             return covered | hit, jnp.maximum(lower, largest), upper + total
 
         return add
@@ -161,7 +163,8 @@ def _coverage_pass(draws: int, rank: int) -> Pass:
 
     def result(context, state, partial, group):
         covered, lower, upper = partial
-        return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
+        covered = covered.mean(axis=0).T
+        return (covered, lower.T, jnp.minimum(upper, 1).T) if bounds else (covered,)
 
     return Pass(start, empty, update, combine, result)
 
@@ -173,6 +176,7 @@ def weight_sweep(
     *,
     sigmas: jax.Array,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Return the largest and the own posterior weight of noised points, and bounds on the latter.
@@ -183,13 +187,14 @@ def weight_sweep(
       frame: points, as from `of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
       [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
     """
-    sweep = _weight_pass(draws, frame.rank, len(frame.points))
+    sweep = _weight_pass(draws, frame.rank, len(frame.points), bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
 
@@ -203,7 +208,7 @@ class _Weights(NamedTuple):
 
 
 @functools.cache
-def _weight_pass(draws: int, rank: int, total: int) -> Pass:
+def _weight_pass(draws: int, rank: int, total: int, bounds: bool) -> Pass:
     def start(context, index, queries, coordinates):
         noise = _noise(context.key, index, draws, rank)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), None)
@@ -252,13 +257,15 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
                 return lax.map(failure, _DELTAS)
 
             sums = lax.map(draw, (state.noise, state.own))
+            partial = partial._replace(sums=add_log_sums(partial.sums, sums))
+            if not bounds:
+                return partial
             within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
             nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
-            return _Weights(
-                add_log_sums(partial.sums, sums),
-                partial.terms + lax.map(union, sigmas),
-                partial.within + within,
-                jnp.minimum(partial.nearest, nearest),
+            return partial._replace(
+                terms=partial.terms + lax.map(union, sigmas),
+                within=partial.within + within,
+                nearest=jnp.minimum(partial.nearest, nearest),
             )
 
         return add
@@ -274,11 +281,13 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
         )
 
     def result(context, state, partial, group):
+        own = (jnp.exp(-partial.sums.peak) / partial.sums.total).mean(axis=0).T
+        largest = (1 / partial.sums.total).mean(axis=0).T
+        if not bounds:
+            return largest, own
         lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
-        own = jnp.exp(-partial.sums.peak) / partial.sums.total
-        largest = 1 / partial.sums.total
-        return largest.mean(axis=0).T, own.mean(axis=0).T, lower, upper
+        return largest, own, lower, upper
 
     return Pass(start, empty, update, combine, result)
 
