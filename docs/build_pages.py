@@ -35,7 +35,7 @@ RECIPES = {
 def on_config(config):
     """Append the recipes and the reference to the navigation."""
     recipes = [{title: f"experiments/{name}/README.md"} for name, title in RECIPES.items()]
-    config.nav.append({"Recipes": recipes})
+    config.nav.append({"Recipes": ["experiments/index.md", *recipes]})
     reference = ["reference/index.md"]
     for package in PACKAGES:
         modules = sorted(_exports(f"geomem.{package}"))
@@ -156,7 +156,9 @@ def _reference():
 
 def _table(package, rows):
     text = _object(package).docstring.value
-    return f"# `{package}`\n\n{text}\n\n| name | what it does |\n|---|---|\n" + "\n".join(rows) + "\n"
+    return (
+        f"# `{package}`\n\n{text}\n\n| name | what it does |\n|---|---|\n" + "\n".join(rows) + "\n"
+    )
 
 
 def _summary(path):
