@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The results in results/: samples of the digits run of experiments/train, evaluated.
+# Make the results in results/: evaluate samples of the digits run of experiments/train.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
