@@ -112,18 +112,26 @@ def _object(path):
 
 def _exported(package):
     """Exported names of a package, each with the path of what it stands for."""
-    members = _object(package).members
-    names = _object(package).exports
-    if names is None:
-        names = [name for name, member in members.items() if member.is_module]
-    members = {str(name): members[str(name)] for name in names if not str(name).startswith("_")}
-    return {n: m.target_path if m.is_alias else m.path for n, m in members.items()}
+    members, imports = _object(package).members, _object(package).imports
+    modules = [name for name, m in members.items() if not m.is_alias and m.is_module]
+    names = [str(name) for name in _object(package).exports or imports or modules]
+    targets = {name: _target(members[name]) for name in names if not name.startswith("_")}
+    return {name: path for name, path in targets.items() if path.startswith("geomem.")}
+
+
+def _target(member):
+    """Path of what a name stands for: an import, or a second name such as `b = a`."""
+    if member.is_alias and not member.target_path.startswith("geomem."):
+        return member.target_path
+    target = member.final_target if member.is_alias else member
+    value = str(target.value) if target.is_attribute else ""
+    return f"{target.parent.path}.{value}" if value in target.parent.members else target.path
 
 
 def _exports(package):
     """Public names by module: {"geomem.geometry.shells": ["contains", ...], ...}."""
     modules = {}
-    for path in _exported(package).values():
+    for path in sorted(_exported(package).values(), key=lambda path: _object(path).is_module):
         if _object(path).is_module:
             modules[path] = [str(name) for name in _object(path).exports or ()]
         else:
@@ -165,7 +173,7 @@ def _summary(path):
     """First sentence of a docstring, fit for a table's cell."""
     docstring = _object(path).docstring
     paragraph = " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
-    return re.split(r"(?<=[.:]) ", paragraph)[0].replace("|", "\\|")
+    return re.split(r"(?<=[.]) ", paragraph)[0].replace("|", "\\|")
 
 
 def _page(module):
