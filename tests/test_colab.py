@@ -1,4 +1,4 @@
-"""The notebooks in colab/ run, hold no logic of their own, and show clean outputs in the repository.
+"""The notebooks in colab/ run, hold no logic of their own, and keep clean outputs in git.
 
 Every notebook in the folder is tested. To run fast here, a notebook assigns what makes it slow
 (training images, steps) in a cell with the tag "parameters", and its metadata gives smaller values:
