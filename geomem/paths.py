@@ -1,27 +1,33 @@
-"""Where results lie: a local folder, or a bucket such as gs://name/folder, by the same calls."""
+"""Local folders and buckets (gs://name/folder) behind the same calls, and whole-file writes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import IO
 
-__all__ = ["AnyPath", "as_path", "write_whole"]
+__all__ = ["AnyPath", "as_path", "open_whole", "write_whole", "written"]
 
-AnyPath = str | os.PathLike  # of a local file, or with a scheme: gs://bucket/name
+AnyPath = str | os.PathLike  # a local path, or one with a scheme: gs://bucket/name
+
+_written: dict[pathlib.Path, None] = {}  # in the order of their first writing
 
 
 def as_path(path: AnyPath) -> pathlib.Path:
-    """A path with pathlib's methods, whatever it points into.
+    """Return a path with pathlib's methods, local or in a bucket.
 
     Args:
-      path: a local path, "~" allowed, or one with a scheme; gs:// needs the package gcsfs.
+      path: a local path, in which "~" is expanded, or one with a scheme. gs:// needs the package
+        gcsfs.
 
     Returns:
-      A pathlib.Path, or for a scheme an `etils.epath.Path`, which has the same methods as far as
-      they make sense for objects in a bucket.
+      A pathlib.Path. For a scheme it is an `etils.epath.Path`, which has the same methods as far
+      as objects in a bucket allow.
 
     Raises:
-      ValueError: a scheme that etils does not know.
+      ValueError: etils does not know the scheme.
 
     >>> as_path("runs/digits").name, str(as_path("gs://bucket/runs") / "digits")
     ('digits', 'gs://bucket/runs/digits')
@@ -34,14 +40,36 @@ def as_path(path: AnyPath) -> pathlib.Path:
     try:
         return epath.Path(text)
     except KeyError:
-        raise ValueError(f"path: {text}, wanted a local path or gs://BUCKET/NAME") from None
+        raise ValueError(f"path must be a local path or gs://BUCKET/NAME, got {text}.") from None
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill, finds either the old file or the new one."""
-    if not isinstance(path, pathlib.Path):
-        path.write_text(text)  # an object in a bucket appears when its upload is complete
-        return
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
+@contextlib.contextmanager
+def open_whole(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Open a file for writing bytes; it appears under its name once the block has ended.
+
+    Readers see the old file or the new one, never half of it, even if the process is killed.
+    """
+    path = as_path(path)
+    if isinstance(path, pathlib.Path):
+        partial = path.with_name(f".{path.name}")
+        try:
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    else:  # an object in a bucket appears when its upload is complete
+        with path.open("wb") as file:
+            yield file
+    _written[path] = None
+
+
+def write_whole(path: AnyPath, text: str) -> None:
+    """Write a text file as `open_whole` does."""
+    with open_whole(path) as file:
+        file.write(text.encode())
+
+
+def written() -> list[pathlib.Path]:
+    """Return the files that this process has written, in order."""
+    return list(_written)

@@ -1,6 +1,6 @@
-"""Data sets: `load(name) -> Dataset`, float32 NHWC images in [-1, 1], with exact provenance.
+"""Data sets: `load(name)` returns float32 images [N, H, W, C] in [-1, 1], with their source.
 
-Pixels are read lazily: `Dataset.subset` moves indices only, and what is decoded is what is used.
+Pixels are read lazily: `Dataset.subset` selects indices, and only the images in use are decoded.
 """
 
 from geomem.data.datasets import Dataset, Split, count_duplicates, count_shared, to_float

@@ -1,4 +1,4 @@
-"""Images by index: what every source gives, and what every run selects from."""
+"""Images by index, decoded on demand: the form in which every source gives them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 __all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
 
-_KEPT = 2**31  # bytes of pixels that a split keeps in memory
-_BLOCK = 4096  # images of a larger split in memory at once
+_KEPT = 2**31  # bytes: a split of at most this size stays in memory
+_BLOCK = 4096  # images of a larger split that are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,9 @@ class Split:
     """Images by index, decoded on demand.
 
     Attributes:
-      read: maps an int64 array of source indices [n] to pixels [n, H, W, C], uint8, or float32 in
-        [-1, 1].
-      index: int64 [N], the selected images' positions in the source's canonical order.
-      labels: int64 [N] class labels, or None where the source has none.
+      read: maps source indices, int64 [n], to pixels [n, H, W, C], uint8 or float32 in [-1, 1].
+      index: int64 [N], positions of the selected images in the source's canonical order.
+      labels: int64 [N] class labels, or None if the source has none.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
@@ -32,7 +31,7 @@ class Split:
     labels: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """The number of selected images."""
+        """Return the number of selected images."""
         return len(self.index)
 
     @functools.cached_property
@@ -40,7 +39,7 @@ class Split:
         """The images as stored, [N, H, W, C]: uint8, or float32 in [-1, 1].
 
         Raises:
-          ValueError: a float image has a value that is not finite or not in [-1, 1].
+          ValueError: a float image has values that are not finite or not in [-1, 1].
         """
         pixels = np.ascontiguousarray(self.read(self.index))
         return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels)
@@ -52,11 +51,11 @@ class Split:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C), of which one image is read."""
+        """(N, H, W, C); only one image is read for it."""
         return len(self), *self.at(slice(0, 1)).shape[1:]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The images as stored, a block at a time; of a large split only that is in memory."""
+        """Yield the images as stored, in blocks; only one block of a large split is in memory."""
         if len(self) * self.at(slice(0, 1)).nbytes <= _KEPT:
             yield self.pixels
             return
@@ -64,17 +63,17 @@ class Split:
             yield self.take(slice(start, start + _BLOCK)).pixels
 
     def at(self, positions: slice | np.ndarray) -> np.ndarray:
-        """The images at `positions`, as stored; read anew unless all of them are in memory."""
+        """Return the images at `positions`, as stored; they are read unless already in memory."""
         kept = "pixels" in vars(self)
         return self.pixels[positions] if kept else self.read(self.index[positions])
 
     def take(self, positions: np.ndarray) -> Split:
-        """The split that holds only the images at `positions` (int [n], into this split)."""
+        """Return the split with the images at `positions` (int [n], into this split)."""
         labels = None if self.labels is None else self.labels[positions]
         return Split(self.read, self.index[positions], labels)
 
     def sha256(self) -> str:
-        """SHA-256 of the selected indices and of the images' shape, dtype and bytes."""
+        """Return the SHA-256 of the indices and of the images' shape, dtype and bytes."""
         digest = hashlib.sha256()
         for number, block in enumerate(self.blocks()):
             if number == 0:
@@ -86,12 +85,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Training images, and held-out images of the same distribution.
+    """Training images, and held-out images from the same distribution.
 
     Attributes:
-      name: what it was loaded from.
-      train_split, test_split: the selections, with indices and labels.
-      class_names: the names of the labels, empty where there are none.
+      name: the name or path that it was loaded from.
+      train_split, test_split: the training and the held-out images, with indices and labels.
+      class_names: the names of the labels; empty if there are none.
     """
 
     name: str
@@ -117,22 +116,21 @@ class Dataset:
         heldout_count: int | None = None,
         seed: int | None = None,
     ) -> Dataset:
-        """Select images; for one `seed` and `classes`, a smaller count is a prefix of a larger.
+        """Return a data set with some of the images.
 
-        Where the first `count` training images have none of some class, as those of a folder with
-        subfolders, one line on stderr says so.
+        With the same `seed` and `classes`, a smaller selection is the start of a larger one. If the
+        first `count` training images miss a class, as in a folder that is sorted by class, a
+        warning on stderr says so.
 
         Args:
-          classes: keep only these class names (training and held-out).
-          count: number of training images, default all.
-          heldout_count: number of held-out images, default all.
-          seed: None keeps the source's canonical order; an int >= 0 shuffles by that seed first.
-
-        Returns:
-          The smaller Dataset.
+          classes: names of the classes to keep, of training and held-out images.
+          count: number of training images; default: all.
+          heldout_count: number of held-out images; default: all.
+          seed: shuffles the images first; None keeps the source's canonical order.
 
         Raises:
-          ValueError: an unknown class, a negative seed, a count that is not in 1..available.
+          ValueError: an unknown class, a negative seed, or a count below 1 or above the number of
+            images.
         """
         class_ids = self._class_ids(classes)
         train, test = (
@@ -144,11 +142,11 @@ class Dataset:
         )
         if count is not None and seed is None and train.labels is not None:
             labels = self.train_split.labels[_of_classes(self.train_split, class_ids)]
-            there, taken = len(np.unique(labels)), len(np.unique(train.labels))
-            if taken < there <= count:
+            available, selected = len(np.unique(labels)), len(np.unique(train.labels))
+            if selected < available <= count:
                 _warn(
-                    f"the first {count:,} training images of {self.name} are of {taken} of {there} "
-                    "classes; a seed (--subset-seed) takes them at random"
+                    f"the first {count:,} training images of {self.name} are from {selected} of "
+                    f"{available} classes; a seed (--subset-seed) selects them at random"
                 )
         return dataclasses.replace(self, train_split=train, test_split=test)
 
@@ -158,20 +156,24 @@ class Dataset:
         if unknown := [name for name in classes if name not in self.class_names]:
             known = ", ".join(self.class_names) or "none"
             raise ValueError(
-                f"classes: {unknown[0]!r} is not a class of {self.name} (has: {known})"
+                f"classes must be among those of {self.name} ({known}), got {unknown[0]!r}."
             )
         return [self.class_names.index(name) for name in classes]
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
-    """uint8 pixels as float32 x / 127.5 - 1; float32 pixels, already in [-1, 1], unchanged."""
+    """Return uint8 pixels x as float32 x / 127.5 - 1, and float pixels unchanged."""
     if pixels.dtype != np.uint8:
         return pixels
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
-    """The number of images [N, ...], or of all those in blocks, that repeat an earlier one."""
+    """Return how many images repeat an earlier one exactly.
+
+    Args:
+      images: [N, ...], or an iterable of such blocks.
+    """
     digests = list(_digests(images))
     return len(digests) - len(set(digests))
 
@@ -179,7 +181,12 @@ def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
 def count_shared(
     images: np.ndarray | Iterable[np.ndarray], others: np.ndarray | Iterable[np.ndarray]
 ) -> int:
-    """The number of images [N, ...] that also occur among `others` [M, ...], exactly."""
+    """Return how many images occur among `others` too, exactly.
+
+    Args:
+      images: [N, ...], or an iterable of such blocks.
+      others: [M, ...], or an iterable of such blocks.
+    """
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(images))
 
@@ -187,12 +194,12 @@ def count_shared(
 def _select(split, class_ids, count, seed, argument):
     positions = _of_classes(split, class_ids)
     if seed is not None and seed < 0:
-        raise ValueError(f"seed: {seed}, wanted 0 or more")
+        raise ValueError(f"seed must be 0 or more, got {seed}.")
     if seed is not None:
         positions = np.random.default_rng(seed).permutation(positions)
     if count is not None and not 1 <= count <= len(positions):
         raise ValueError(
-            f"{argument}: {count}, wanted 1 to {len(positions)} (the images there are)"
+            f"{argument} must be between 1 and {len(positions)}, the number of images, got {count}."
         )
     return split.take(positions[:count])
 
@@ -210,21 +217,22 @@ def _digests(images):
 
 def _checked_floats(pixels):
     if not np.isfinite(pixels).all():
-        raise ValueError(f"dataset: {(~np.isfinite(pixels)).sum()} pixel(s) are NaN or infinite")
+        count = (~np.isfinite(pixels)).sum()
+        raise ValueError(f"dataset must be finite, got {count} pixels that are NaN or infinite.")
     low, high = pixels.min(), pixels.max()
     if low < -1 or high > 1:
         raise ValueError(
-            f"dataset: float pixels span [{low:g}, {high:g}], wanted [-1, 1] (or uint8)"
+            f"dataset must hold uint8 or floats in [-1, 1], got floats in [{low:g}, {high:g}]."
         )
     if low >= 0:
         _warn(
-            "float pixels span [0, 1]? geomem's range is [-1, 1], and nothing was rescaled: if so, "
-            "pass 2 x - 1"
+            "float pixels have no negative values; geomem expects [-1, 1] and does not rescale: "
+            "for pixels x in [0, 1] pass 2 x - 1"
         )
     return pixels.astype(np.float32)
 
 
 @functools.cache
 def _warn(text):
-    """One line on stderr, once: splits of the same images are read again and again."""
+    """Print a line to stderr, once: splits read the same images repeatedly."""
     print(f"warning: {text}", file=sys.stderr)

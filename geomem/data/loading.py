@@ -1,4 +1,4 @@
-"""`load`: a data set by name or from a path."""
+"""Load a data set by name or from a path."""
 
 from __future__ import annotations
 
@@ -22,32 +22,31 @@ def load(
     """Load a data set by name or from a path.
 
     Args:
-      name: "cifar10_sample" (bundled: the first 1,000 training and test images of CIFAR-10),
-        "cifar10" and "tfds:NAME" (through TFDS, which honours TFDS_DATA_DIR), "celeba_gray" (TFDS
-        celeb_a, centre crop, gray, 32x32), "digits" (scikit-learn's 8x8 digits), or a path: a
-        folder of PNG/JPEG images (subfolders are classes), an `.npy` or an `.npz` file that holds
-        uint8 or float images [N, H, W] or [N, H, W, C]. 8-bit values become x / 127.5 - 1; floats
-        must lie in [-1, 1] and are taken as they are.
-      heldout: None: the source's own test images, or a fifth of it where there are none; a
-        fraction in (0, 1) of the images, by `seed`; or the name or path of other images.
-      resize: side length to which a folder's images are cropped (centre square) and resized; None
-        where neither the images nor the held-out ones are a folder.
-      seed: which images a held-out fraction takes.
+      name: the path of a folder of PNG or JPEG images (subfolders are classes), or of an `.npy` or
+        `.npz` file with images [N, H, W] or [N, H, W, C]; or one of these names:
+        "cifar10_sample" (bundled: the first 1,000 training and test images of CIFAR-10),
+        "digits" (scikit-learn's 8x8 digits), "cifar10" and "tfds:NAME" (TFDS, in TFDS_DATA_DIR),
+        "celeba_gray" (TFDS celeb_a: center crop, gray, 32x32).
+        uint8 values x become x / 127.5 - 1; floats must be in [-1, 1] and stay as they are.
+      heldout: a fraction in (0, 1) of the images to hold out, or the name or path of other images.
+        Default: the source's test images, or a fifth of its images if it has none.
+      resize: crop the images of a folder to their center square and resize them to this side.
+      seed: selects the held-out fraction.
 
     Returns:
       The Dataset, in the source's canonical order, not yet decoded.
 
     Raises:
-      ValueError: no such data set, nothing to read, images of several sizes, unusable arrays, a
-        resize of what is no folder.
+      ValueError: an unknown data set, no images, images of several sizes, unusable arrays, or
+        `resize` without a folder.
     """
     if resize is not None and resize < 1:
-        raise ValueError(f"resize: {resize}, wanted 1 or more")
+        raise ValueError(f"resize must be 1 or more, got {resize}.")
     name = str(name)
     train, test, class_names = sources.open_source(name, resize)
     folder = any(sources.is_folder(path) for path in (name, heldout) if isinstance(path, str))
     if resize is not None and not folder:
-        raise ValueError(f"resize: {resize}, wanted only for a folder of images")
+        raise ValueError(f"resize must be None unless the images are in a folder, got {resize}.")
     total = len(train)
     if isinstance(heldout, str):
         test = sources.open_source(heldout, resize)[0]
@@ -55,15 +54,15 @@ def load(
         train, test = _split(train, _HELDOUT_FRACTION if heldout is None else heldout, seed)
     if len(train) < 2:
         raise ValueError(
-            f"dataset: {name} leaves {len(train)} of {total} image(s) for training, "
-            "wanted 2 or more"
+            f"dataset must leave at least 2 images for training, got {len(train)} of the {total} "
+            f"in {name}."
         )
     return Dataset(name, train, test, class_names)
 
 
 def _split(split, fraction, seed):
     if not 0 < fraction < 1:
-        raise ValueError(f"heldout: {fraction}, wanted a fraction between 0 and 1, or a path")
+        raise ValueError(f"heldout must be a fraction between 0 and 1 or a path, got {fraction}.")
     heldout = max(1, round(fraction * len(split)))
     order = np.random.default_rng(seed).permutation(len(split))
     return split.take(np.sort(order[heldout:])), split.take(np.sort(order[:heldout]))

@@ -17,17 +17,17 @@ from geomem.data.datasets import Split
 __all__ = ["image_paths", "is_folder", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
-_NAMES = ("cifar10", "cifar10_sample", "celeba_gray", "digits")
+_NAMES = ("cifar10_sample", "cifar10", "celeba_gray", "digits")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def open_source(
     name: str, resize: int | None = None
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """(training images, test images or None, class names) of a name or path; see `load`.
+    """Return training images, test images (or None) and class names of a name or path.
 
     Raises:
-      ValueError: no such data set, nothing to read, images of several sizes, unusable arrays.
+      ValueError: as in `load`.
     """
     if name == "cifar10_sample":
         return _open_cifar10_sample()
@@ -44,23 +44,23 @@ def open_source(
         return _open_array(path)
     is_path = path.suffix in (".npy", ".npz") or len(path.parts) > 1
     if is_path and not path.exists():
-        raise ValueError(f"dataset: no such file or folder: {name}")
+        raise ValueError(f"dataset must be an existing file or folder, got {name}.")
     raise ValueError(
-        f"dataset: {name!r} is neither cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME nor "
-        "the path of a folder, .npy or .npz file"
+        f"dataset must be {', '.join(_NAMES)}, tfds:NAME or the path of a folder, .npy or .npz "
+        f"file, got {name!r}."
     )
 
 
 def is_folder(name: str) -> bool:
-    """Whether `open_source` takes a name as a folder's: the names of data sets come first."""
+    """Return whether `open_source` reads a folder for this name; names of data sets come first."""
     known = name in _NAMES or name.startswith("tfds:")
     return not known and pathlib.Path(name).expanduser().is_dir()
 
 
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """A folder's PNG and JPEG files, subfolders included, in the order of their indices.
+    """Return the PNG and JPEG files in a folder and its subfolders, in the order of their indices.
 
-    Hidden files are left out: macOS writes a "._cat.png", no image, beside a zip's "cat.png".
+    Hidden files are skipped: macOS puts a "._cat.png", which is not an image, beside "cat.png".
     """
     paths = pathlib.Path(folder).expanduser().rglob("*")
     images = (path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES)
@@ -89,7 +89,7 @@ def _open_cifar10_sample():
         digest.update(labels.astype(np.uint8))
         splits.append(_from_array(pixels, labels))
     if digest.hexdigest() != _SAMPLE_SHA256:
-        raise ValueError(f"dataset: the bundled files under {folder} are damaged; reinstall geomem")
+        raise ValueError(f"The bundled files in {folder} are damaged; reinstall geomem.")
     return *splits, class_names
 
 
@@ -108,7 +108,7 @@ def _open_folder(folder, resize):
 
     paths = image_paths(folder)
     if not paths:
-        raise ValueError(f"dataset: no PNG or JPEG image in the folder {folder}")
+        raise ValueError(f"dataset must hold PNG or JPEG images, got none in the folder {folder}.")
     sizes, modes = {}, set()
     for path in paths:
         try:
@@ -116,16 +116,16 @@ def _open_folder(folder, resize):
                 sizes.setdefault(image.size, path)
                 modes.add(image.mode)
         except OSError as error:
-            raise ValueError(f"dataset: cannot read the image {path}: {error}") from None
+            raise ValueError(f"dataset must hold readable images, got {path}: {error}.") from None
     if unusable := [mode for mode in modes if mode[0] in "IF"]:
         raise ValueError(
-            f"dataset: {folder} has images of mode {unusable[0]}, wanted 8 bits a channel"
+            f"dataset must have 8 bits per channel, got images of mode {unusable[0]} in {folder}."
         )
     if len(sizes) > 1 and resize is None:
         examples = [f"{path.name} is {w}x{h}" for (w, h), path in list(sizes.items())[:2]]
         raise ValueError(
-            f"dataset: {folder} has images of {len(sizes)} sizes ({', '.join(examples)}), "
-            "wanted one size, or --resize SIDE"
+            f"dataset must have images of one size, got {len(sizes)} sizes in {folder} "
+            f"({', '.join(examples)}); --resize SIDE makes them equal."
         )
     mode = "L" if modes <= {"L", "1"} else "RGB"
 
@@ -148,56 +148,63 @@ def _read_image(path, mode, resize):
 
 
 def _square(image, side):
-    """The centre square of a PIL image, resized with antialiasing to side x side."""
+    """The center square of a PIL image, resized with antialiasing to side x side."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    # Cropped first: resize(box=...) would look beyond the box.
+    # Cropped first, because resize(box=...) would use pixels beyond the box.
     return image.crop((left, top, left + edge, top + edge)).resize((side, side))
 
 
 def _open_array(path):
-    try:
-        # Memory-mapped: a subset of a large file reads only what it selects. No pickles.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array as archive:
-                keys = [key for key in ("images", "arr_0") if key in archive.files] or archive.files
-                if len(keys) != 1 and "images" not in keys:
-                    raise ValueError(f"has the arrays {keys}, wanted one, or one named images")
-                array = archive[keys[0]]
-        if array.dtype.kind not in "uf" or (array.dtype.kind == "u" and array.dtype != np.uint8):
-            raise ValueError(f"holds {array.dtype} values, wanted uint8 or float")
-        if array.ndim == 3:
-            array = array[..., None]
-        if array.ndim != 4 or array.shape[-1] > 4:
-            raise ValueError(
-                f"has shape {array.shape}, wanted [N, H, W] or [N, H, W, C] with C <= 4"
-            )
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        reason = "holds Python objects" if "object" in str(error).lower() else error
-        raise ValueError(f"dataset: {path}: {reason}") from None
+    array = _load_array(path)
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"dataset must hold uint8 or float values, got {array.dtype} in {path}.")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] > 4:
+        raise ValueError(
+            "dataset must have the shape [N, H, W] or [N, H, W, C] with C <= 4, "
+            f"got {array.shape} in {path}."
+        )
     return _from_array(array), None, ()
+
+
+def _load_array(path):
+    try:
+        # Memory-mapped, so that a subset of a large file reads only its images. No pickles.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.lib.npyio.NpzFile):
+            return array
+        with array as archive:
+            keys = [key for key in ("images", "arr_0") if key in archive.files] or archive.files
+            if len(keys) == 1 or "images" in keys:
+                return archive[keys[0]]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        raise ValueError(
+            f"dataset must be a readable {path.suffix} file without Python objects, got {path}."
+        ) from None
+    raise ValueError(f"dataset must hold one array, or one named images, got {keys} in {path}.")
 
 
 def _open_tfds(name, transform=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_datasets as tfds
-    # TFDS recommends OpenCV, and warns of what is said in one line below.
+    # Silences TFDS's advice to install OpenCV, and warnings that the errors below repeat.
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     try:
-        # TFDS itself reads the variable once, at import.
+        # TFDS reads the variable only once, at import.
         folder = os.environ.get("TFDS_DATA_DIR")
         builder = tfds.builder(name, file_format="array_record", data_dir=folder)
     except tfds.core.registered.DatasetNotFoundError:
-        raise ValueError(f"dataset: TFDS has no data set {name!r}") from None
+        raise ValueError(f"dataset must be known to TFDS, got {name!r}.") from None
     if not builder.is_prepared():
         _prepare(builder)
     features = builder.info.features
     if "image" not in features:
         raise ValueError(
-            f"dataset: TFDS {name!r} has no feature 'image' (has: {', '.join(features)})"
+            f"dataset must have the TFDS feature 'image', got {', '.join(features)} in {name!r}."
         )
     train = _tfds_split(builder, "train", transform)
     for split in ("test", "validation"):
@@ -217,10 +224,10 @@ def _prepare(builder):
     try:
         import tensorflow  # noqa: F401
     except ImportError:
-        place = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        folder = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise ValueError(
-            f"dataset: {builder.name} is not prepared under {place} (TFDS_DATA_DIR), and preparing "
-            "it needs TensorFlow: pip install tensorflow-cpu, then run this again"
+            f"dataset {builder.name} is not prepared in {folder} (TFDS_DATA_DIR), and preparing it "
+            "needs TensorFlow: pip install tensorflow-cpu, then run the same command again."
         ) from None
     builder.download_and_prepare()
 
@@ -233,8 +240,8 @@ def _tfds_split(builder, split, transform):
         source = builder.as_data_source(split=split)
     except NotImplementedError:
         raise ValueError(
-            f"dataset: TFDS {builder.name} is prepared as TFRecord files, wanted array_record: "
-            "prepare it again with file_format='array_record'"
+            f"dataset must be prepared as array_record, got TFRecord files for {builder.name}: "
+            "prepare it again with file_format='array_record'."
         ) from None
     order, labels = np.arange(len(source)), None
     keys = {key for key in ("id", "label") if key in features}
@@ -253,7 +260,7 @@ def _tfds_split(builder, split, transform):
         images = [transform(image) for image in images] if transform else images
         if len({image.shape for image in images}) > 1:
             raise ValueError(
-                f"dataset: TFDS {builder.name} has images of several sizes, wanted one"
+                f"dataset must have images of one size, got several sizes in {builder.name}."
             )
         return np.stack(images)
 
@@ -261,7 +268,7 @@ def _tfds_split(builder, split, transform):
 
 
 def _celeba_gray(image):
-    """CelebA's 218x178 RGB image: centre 178x178 square, luma, 32x32 (geomem's choice)."""
+    """A CelebA image, 218x178 RGB: its center square in gray, 32x32 (geomem's choice)."""
     from PIL import Image
 
     return np.asarray(_square(Image.fromarray(image).convert("L"), 32))[..., None]

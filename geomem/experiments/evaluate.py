@@ -1,9 +1,9 @@
-"""Are these generated images copies of that training set? And are they good ones?
+"""Are these generated images copies of training images? And how good are they?
 
-    python -m geomem.experiments.evaluate --samples samples.npz --run runs/digits
-    python -m geomem.experiments.evaluate --samples folder/ --dataset cifar10 --num-train 1000
+    geomem evaluate --samples samples.npz --run runs/digits
+    geomem evaluate --samples folder/ --dataset cifar10 --num-train 1000
 
-Writes report.json, samples.csv (a row per sample), pairs.png and pairs.pdf (the most copied
+Writes report.json, samples.csv (one row per sample), pairs.png and pairs.pdf (the most copied
 training images beside their copies) and run.json.
 """
 
@@ -11,62 +11,69 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from geomem import data
+from geomem import data, paths
 from geomem.data import sources
-from geomem.diffusion import checkpoints
 from geomem.experiments.common import cli, flags, results
-from geomem.experiments.train import configuration
+from geomem.experiments.common.arguments import REQUIRED, flag
+from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.metrics.inception import network, weights
 from geomem.plots import pairs as pairs_plot
-from geomem.plots import style
 
 __all__ = ["Config", "Result", "run"]
 
-_LARGEST = 16.0  # a pixel of an unclipped sample; beyond it the range is another one
+_LARGEST = 16.0  # of the pixels of unclipped samples; beyond it they have another range
 _TAILS = 0.01, 0.99  # quantiles of the pixels
-_OF_A_RUN = (
+_MAX_PIXEL_FEATURES = 1024  # more make the Frechet distance slow and mean little
+_FROM_RUN = (
     *("dataset", "heldout", "heldout_seed", "resize"),
     *("num_train", "classes", "subset_seed"),
 )
-_PIXEL_FEATURES = 1024  # more of them make the Frechet distance slow and mean little
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(flags.ImageFlags):
     """Report on generated images: copies of training images, left-over noise, quality.
 
-    Samples are best unquantized floats around [-1, 1], as geomem.experiments.sample writes them;
-    8-bit images work too. Held-out images give the false positives and the clean images' spectrum.
+    Samples should be floats around [-1, 1], neither clipped nor quantized, as `geomem sample`
+    writes them; 8-bit images work too. The held-out images give the false-positive rates and the
+    spectrum of noise-free images.
     """
 
-    samples: str = dataclasses.field(kw_only=True)
-    """A folder of images, an .npy or .npz file ([N, H, W] or [N, H, W, C], key `images`)."""
+    samples: str = flag(REQUIRED, kw_only=True)
+    """A folder of images, or an .npy or .npz file ([N, H, W] or [N, H, W, C], key `images`)."""
     run: str | None = None
-    """A training run's folder, which says what the training set is."""
-    threshold: float = 1 / 3
-    """A sample is memorized if d1 / d2 is below it."""
-    literal: bool = False
-    """Let a copy of the nearest training image count as the second neighbour."""
-    features: Literal["auto", "inception", "pixels", "none"] = "auto"
-    """Of the Frechet distance. auto: Inception for RGB images of side 32 or more where its weights
-    are, else pixels up to 1,024 of them, else none."""
-    out: str = "runs/evaluate"
-    """Folder for the files."""
+    """The folder of the training run that the samples are from; it names the training set."""
+    threshold: float = flag(1 / 3, "evaluation")
+    """A sample is memorized if its distance ratio d1 / d2 is below this."""
+    literal: bool = flag(False, "evaluation")
+    """Count a copy of the nearest training image as the second neighbor."""
+    features: Literal["auto", "inception", "pixels", "none"] = flag("auto", "evaluation")
+    """Features of the Frechet distance. auto: Inception for RGB images of at least 32 x 32 pixels
+    if its weights are found, else the pixels if there are at most 1,024, else none."""
+    out: str = flag("", "output")
+    """Output folder; default: RUN/evaluate, or runs/evaluate without a run."""
+
+    def __post_init__(self):
+        """Choose the default of `out`."""
+        default = "runs/evaluate" if self.run is None else str(paths.as_path(self.run) / "evaluate")
+        object.__setattr__(self, "out", self.out or default)
 
 
 class Result(NamedTuple):
-    """What a run found.
+    """What an evaluation found.
 
     Attributes:
       report: memorization, with the values of each sample.
-      frechet: Score against the training and against the held-out images, or none.
-      folder: where the files are.
+      frechet: Frechet distances from the training images ("train") and from the held-out images
+        ("heldout"); empty without features.
+      folder: the output folder.
     """
 
     report: memorization.Report
@@ -78,14 +85,14 @@ def run(config: Config) -> Result:
     """Evaluate the samples, write the files, print the report.
 
     Raises:
-      ValueError: unusable configuration or data, in one line.
+      ValueError: unusable configuration or data.
     """
-    folder, phases = results.make_folder(config.out), results.Phases()
-    with phases("data"):
+    output = results.Run(config)
+    with output.phase("data"):
         dataset = _load_data(config)
         samples = _load_samples(config, dataset.train)
         features = _features(config, samples.shape[1:])
-    with phases("memorization"):
+    with output.phase("memorization"):
         report = memorization.report(
             samples,
             dataset.train,
@@ -93,33 +100,33 @@ def run(config: Config) -> Result:
             threshold=config.threshold,
             distinct=not config.literal,
         )
-    with phases("frechet"):
+    with output.phase("frechet"):
         scores = _frechet(samples, dataset, features)
-    with phases("files"):
+    with output.phase("files"):
         summary = report.summary() | {"frechet": {k: v._asdict() for k, v in scores.items()}}
-        results.write_json(folder / "report.json", summary)
-        _write_samples(folder / "samples.csv", config, report, dataset)
-        written = style.save(_pairs(config, samples, dataset, report), folder, "pairs")
-    about = {"count": len(samples), "shape": list(samples.shape[1:])}
-    facts = results.dataset_facts(dataset)
-    results.write_run(folder, config, phases, samples=about, data=facts)
+        output.write_json("report.json", summary)
+        output.write_rows("samples.csv", _rows(config, report, dataset))
+        output.write_figure("pairs", _pairs(config, samples, dataset, report))
+    facts = {"count": len(samples), "shape": list(samples.shape[1:])}
+    output.finish(samples=facts, data=results.dataset_facts(dataset))
     _print(report, scores)
-    for path in (folder / "report.json", folder / "samples.csv", *written):
-        print(f"wrote {path}")
-    return Result(report, scores, folder)
+    return Result(report, scores, output.folder)
 
 
 def _load_data(config):
     if config.run is None:
-        if config.resize and not sources.is_folder(config.dataset):  # of the samples alone
+        if config.resize and not sources.is_folder(config.dataset):  # it is for the samples only
             config = dataclasses.replace(config, resize=None)
         return flags.load(config)
-    facts = checkpoints.read_facts(config.run)
-    recipe = configuration.from_facts(facts)
-    chosen = {name: getattr(recipe, name) for name in _OF_A_RUN}
+    facts = run_folder.read_facts(config.run)
+    trained = configuration.from_facts(facts)
+    chosen = {name: getattr(trained, name) for name in _FROM_RUN}
     dataset = flags.load(dataclasses.replace(config, **chosen))
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
-        raise ValueError(f"run: {config.run} was trained on other images than its data set has now")
+        raise ValueError(
+            f"run must have the training images that its data set has now, got {config.run}, "
+            "which was trained on others."
+        )
     return dataset
 
 
@@ -129,26 +136,28 @@ def _load_samples(config, train):
         split, _, _ = sources.open_source(config.samples, config.resize)
         pixels = split.read(split.index)
     except ValueError as error:
-        raise ValueError(str(error).replace("dataset:", "samples:", 1)) from None
+        raise ValueError(re.sub(r"\Adataset\b", "samples", str(error))) from None
     if len(pixels) == 0:
-        raise ValueError(f"samples: no image in {config.samples}")
+        raise ValueError(f"samples must hold at least one image, got none in {config.samples}.")
     if pixels.shape[1:] != shape:
-        raise ValueError(f"samples: images of {pixels.shape[1:]}, wanted {shape} as in training")
+        raise ValueError(
+            f"samples must have the shape {shape} of the training images, got {pixels.shape[1:]}."
+        )
     if pixels.dtype == np.uint8:
         return data.to_float(pixels)
     low, high = pixels.min(), pixels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("samples: NaN or infinite values, wanted finite ones")
+        raise ValueError("samples must be finite, got NaN or infinite values.")
     if low >= 0 or max(-low, high) > _LARGEST:
         raise ValueError(
-            f"samples: float pixels span [{low:g}, {high:g}], wanted about [-1, 1], or uint8"
+            f"samples must be uint8 or floats around [-1, 1], got floats in [{low:g}, {high:g}]."
         )
-    # In [0, 1], but for a few pixels a little outside? No distance would be what it seems.
+    # In [0, 1], except for a few pixels a little outside? Every distance would be wrong.
     dark, bright = np.quantile(pixels, _TAILS)
     if dark > -0.15 and bright > 0.5 and np.quantile(train, _TAILS[0]) < -0.5:
         raise ValueError(
-            f"samples: 98% of the pixels lie in [{dark:.2g}, {bright:.2g}], nothing dark in them, "
-            "wanted the range of the training images, about [-1, 1]"
+            "samples must be in the range of the training images, about [-1, 1], got 98% of the "
+            f"pixels in [{dark:.2g}, {bright:.2g}]."
         )
     return np.ascontiguousarray(pixels, np.float32)
 
@@ -156,10 +165,10 @@ def _load_samples(config, train):
 def _features(config, shape) -> Features | None:
     kind = config.features
     if kind == "auto":
-        natural = shape[-1] == 3 and min(shape[:2]) >= 32
-        small = np.prod(shape) <= _PIXEL_FEATURES
-        usable = natural and weights.find()
-        kind = "inception" if usable else "pixels" if small else "none"
+        if shape[-1] == 3 and min(shape[:2]) >= 32 and weights.find():
+            kind = "inception"
+        else:
+            kind = "pixels" if np.prod(shape) <= _MAX_PIXEL_FEATURES else "none"
     if kind == "inception":
         return network.features(weights.load())
     return PIXELS if kind == "pixels" else None
@@ -168,55 +177,54 @@ def _features(config, shape) -> Features | None:
 def _frechet(samples, dataset, features):
     if features is None or min(map(len, (samples, dataset.train, dataset.test))) < 2:
         return {}
-    found = frechet.statistics(features.batches(samples))
     name = pathlib.Path(dataset.name).name
+    sampled = frechet.statistics(features.batches(samples))
     scores = {}
     for split, images in (("train", dataset.train), ("heldout", dataset.test)):
-        other = frechet.statistics(features.batches(images))
-        value = frechet.distance(found, other)
+        value = frechet.distance(sampled, frechet.statistics(features.batches(images)))
         scores[split] = frechet.Score(
             value, len(samples), f"{name} {split}", len(images), features.name
         )
     return scores
 
 
-def _columns(config, report, dataset) -> dict[str, Any]:
-    found = report.found
-    return {
-        "sample": np.arange(len(found.ratio)),
-        "d1": found.distance[:, 0],
-        "d2": found.distance[:, 1],
-        "ratio": found.ratio,
-        "memorized": found.memorized.astype(int),
-        "nearest": found.index[:, 0],
-        "nearest_in_source": dataset.train_split.index[found.index[:, 0]],
-        "second": found.index[:, 1],
+def _rows(config, report, dataset) -> list[dict[str, Any]]:
+    """The rows of samples.csv."""
+    neighbors = report.found
+    columns = {
+        "sample": np.arange(len(neighbors.ratio)),
+        "d1": neighbors.distance[:, 0],
+        "d2": neighbors.distance[:, 1],
+        "ratio": neighbors.ratio,
+        "memorized": neighbors.memorized.astype(int),
+        "nearest": neighbors.index[:, 0],
+        "nearest_in_source": dataset.train_split.index[neighbors.index[:, 0]],
+        "second": neighbors.index[:, 1],
         "noise": report.noise,
         "ratio_without_noise": report.noise_removed_ratio,
         "memorized_without_noise": (report.noise_removed_ratio < config.threshold).astype(int),
         "adaptive_score": report.adaptive_score,
     }
-
-
-def _write_samples(path, config, report, dataset):
-    columns = _columns(config, report, dataset)
-    texts = [
-        [f"{x:.6g}" if isinstance(x, np.floating) else x for x in row]
-        for row in zip(*columns.values(), strict=True)
+    return [
+        {
+            name: f"{value:.6g}" if isinstance(value, np.floating) else value
+            for name, value in zip(columns, values, strict=True)
+        }
+        for values in zip(*columns.values(), strict=True)
     ]
-    results.write_rows(path, [dict(zip(columns, row, strict=True)) for row in texts])
 
 
 def _pairs(config, samples, dataset, report):
     """The best copy of each training image that is nearest to any sample, best first."""
-    found = report.found
-    order = np.argsort(found.ratio, kind="stable")
-    _, first = np.unique(found.index[order, 0], return_index=True)
+    neighbors = report.found
+    order = np.argsort(neighbors.ratio, kind="stable")
+    _, first = np.unique(neighbors.index[order, 0], return_index=True)
     shown = order[np.sort(first)][: pairs_plot.PER_PAGE]
-    nearest = found.index[shown, 0]
-    copies = np.bincount(found.index[found.memorized, 0], minlength=len(dataset.train))[nearest]
+    nearest = neighbors.index[shown, 0]
+    copied = neighbors.index[neighbors.memorized, 0]
+    copies = np.bincount(copied, minlength=len(dataset.train))[nearest]
     captions = [
-        f"{found.ratio[i]:.2f}" + (f"  ({n} copies)" if n > 1 else "")
+        f"{neighbors.ratio[i]:.2f}" + (f"  ({n} copies)" if n > 1 else "")
         for i, n in zip(shown, copies, strict=True)
     ]
     title = (
@@ -225,7 +233,7 @@ def _pairs(config, samples, dataset, report):
         "left: sample; right: its nearest training image; above: d1/d2; one pair per training image"
     )
     return pairs_plot.pairs(
-        samples[shown], dataset.train[nearest], captions, found.memorized[shown], title
+        samples[shown], dataset.train[nearest], captions, neighbors.memorized[shown], title
     )
 
 
@@ -236,10 +244,10 @@ def _print(report, scores):
         ("adaptive score < 1", report.adaptive, report.adaptive_heldout),
     )
     print(f"{'':20}  {'samples':36}  held-out images (false positives)")
-    for name, samples, heldout in rows:
-        print(f"{name:20}  {samples!s:36}  {heldout!s}")
+    for name, sampled, heldout in rows:
+        print(f"{name:20}  {sampled!s:36}  {heldout!s}")
     print(
-        f"residual noise, rms per pixel: median {report.noise_median:.3g}, "
+        f"left-over noise, RMS per pixel: median {report.noise_median:.3g}, "
         f"mean {report.noise_mean:.3g}"
     )
     print(f"training images copied: {report.copied:,}")

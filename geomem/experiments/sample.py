@@ -1,8 +1,9 @@
-"""Sample images from a training run, or from published EDM weights.
+"""Sample images from a training run or from published EDM weights.
 
-    python -m geomem.experiments.sample --run runs/digits --count 256 --out samples.npz
+    geomem sample --run runs/digits --count 256 --out samples.npz
 
-Writes float32 images, unclipped and unquantized (key `images`), their seeds, and a PNG grid.
+Writes float32 images, neither clipped nor quantized, with their seeds (samples.npz, keys `images`
+and `seeds`), a grid of the first 256 (samples.png), and the settings (samples.json).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from geomem import paths
 from geomem.diffusion import edm_weights, grids, sampler
 from geomem.experiments.common import cli, results
+from geomem.experiments.common.arguments import flag
 from geomem.experiments.train import run_folder
 
 __all__ = ["Config", "Result", "run"]
@@ -23,41 +25,42 @@ __all__ = ["Config", "Result", "run"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sample from a trained denoiser.
-
-    Attributes:
-      run: the run folder of geomem.experiments.train.
-      weights: an EDM state dict (.npz, .safetensors) instead of a run.
-      step: of the run's checkpoint; default the newest.
-      average: use the moving average of the parameters.
-      out: the .npz to write; the grid goes beside it.
-      count: number of images.
-      seed: of the first image; the next ones count up.
-      method: sampler; heun takes two evaluations a step.
-      steps: sampler steps.
-      sigma_min: last positive noise level.
-      sigma_max: first noise level.
-      rho: crowding of the levels towards sigma_min.
-      over_gap: step over the noise levels that a gap left out of the run's training.
-      churn: noise renewed over the trajectory (EDM's S_churn); 0 is deterministic.
-      batch_size: images at a time; the images do not depend on it.
-    """
+    """Sample images from a training run or from published EDM weights."""
 
     run: str | None = None
+    """The folder of a training run."""
     weights: str | None = None
-    step: int | None = None
-    average: bool = True
-    out: str = "samples.npz"
+    """A file with EDM weights (.npz or .safetensors) instead of a run."""
     count: int = 64
-    seed: int = 0
-    method: Literal["heun", "euler"] = "heun"
-    steps: int = 18
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    over_gap: bool = True
-    churn: float = 0.0
-    batch_size: int = 256
+    """Number of images."""
+    step: int | None = flag(None, "advanced")
+    """The step of the run's checkpoint; default: the newest."""
+    average: bool = flag(True, "advanced")
+    """Use the moving average of the parameters."""
+    seed: int = flag(0, "sampling")
+    """Seed of the first image; each further image has the next seed."""
+    method: Literal["heun", "euler"] = flag("heun", "sampling")
+    """The sampler; heun evaluates the network twice in each step."""
+    steps: int = flag(18, "sampling")
+    """Number of sampling steps."""
+    sigma_min: float = flag(0.002, "sampling")
+    """The last positive noise level."""
+    sigma_max: float = flag(80.0, "sampling")
+    """The first noise level."""
+    rho: float = flag(7.0, "advanced")
+    """Exponent of EDM's grid of noise levels; larger values put more of them near sigma_min."""
+    over_gap: bool = flag(True, "sampling")
+    """Step over the noise levels that the run's training left out."""
+    churn: float = flag(0.0, "advanced")
+    """Noise that is renewed over the trajectory (EDM's S_churn); 0 is deterministic."""
+    batch_size: int = flag(256, "advanced")
+    """Images sampled at once; it does not change the images."""
+    out: str = flag("samples.npz", "output")
+    """The .npz file; the grid and the settings go beside it."""
+
+    def __post_init__(self):
+        """Give `out` its suffix."""
+        object.__setattr__(self, "out", str(paths.as_path(self.out).with_suffix(".npz")))
 
 
 class Result(NamedTuple):
@@ -72,41 +75,43 @@ def run(config: Config) -> Result:
     """Sample `config.count` images and write them.
 
     Raises:
-      ValueError: not exactly one of run and weights, or one that is unusable.
+      ValueError: not exactly one of run and weights is given, or it is unusable.
       OSError: the output cannot be written.
     """
     if config.count < 1:
-        raise ValueError(f"count: {config.count}, wanted 1 or more")
+        raise ValueError(f"count must be 1 or more, got {config.count}.")
+    phases = results.Phases()
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     denoiser, params, image_shape = _load(config)
     if config.run and config.over_gap:
-        whole, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
-        if not np.array_equal(sigmas, whole):
-            print("steps over the levels that training left out (--over-gap False samples them)")
-    seeds = np.arange(config.seed, config.seed + config.count)
-    images = sampler.generate(
-        denoiser.bind(params),
-        seeds,
-        image_shape,
-        sigmas,
-        method=config.method,
-        churn=sampler.Churn(config.churn),
-        batch_size=config.batch_size,
-        progress=True,
-    )
-    path = paths.as_path(config.out).with_suffix(".npz")
+        full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
+        if not np.array_equal(sigmas, full_grid):
+            print("Skipping the noise levels that training left out (--over-gap False keeps them).")
+    path = paths.as_path(config.out)
     path = results.make_folder(path.parent) / path.name
-    with path.open("wb") as file:
+    seeds = np.arange(config.seed, config.seed + config.count)
+    with phases("sample"):
+        images = sampler.generate(
+            denoiser.bind(params),
+            seeds,
+            image_shape,
+            sigmas,
+            method=config.method,
+            churn=sampler.Churn(config.churn),
+            batch_size=config.batch_size,
+            progress=True,
+        )
+    with paths.open_whole(path) as file:
         np.savez(file, images=images, seeds=seeds)
     grid = path.with_suffix(".png")
     results.write_image_grid(grid, sampler.to_uint8(images[:256]))
-    print(f"wrote {path} and {grid}")
+    results.write_json(path.with_suffix(".json"), results.run_facts(config, phases))
     return Result(images, seeds, (path, grid))
 
 
 def _load(config):
     if (config.run is None) == (config.weights is None):
-        raise ValueError("run: wanted either --run FOLDER or --weights FILE")
+        raise ValueError("run or weights must be given, and not both.")
     if config.weights is not None:
         denoiser, params = edm_weights.load(config.weights)
         return denoiser, params, edm_weights.image_shape(params)

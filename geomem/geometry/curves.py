@@ -12,9 +12,8 @@ import tqdm
 
 from geomem.geometry import _curve_kernels, _reduced_noise, shells
 from geomem.geometry.posterior import check_sigma
-from geomem.points.groups import decode
-from geomem.points.placement import Points, Stream, as_points
-from geomem.points.products import inner_products
+from geomem.points.exact import decode, inner_products
+from geomem.points.visit import PlacedPoints, Points, as_points
 
 __all__ = [
     "Curves",
@@ -71,7 +70,7 @@ class Curves(NamedTuple):
 
 def estimate(
     key: jax.Array,
-    train: jax.Array | Points | Stream,
+    train: jax.Array | PlacedPoints,
     heldout: jax.Array,
     sigmas: jax.Array,
     *,
@@ -118,7 +117,7 @@ def estimate(
 
 def estimate_coverage(
     key: jax.Array,
-    train: jax.Array | Points | Stream,
+    train: jax.Array | PlacedPoints,
     heldout: jax.Array,
     sigmas: jax.Array,
     *,
@@ -134,7 +133,7 @@ def estimate_coverage(
 
 def estimate_weight(
     key: jax.Array,
-    train: jax.Array | Points | Stream,
+    train: jax.Array | PlacedPoints,
     sigmas: jax.Array,
     *,
     num_base: int | None = None,

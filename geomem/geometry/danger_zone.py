@@ -8,7 +8,7 @@ import numpy as np
 
 from geomem.geometry.curves import Curves
 
-__all__ = ["Zone", "find"]
+__all__ = ["Zone", "find", "find_danger_zone"]
 
 
 class Zone(NamedTuple):
@@ -105,6 +105,9 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
         open_low=low is not None and bool(low <= grid[0]),
         open_high=high is not None and bool(high >= grid[-1]),
     )
+
+
+find_danger_zone = find  # the name that `geomem` exports
 
 
 def _zone(grid, coverage, weight, threshold):

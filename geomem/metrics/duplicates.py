@@ -19,7 +19,8 @@ import tqdm
 
 from geomem.data import to_float
 from geomem.metrics.features import check_finite
-from geomem.points.neighbours import inner_products, two_nearest
+from geomem.points.exact import inner_products
+from geomem.points.neighbours import two_nearest
 
 __all__ = ["Duplicates", "scan"]
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from geomem.metrics.features import check_finite
-from geomem.points.blocks import CHUNK, QUERIES, fold_chunks, map_rows
 from geomem.points.neighbours import nearest, squared_distances
+from geomem.points.visit import CHUNK, QUERIES, fold_rows, map_rows
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
@@ -112,6 +112,6 @@ def _balls_around(queries, points, radii, *, chunk):
             held = squared_distances(queries, points) <= limits
             return count + jnp.sum(held & fresh, axis=1)
 
-        return fold_chunks((points, limits), jnp.zeros(len(queries), jnp.int32), update, chunk)
+        return fold_rows((points, limits), jnp.zeros(len(queries), jnp.int32), update, chunk)
 
     return map_rows(block, (queries,), QUERIES)

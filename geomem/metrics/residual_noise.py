@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem.metrics.features import check_finite
-from geomem.points.blocks import QUERIES, map_rows
-from geomem.points.products import inner_products
+from geomem.points.exact import inner_products
+from geomem.points.visit import QUERIES, map_rows
 
 if TYPE_CHECKING:
     from geomem.metrics.memorization import Memorization

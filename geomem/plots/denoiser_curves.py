@@ -5,16 +5,13 @@ One panel for each training set; a colour for each denoiser made from it.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from geomem import paths
 from geomem.plots.style import COLORS, COLUMN, sheet
 
-__all__ = ["denoising_error", "large_noise", "noise_level_memorization", "read_table"]
+__all__ = ["denoising_error", "large_noise", "noise_level_memorization"]
 
 Table = Mapping[str, np.ndarray]
 
@@ -25,19 +22,6 @@ _PAIRS = {
     ("empirical", "Gaussian"): ("blue", "--"),
     ("network", "empirical"): ("purple", "-."),
 }
-
-
-def read_table(path: paths.AnyPath) -> dict[str, np.ndarray]:
-    """The columns of a CSV file: float64 where every value is a number, else text.
-
-    Raises:
-      ValueError: the file is missing or has no rows.
-    """
-    try:
-        rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
-        return {name: _column([row[name] for row in rows]) for name in rows[0]}
-    except (OSError, IndexError) as error:
-        raise ValueError(f"plot_only: no table {path} ({error})") from None
 
 
 def denoising_error(errors: Table, auc: Table):
@@ -123,13 +107,6 @@ def large_noise(gaps: Table):
         panels[0].set_ylabel("relative gap between denoisers")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def _column(values):
-    try:
-        return np.array([float(value) for value in values])
-    except ValueError:
-        return np.array(values)
 
 
 def _lines(table: Table, *names: str, **where) -> Iterator[tuple]:

@@ -61,7 +61,7 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
     for path in files:
         # No creation date: the same numbers give the same bytes.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        with path.open("wb") as file:
+        with paths.open_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)
     return files
 

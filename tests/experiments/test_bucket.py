@@ -37,8 +37,8 @@ signal.pause()
 
 RUNS = """
 import dataclasses
-from geomem.diffusion import schedules
 from geomem.experiments import danger_zone, sample, train
+from geomem.experiments.common import flags
 
 small = dataclasses.replace(
     train.PRESETS["digits"], out="gs://geomem/train", channels=8, batch=16, num_train=32,
@@ -59,7 +59,7 @@ import numpy as np
 from geomem import data
 from geomem.experiments import denoiser_swap, denoising_error, evaluate, gap_training, train
 from geomem.experiments.common import gap_study
-from geomem.experiments.common.arms import Judging
+from geomem.experiments.common.arms import EvaluationSettings
 
 run = "gs://geomem/train"
 np.save("samples.npy", data.load("digits").train[:8])
@@ -70,10 +70,11 @@ denoising_error.run(denoising_error.Config(plot_only="gs://geomem/errors"))
 denoiser_swap.run(denoiser_swap.Config(
     memorizing=run, generalizing=run, samples=2, out="gs://geomem/swap"))
 tiny = dataclasses.replace(
-    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
+    train.PRESETS["digits_fourier"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
     log_every=2, checkpoint_every=2,
 )
-gap_training.PRESETS["digits"] = gap_study.Preset(tiny, Judging(samples=8, steps=4), 1, (0.5,))
+evaluation = EvaluationSettings(samples=8, steps=4)
+gap_study.PRESETS["digits"] = gap_study.Preset(tiny, evaluation, 1, (0.5,))
 for _ in range(2):  # the second time from what the bucket holds
     gap_training.run(gap_training.Config(out="gs://geomem/gap", arms=("baseline", "zone-0.5")))
 """
@@ -137,13 +138,15 @@ def test_what_measures_reads_and_writes_a_bucket_too(bucket, tmp_path):
 def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.setenv(name, bucket[name])
-    with pytest.raises(ValueError, match="out: cannot write to gs://no-such-bucket/x: ") as error:
+    with pytest.raises(
+        ValueError, match=r"out must be a writable folder, got gs://no-such-bucket/x \("
+    ) as error:
         results.make_folder("gs://no-such-bucket/x")
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(ValueError, match="path: ftp://host/x, wanted a local path or gs://"):
+    with pytest.raises(ValueError, match=r"path must be a local path or gs://.*, got ftp://host/x"):
         paths.as_path("ftp://host/x")
 
 

@@ -32,7 +32,7 @@ def planted(tmp_path_factory):
     return folder / "samples.npz", result
 
 
-def test_the_report_counts_the_planted_copies(planted):
+def test_report_counts_planted_copies(planted):
     _, (report, scores, _) = planted
     assert 20 <= report.memorized.count < 30
     assert report.without_noise.count in (29, 30)
@@ -42,7 +42,7 @@ def test_the_report_counts_the_planted_copies(planted):
     assert scores["train"].features == "pixels"
 
 
-def test_the_files_hold_what_the_result_holds(planted):
+def test_files_hold_the_result(planted):
     _, (report, scores, folder) = planted
     assert {path.name for path in folder.iterdir()} == {
         "report.json",
@@ -65,7 +65,7 @@ def test_the_files_hold_what_the_result_holds(planted):
         assert page.size[0] == 2100  # a page's 7 inches at 300 dpi
 
 
-def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
+def test_reads_folder_of_8_bit_images(planted, tmp_path):
     """Quantized to 8 bits the same samples are copies of the same images."""
     path, (report, _, _) = planted
     images = np.load(path)["images"][..., 0]
@@ -79,12 +79,14 @@ def test_a_folder_of_8_bit_images_is_read_too(planted, tmp_path):
     # --resize is then the samples' alone: named data sets have their size.
     enlarged = dataclasses.replace(config, resize=16)
     assert evaluate._load_data(enlarged).train.shape == (64, 8, 8, 1)
-    with pytest.raises(ValueError, match=r"samples: images of \(16, 16, .\), wanted \(8, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"samples must have the shape \(8, 8, 1\).* got \(16, 16, .\)"
+    ):
         evaluate.run(enlarged)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_pairs_of_any_number_of_channels_are_drawn(channels):
+def test_draws_pairs_with_any_number_of_channels(channels):
     """In color if there are three, else in gray, at the channels' mean."""
     images = np.full((1, 2, 2, channels), 100, np.uint8)
     images[..., 0] += 2 * channels
@@ -93,7 +95,7 @@ def test_pairs_of_any_number_of_channels_are_drawn(channels):
     assert shown == 2 * [[106, 100, 100] if channels == 3 else 3 * [102]]
 
 
-def test_rgb_images_do_without_the_inception_weights(tmp_path, monkeypatch):
+def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GEOMEM_INCEPTION", raising=False)
     train = data.load("cifar10_sample").train
@@ -117,28 +119,43 @@ def test_rgb_images_do_without_the_inception_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((5, 8, 8, 3), np.uint8), r"samples: images of \(8, 8, 3\), wanted \(8, 8, 1\)"),
-        (np.linspace(0, 1, 320, dtype="f").reshape(5, 8, 8), r"samples: float pixels span \[0, 1"),
-        (np.linspace(-0.01, 1.01, 320).reshape(5, 8, 8), r"samples: 98% of the pixels lie in \[0"),
-        (np.linspace(-255, 255, 320).reshape(5, 8, 8), r"samples: float pixels span \[-255, 255\]"),
-        (np.full((5, 8, 8), np.nan), "samples: NaN or infinite values"),
-        (np.zeros((0, 8, 8), np.uint8), "samples: no image in"),
-        (np.zeros((5, 8), np.uint8), "samples: .* has shape"),
+        (
+            np.zeros((5, 8, 8, 3), np.uint8),
+            r"samples must have the shape \(8, 8, 1\).*, got \(8, 8, 3\)",
+        ),
+        (
+            np.linspace(0, 1, 320, dtype="f").reshape(5, 8, 8),
+            r"samples must be uint8 .*, got floats in \[0, 1",
+        ),
+        (
+            np.linspace(-0.01, 1.01, 320).reshape(5, 8, 8),
+            r"samples must be in .*, got 98% of the pixels in \[0",
+        ),
+        (
+            np.linspace(-255, 255, 320).reshape(5, 8, 8),
+            r"samples must be .*, got floats in \[-255, 255\]",
+        ),
+        (np.full((5, 8, 8), np.nan), "samples must be finite, got NaN or infinite values"),
+        (np.zeros((0, 8, 8), np.uint8), "samples must hold at least one image, got none in"),
+        (np.zeros((5, 8), np.uint8), "samples must have the shape"),
     ],
 )
-def test_samples_that_cannot_be_used(images, message, tmp_path):
+def test_rejects_bad_samples(images, message, tmp_path):
     np.savez(tmp_path / "bad.npz", images=images)
     with pytest.raises(ValueError, match=message) as error:
         evaluate.run(Config(samples=str(tmp_path / "bad.npz"), out=str(tmp_path), **SMALL))
     assert "\n" not in str(error.value)
 
 
-def test_other_bad_input(planted, tmp_path):
+def test_rejects_other_bad_input(planted, tmp_path):
     path, _ = planted
     config = {"samples": str(path), "out": str(tmp_path / "out"), **SMALL}
     for changes, message in (
-        ({"samples": str(tmp_path / "none")}, "samples: no such file or folder: .*none"),
-        ({"samples": "nowhere.npz"}, "samples: no such file or folder: nowhere.npz"),
+        (
+            {"samples": str(tmp_path / "none")},
+            "samples must be an existing file or folder, got .*none",
+        ),
+        ({"samples": "nowhere.npz"}, "samples must be an existing file or folder, got nowhere.npz"),
         ({"num_heldout": 3}, "heldout: 3 images, wanted 4 or more"),
         ({"run": str(tmp_path)}, "run: .* is not a run folder"),
         ({"threshold": 0.0}, "threshold: 0, wanted"),
@@ -147,5 +164,5 @@ def test_other_bad_input(planted, tmp_path):
             evaluate.run(Config(**{**config, **changes}))
     for name, side in (("a", 8), ("b", 9)):
         Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
-    with pytest.raises(ValueError, match=r"samples: .* images of 2 sizes"):
+    with pytest.raises(ValueError, match=r"samples must have images of one size, got 2 sizes"):
         evaluate.run(Config(**{**config, "samples": str(tmp_path)}))

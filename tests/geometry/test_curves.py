@@ -263,9 +263,9 @@ def test_one_compilation_for_each_shape(small, count_compilations):
     [
         ([], "sigmas: shape"),
         ([[1.0]], "sigmas: shape"),
-        ([0.0, 1.0], "sigma: 0, wanted finite and > 0"),
-        ([-1.0], "sigma: -1, wanted finite and > 0"),
-        ([1.0, np.nan], "sigma: nan, wanted finite and > 0"),
+        ([0.0, 1.0], "sigma must be positive and finite, got 0"),
+        ([-1.0], "sigma must be positive and finite, got -1"),
+        ([1.0, np.nan], "sigma must be positive and finite, got nan"),
         ([2.0, 1.0], "sigmas: 2 before 1, wanted ascending"),
         ([1.0, 1.0], "sigmas: 1 before 1, wanted ascending"),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.experiments.benchmarks import geometry_speed
+from geomem.experiments.benchmarks import timing
 from geomem.geometry import posterior
 from geomem.metrics import memorization
 from geomem.points.neighbours import two_nearest
@@ -60,7 +60,7 @@ def test_images_in_host_memory_are_not_copied_as_a_whole(rng):
     train = rng.random((65_536, 2048), np.float32)
     samples = train[:8] + np.float32(1e-3)
     assert memorization.measure(samples, train).memorized.all()  # compiles, too
-    grown = geometry_speed.peak_growth(lambda: memorization.measure(samples, train))
+    grown = timing.peak_growth(lambda: memorization.measure(samples, train))
     assert grown is None or grown < 0.75 * train.nbytes
 
 

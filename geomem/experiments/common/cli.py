@@ -1,22 +1,36 @@
-"""The command line of all experiments: typed flags in, one line and exit code 2 on bad input."""
+"""The command line of all commands: typed flags in, one line and exit code 2 on bad input."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
-import jax
+from geomem import paths
+from geomem.experiments.common import arguments, compilation
 
-__all__ = ["main"]
+__all__ = ["fail", "interrupted", "main", "started_as"]
 
 Config = TypeVar("Config")
 
+_OVERWRITE = {"overwrite": "Write into --out even if it holds the results of another run."}
+_prog: str | None = None
 
-def main(config: type[Config], run: Callable[[Config], object]) -> None:
-    """Parse `config` (a dataclass) from the command line and run it.
+
+def main(
+    config: type[Config],
+    run: Callable[[Config], object],
+    *,
+    presets: Mapping[str, Config] | None = None,
+    about: Mapping[str, str] | None = None,
+    resumes: bool = False,
+) -> None:
+    """Parse `config` from the command line, run it, and list the files that it wrote.
 
     With GEOMEM_DISTRIBUTED=1 in the environment this process is one of several that run the same
     command, and `jax.distributed.initialize` finds the others (on a TPU slice, under Slurm). The
@@ -25,45 +39,113 @@ def main(config: type[Config], run: Callable[[Config], object]) -> None:
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
       run: called with the parsed configuration.
+      presets: configurations by name, if the first argument names one.
+      about: one sentence about each preset.
+      resumes: whether the same command continues an interrupted run. Its folder is then its own
+        business; other commands never write over the results of another run.
 
-    Exits with code 2 and one line on stderr when the configuration, the data or a file is unusable
+    Exits with code 2 and one line on stderr if the configuration, the data or a file is unusable
     or memory is short, and with 130 on Ctrl-C.
     """
-    import tyro
-
-    module = sys.modules["__main__"].__spec__
-    parsed = tyro.cli(
-        config,
-        prog=f"python -m {module.name}" if module else None,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    parsed: Any = None
     try:
-        with _joined():
+        switches = _OVERWRITE if "out" in config.__dataclass_fields__ and not resumes else {}
+        parsed, given = arguments.parse(
+            config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
+        )
+        compilation.enable_cache()
+        with _joined(), compilation.announced():
+            if switches:
+                parsed = _claim(parsed, given)
             run(parsed)
+            for path in paths.written():
+                print(f"wrote {path}")
+    except KeyboardInterrupt as interruption:
+        interrupted(parsed and getattr(parsed, "out", None), resumes, str(interruption))
     except (ValueError, OSError) as error:
-        sys.exit(_fail(error))
-    except (MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError) as error:
+        fail(_with_flags(str(error), config))
+    except Exception as error:
+        import jax  # not at the top: `geomem --help` does without
+
         # The device's memory, or a process that the system ended, usually for its memory.
-        sys.exit(_fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if not isinstance(error, (MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError)):
+            raise
+        fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def started_as(prog: str) -> None:
+    """Tell `main` what the user typed, if it was not `python -m` with the module's name."""
+    global _prog
+    _prog = prog
+
+
+def fail(message: object) -> NoReturn:
+    """Print one line to stderr and exit with code 2."""
+    print("error:", str(message).replace("\n", " "), file=sys.stderr)
+    sys.exit(2)
+
+
+def interrupted(
+    out: paths.AnyPath | None = None, resumes: bool = False, message: str = ""
+) -> NoReturn:
+    """Print `message` or else what the command kept and how to go on; exit with code 130."""
+    files = paths.written()
+    if resumes and out is not None and paths.as_path(out).exists():
+        kept = f"{out} keeps what was finished; the same command resumes."
+    elif files:
+        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts anew."
+    else:
+        kept = "nothing was kept."
+    print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: to take down the interpreter under a running XLA program can crash.
+    os._exit(130)
+
+
+def _program():
+    module = sys.modules["__main__"].__spec__
+    if _prog is not None or module is None:
+        return _prog or sys.argv[0]
+    return f"python -m {module.name.removesuffix('.__main__')}"
+
+
+def _claim(config, given):
+    from geomem.experiments.common import results
+
+    if os.environ.get("GEOMEM_DISTRIBUTED", "0") != "0":
+        import jax
+
+        if jax.process_index() > 0:
+            return config
+    claimed = results.claim(config, overwrite="overwrite" in given, number="out" not in given)
+    if claimed.out != config.out:
+        print(f"{config.out} holds the results of another run; writing to {claimed.out}")
+    return claimed
 
 
 @contextlib.contextmanager
-def _joined():
-    """Together with the other processes of the run, if it has several; all but one are silent."""
+def _joined() -> Iterator[None]:
+    """Join the other processes of the run, if it has several; all but one are silent."""
     if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
         yield
         return
+    import jax
+
     try:
         jax.distributed.initialize()
     except ValueError as error:
-        raise ValueError(f"GEOMEM_DISTRIBUTED: set, but found no other process ({error})") from None
+        message = f"GEOMEM_DISTRIBUTED is set, but no other process was found ({error})."
+        raise ValueError(message) from None
     silence = contextlib.redirect_stdout(io.StringIO())
     with silence if jax.process_index() else contextlib.nullcontext():
         yield
 
 
-def _fail(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _with_flags(message, config):
+    """The message with its subject, "sigma_min must be ...", as the flag --sigma-min."""
+    subject, must, rest = message.partition(" must ")
+    if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
+        return message
+    for name in config.__dataclass_fields__:
+        subject = re.sub(rf"(?<![\w-]){name}\b", arguments.option(name), subject)
+    return subject + must + rest

@@ -1,4 +1,4 @@
-"""What all commands that measure a data set do: select its images, write its curves."""
+"""Flags that select images and noise levels, and the curves' file format."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from geomem import data, paths
 from geomem.diffusion import schedules
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry.curves import Curves
 
 __all__ = [
@@ -28,44 +29,46 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class ImageFlags:
-    """Which images to take."""
+    """Which images to use."""
 
-    dataset: str = "cifar10_sample"
-    """cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME, or a folder, .npy or .npz file."""
-    heldout: float | str | None = None
-    """A fraction of the images, or other images; default: the test images, or a fifth."""
-    heldout_seed: int = 0
-    """Which images a held-out fraction takes."""
-    resize: int | None = None
-    """Crop the images of folders to a centre square and resize them to this side."""
-    num_train: int | None = None
-    """Number of training images, default all."""
-    num_heldout: int | None = None
-    """Number of held-out images, default all."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes, by name."""
-    subset_seed: int | None = None
+    dataset: str = flag("cifar10_sample", "data", positional=True)
+    """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
+    celeba_gray, digits and tfds:NAME."""
+    num_train: int | None = flag(None, "data")
+    """Number of training images; default: all."""
+    num_heldout: int | None = flag(None, "data")
+    """Number of held-out images; default: all."""
+    heldout: float | str | None = flag(None, "data")
+    """The fraction of the images to hold out, or other images to use as held-out images; default:
+    the data set's test images, or a fifth of its images."""
+    classes: tuple[str, ...] = flag((), "data")
+    """Use only these classes, given by name."""
+    resize: int | None = flag(None, "data")
+    """Crop the images of a folder to their center square and resize them to this side."""
+    heldout_seed: int = flag(0, "advanced")
+    """Seed that selects the held-out fraction."""
+    subset_seed: int | None = flag(None, "advanced")
     """Seed of a random subset; default: the first images in canonical order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CurveFlags(ImageFlags):
-    """And over which noise levels to look for their danger zone."""
+    """Which images to use, and the noise levels at which to look for their danger zone."""
 
-    num_sigmas: int = 32
+    num_sigmas: int = flag(32, "curves")
     """Number of noise levels."""
-    sigma_min: float = 0.02
+    sigma_min: float = flag(0.02, "curves")
     """Smallest noise level."""
-    sigma_max: float = 80.0
+    sigma_max: float = flag(80.0, "curves")
     """Largest noise level."""
-    shell_c: float = 5.0
-    """Concentration c of the Gaussian shells."""
-    threshold: float = 0.8
-    """Both curves reach it inside the danger zone."""
+    threshold: float = flag(0.8, "curves")
+    """Value that both curves reach inside the danger zone."""
+    shell_c: float = flag(5.0, "advanced")
+    """Concentration parameter c of the Gaussian shells."""
 
 
 def load(config: ImageFlags) -> data.Dataset:
-    """The images that a configuration selects.
+    """Return the images that a configuration selects.
 
     Raises:
       ValueError: unusable data, or held-out images of another shape than the training images.
@@ -79,51 +82,56 @@ def load(config: ImageFlags) -> data.Dataset:
         heldout_count=config.num_heldout,
         seed=config.subset_seed,
     )
-    shape, other = (split.shape[1:] for split in (dataset.train_split, dataset.test_split))
-    if shape != other:
-        raise ValueError(f"heldout: images of {other}, wanted {shape}")
+    shape, heldout_shape = dataset.train_split.shape[1:], dataset.test_split.shape[1:]
+    if shape != heldout_shape:
+        raise ValueError(
+            f"heldout must have images of shape {shape} like training, got {heldout_shape}."
+        )
     return dataset
 
 
 def noise_levels(count: int, low: float, high: float) -> np.ndarray:
-    """The noise levels [S] from `low` to `high`, evenly spaced in their logarithm.
+    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm.
 
     Raises:
-      ValueError: fewer than two, or not 0 < low < high.
+      ValueError: fewer than two levels, or not 0 < low < high.
     """
     if count < 2:
-        raise ValueError(f"num_sigmas: {count}, wanted 2 or more")
+        raise ValueError(f"num_sigmas must be 2 or more, got {count}.")
     if not 0 < low < high < np.inf:
-        raise ValueError(f"sigma_min, sigma_max: {low:g}, {high:g}, wanted 0 < min < max")
+        raise ValueError(
+            f"sigma_min and sigma_max must be positive and ascending, got {low:g} and {high:g}."
+        )
     return np.geomspace(low, high, count)
 
 
 def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """The edges (low, high) of the danger zone in a `zone.json`.
+    """Return the edges (low, high) of the danger zone in a zone.json.
 
     Raises:
-      ValueError: no readable file, no JSON object with "low" and "high", or the zone is empty.
+      ValueError: the file cannot be read, has no "low" and "high", or holds no danger zone.
     """
     try:
         zone = json.loads(paths.as_path(path).read_text())
         low, high = zone["low"], zone["high"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from: {path}, wanted a JSON object with low and high") from None
+        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
     except OSError as error:
-        raise ValueError(f"gap_from: cannot read {path}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
     if low is None or high is None:
-        raise ValueError(f"gap_from: {path} holds an empty danger zone, wanted one with two edges")
+        raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
     schedules.check_interval("gap_from", low, high)
     return low, high
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print a warning to stderr."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def columns(curves: Curves) -> dict[str, np.ndarray]:
-    """The columns of curves.csv, [S] each."""
+    """Return the columns of curves.csv, [S] each."""
     fields = {
         "sigma": curves.sigma,
         "coverage": curves.coverage.mean,
@@ -142,7 +150,7 @@ def columns(curves: Curves) -> dict[str, np.ndarray]:
 
 
 def write_curves(path: pathlib.Path, curves: Curves) -> None:
-    """Write curves.csv: a row for each noise level."""
+    """Write curves.csv, one row per noise level."""
     fields = columns(curves)
     levels = np.stack(list(fields.values()), axis=1).tolist()
     results.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

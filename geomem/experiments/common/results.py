@@ -1,11 +1,13 @@
-"""What every run writes beside its results, so that a number can be traced to what made it."""
+"""The folder, the files and the record of a run, so that a number can be traced to its cause."""
 
 import atexit
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -25,9 +27,12 @@ from geomem import data, paths
 
 __all__ = [
     "Phases",
+    "Run",
+    "claim",
     "dataset_facts",
     "environment",
     "make_folder",
+    "run_facts",
     "write_image_grid",
     "write_json",
     "write_rows",
@@ -39,7 +44,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 
 
 class Phases:
-    """Seconds per phase of a run.
+    """Measure the seconds of each phase of a run.
 
     >>> phases = Phases()
     >>> with phases("load"):
@@ -57,6 +62,60 @@ class Phases:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+class Run:
+    """The folder, the timings and the files of one run of a command.
+
+    Args:
+      config: the command's configuration, with its output folder in `out`.
+
+    Attributes:
+      folder: the output folder.
+      files: the files written so far.
+
+    Raises:
+      ValueError: the folder cannot be written.
+    """
+
+    def __init__(self, config: Any):
+        self._config, self._phases = config, Phases()
+        self.folder = make_folder(config.out)
+        self.files: list[pathlib.Path] = []
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a `with` block that times its body under `name` in run.json."""
+        return self._phases(name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file; see the function `write_json`."""
+        self._write(name, write_json, value)
+
+    def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows with the same keys as a CSV file."""
+        self._write(name, write_rows, rows)
+
+    def write_figure(self, name: str, figure: Any) -> None:
+        """Write a matplotlib figure as NAME.png and NAME.pdf."""
+        from geomem.plots import style
+
+        self.files += style.save(figure, self.folder, name)
+
+    def finish(self, config: Any = None, **facts: Any) -> None:
+        """Write run.json.
+
+        Args:
+          config: what run.json shows as the configuration, if that is not all of it.
+          facts: further entries, such as data=dataset_facts(dataset).
+        """
+        shown = {} if config is None else {"config": config}
+        write_run(self.folder, self._config, self._phases, **shown, **facts)
+        self.files.append(self.folder / "run.json")
+
+    def _write(self, name, write, value):
+        path = self.folder / name
+        write(path, value)
+        self.files.append(path)
 
 
 def environment() -> dict[str, Any]:
@@ -85,17 +144,46 @@ def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def make_folder(out: paths.AnyPath) -> pathlib.Path:
-    """Create the output folder, or say in one line why it cannot be written.
+def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
+    """Return the configuration with an `out` that holds no results of another run.
 
-    In a run of several processes only the first writes to `out`: the others get a folder of their
-    own, which goes when they end.
+    The same configuration may write its own results again.
+
+    Args:
+      config: a dataclass with the output folder or file in `out`, or without one.
+      overwrite: accept any `out`.
+      number: append -2, -3, ... to `out` instead of refusing it.
+
+    Raises:
+      ValueError: `out` holds results of another command or configuration.
+    """
+    out = getattr(config, "out", None)
+    if out is None or overwrite or getattr(config, "plot_only", None) is not None:
+        return config
+    first = paths.as_path(out)
+    suffix = ".npz" if first.suffix == ".npz" else ""
+    for count in itertools.count(2):
+        path = paths.as_path(out)
+        if _may_write(path.with_suffix(".json") if suffix else path / "run.json", config):
+            return dataclasses.replace(config, out=str(out))
+        if not number:
+            raise ValueError(
+                f"out must not hold the results of another run, got {out}: choose another --out "
+                "or add --overwrite."
+            )
+        out = first.with_name(f"{first.name.removesuffix(suffix)}-{count}{suffix}")
+
+
+def make_folder(out: paths.AnyPath) -> pathlib.Path:
+    """Create the output folder.
+
+    In a run of several processes only the first writes to `out`. The others get a temporary folder.
 
     Args:
       out: a local folder or one in a bucket (gs://...).
 
     Raises:
-      ValueError: `out` is a file, or its file system or bucket refuses writing.
+      ValueError: `out` is a file, or its file system or bucket cannot be written.
     """
     if jax.process_index() > 0:
         scratch = tempfile.TemporaryDirectory()
@@ -109,37 +197,48 @@ def make_folder(out: paths.AnyPath) -> pathlib.Path:
         probe.unlink()
     except Exception as error:  # a bucket's client has errors of its own
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise ValueError(f"out: cannot write to {folder}: {reason}") from None
+        raise ValueError(f"out must be a writable folder, got {folder} ({reason}).") from None
     return folder
 
 
 def write_json(path: paths.AnyPath, value: Any) -> None:
     """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
-    paths.as_path(path).write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+    paths.write_whole(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
 
 def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows of the same keys as CSV."""
+    """Write rows with the same keys as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    paths.as_path(path).write_text(text.getvalue())
+    paths.write_whole(path, text.getvalue())
 
 
 def write_run(folder: pathlib.Path, config: Any, phases: Phases, **facts: Any) -> None:
-    """Write run.json: the configuration (a dataclass), `facts`, the environment and the seconds."""
-    about = {"config": dataclasses.asdict(config), **facts}
-    about |= {"environment": environment(), "seconds": phases.seconds}
-    write_json(folder / "run.json", about)
+    """Write `run_facts` to run.json."""
+    write_json(folder / "run.json", run_facts(config, phases, **facts))
+
+
+def run_facts(config: Any, phases: Phases, **facts: Any) -> dict[str, Any]:
+    """Return the command, its configuration (a dataclass), `facts`, environment and seconds."""
+    settings = dataclasses.asdict(config)
+    about = {"command": _command(config), "config": settings, "config_sha256": _digest(settings)}
+    return about | {**facts, "environment": environment(), "seconds": phases.seconds}
 
 
 def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | None = None) -> None:
-    """Write uint8 images [N, H, W, C], C = 1 or 3, as one PNG with gray rules; default squarish."""
+    """Write images as one PNG, with gray lines between them.
+
+    Args:
+      path: the file.
+      images: uint8 [N, H, W, C], C = 1 or 3. Images below 32 pixels are enlarged.
+      columns: images in a row; default: as many as make the grid about square.
+    """
     from PIL import Image
 
     count, height, width, channels = images.shape
-    scale = max(1, _LEAST_SIDE // height)  # tiny images are enlarged
+    scale = max(1, _LEAST_SIDE // height)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = height * scale, width * scale
     columns = columns or math.ceil(math.sqrt(count))
@@ -148,8 +247,32 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
     tiles[:count, :height, :width] = images
     sheet = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
-    with paths.as_path(path).open("wb") as file:
+    with paths.open_whole(path) as file:
         Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
+
+
+def _may_write(record, config):
+    """Whether a run's record is missing, or is of this command and configuration."""
+    try:
+        about = json.loads(record.read_text())
+        digest = about.get("config_sha256") or _digest(about["config"])
+        command = about.get("command", _command(config))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return (command, digest) == (_command(config), _digest(dataclasses.asdict(config)))
+
+
+def _command(config):
+    """audit for a configuration from geomem.experiments.audit or a module in it."""
+    return type(config).__module__.removeprefix("geomem.experiments.").partition(".")[0]
+
+
+def _digest(settings):
+    """The SHA-256 of what decides the results: a configuration without its folder."""
+    decisive = {k: v for k, v in settings.items() if k not in ("out", "plot_only")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _plain(value):

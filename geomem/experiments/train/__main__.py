@@ -1,12 +1,11 @@
 """`python -m geomem.experiments.train PRESET`."""
 
 from geomem.experiments.common import cli
-from geomem.experiments.train.configuration import ABOUT, PRESETS
-from geomem.experiments.train.run_folder import run
+from geomem.experiments.train.configuration import Config
+from geomem.experiments.train.loop import run
+from geomem.experiments.train.presets import ABOUT, PRESETS
 
 __all__ = []
 
 if __name__ == "__main__":
-    import tyro
-
-    cli.main(tyro.extras.subcommand_type_from_defaults(PRESETS, ABOUT), run)
+    cli.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True)

@@ -1,0 +1,72 @@
+"""XLA's compilation for commands: kept between runs, and announced if it takes long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Iterator
+
+__all__ = ["announced", "enable_cache"]
+
+_PATIENCE = 2.0  # seconds
+_START = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # recorded just before XLA compiles
+_END = "/jax/core/compile/backend_compile_duration"
+_LEAST_SECONDS = "0.02"  # of compilation; by default JAX keeps no program below 1 second
+
+
+def enable_cache() -> None:
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder.
+
+    GEOMEM_NO_COMPILATION_CACHE=1 turns this off, and so does a folder that cannot be written. The
+    environment variables are set too, for the processes that a command starts.
+    """
+    if os.environ.get("GEOMEM_NO_COMPILATION_CACHE", "0") != "0":
+        return
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default / "geomem" / "xla")
+    if "://" not in folder:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK):
+            return
+    import jax
+
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    least = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _LEAST_SECONDS)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Print one line to stderr for each compilation in the block that lasts some seconds."""
+    import jax
+
+    timer: threading.Timer | None = None
+
+    def listen(event: str, duration: float, **_) -> None:
+        nonlocal timer
+        if event in (_START, _END) and timer is not None:
+            timer.cancel()
+        if event == _START and listening:
+            timer = threading.Timer(_PATIENCE, _say)
+            timer.daemon = True
+            timer.start()
+
+    listening = True
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        listening = False  # JAX has no public call that removes a listener
+        if timer is not None:
+            timer.cancel()
+
+
+def _say():
+    print("compiling ... (once per shape; cached afterwards)", file=sys.stderr, flush=True)

@@ -1,0 +1,17 @@
+from . import audit_figures as audit_figures
+from . import denoiser_curves as denoiser_curves
+from . import pairs as pairs
+from . import scaling as scaling
+from . import style as style
+from . import swap as swap
+from . import sweep as sweep
+from . import training_curves as training_curves
+from . import zone as zone
+from .denoiser_curves import denoising_error as denoising_error
+from .denoiser_curves import large_noise as large_noise
+from .denoiser_curves import noise_level_memorization as noise_level_memorization
+from .style import save as save
+from .style import svg as svg
+from .training_curves import along_training as along_training
+from .training_curves import frontier as frontier
+from .zone import danger_zone as danger_zone
