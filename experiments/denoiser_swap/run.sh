@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
-python -m geomem.experiments.denoiser_swap --preset "$preset" --out "experiments/denoiser_swap/results/$preset"
+python -m geomem.experiments.denoiser_swap --preset "$preset" --overwrite --out "experiments/denoiser_swap/results/$preset"

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
-python -m geomem.experiments.denoising_error --preset "$preset" --out "experiments/denoising_error/results/$preset"
+python -m geomem.experiments.denoising_error --preset "$preset" --overwrite --out "experiments/denoising_error/results/$preset"

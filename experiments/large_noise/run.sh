@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
-python -m geomem.experiments.large_noise --preset "$preset" --out "experiments/large_noise/results/$preset"
+python -m geomem.experiments.large_noise --preset "$preset" --overwrite --out "experiments/large_noise/results/$preset"

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
-python -m geomem.experiments.noise_level_memorization --preset "$preset" --out "experiments/noise_level_memorization/results/$preset"
+python -m geomem.experiments.noise_level_memorization --preset "$preset" --overwrite --out "experiments/noise_level_memorization/results/$preset"
