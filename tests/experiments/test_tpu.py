@@ -140,7 +140,7 @@ def test_a_preempted_run_is_started_again_with_the_same_command(cloud, queue, sl
         (cloud.folder / "gone").touch()  # the slice goes while the log is followed
     process, calls = cloud(*UP, queue=queue, slice=slice)
     assert process.returncode == 0, process.stderr
-    assert "sheep: preempted; the next one goes on from the last checkpoint" in process.stdout
+    assert "sheep: preempted; the next slice resumes from the last checkpoint" in process.stdout
     once = ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
     assert _verbs(calls) == [*(once if running else ["create", "delete"]), *once, "cp"]
     starts = [words for words in calls if "nohup" in str(words)]
@@ -177,11 +177,11 @@ def test_a_dry_run_prints_each_command_and_calls_none(cloud):
 @pytest.mark.parametrize(
     ("arguments", "environment", "line"),
     [
-        ((), {}, "command: '', wanted up, create, install, start, follow, fetch or delete"),
-        (("up", "runs/x", "train"), {}, "up: wanted gs://BUCKET/FOLDER"),
-        (UP, {"queue": ["ACTIVE"]}, "up: sheep is there already"),
-        (UP, {"TPU_ZONE": None}, "TPU_ZONE: not set, wanted"),
-        (("create",), {"queue": [None, "FAILED"]}, "sheep: the request failed"),
+        ((), {}, "command must be up, create, install, start, follow, fetch or delete, got ''."),
+        (("up", "runs/x", "train"), {}, "up must get gs://BUCKET/FOLDER"),
+        (UP, {"queue": ["ACTIVE"]}, "up must create the slice, but sheep exists"),
+        (UP, {"TPU_ZONE": None}, "TPU_ZONE must be set"),
+        (("create",), {"queue": [None, "FAILED"]}, "The request for sheep failed"),
     ],
 )
 def test_bad_settings_are_one_line(cloud, arguments, environment, line):
