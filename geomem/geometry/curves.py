@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from geomem.geometry import _curve_kernels, _reduced_noise, posterior, shells
+from geomem.geometry._estimates import Curves, Estimate, Refinement, bootstrap_mean
 from geomem.geometry.posterior import check_sigma
 from geomem.points.exact import as_rows, decode
 from geomem.points.visit import PlacedPoints, Points, as_points
@@ -36,7 +37,6 @@ __all__ = [
 
 _QUERIES = 1024  # noised at once
 _NOISE = 2**26  # random numbers at once (256 MB)
-_CONFIDENCE = 0.95
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
 
@@ -64,74 +64,6 @@ def plain_max_weight(
         return posterior.plain_weights(y, points, sigma).max(axis=1)
 
     return jax.lax.map(draw, jax.random.split(key, draws)).mean(axis=0)
-
-
-class Estimate(NamedTuple):
-    """The estimate of a curve at S noise levels, with its bootstrap.
-
-    Attributes:
-      mean: [S].
-      low, high: [S], 95% bootstrap interval.
-      replicates: [B, S], bootstrap replicates of the mean.
-    """
-
-    mean: jax.Array
-    low: jax.Array
-    high: jax.Array
-    replicates: jax.Array
-
-    def __repr__(self) -> str:
-        """The size only."""
-        return f"Estimate({self.mean.size} noise levels, {len(self.replicates)} replicates)"
-
-
-class Refinement(NamedTuple):
-    """A curve at R further noise levels, from the same noise and the same bootstrap resamples.
-
-    Attributes:
-      sigma: [R], ascending, inside the cells of the grid in which the curve changes most.
-      mean: [R].
-      replicates: [B, R].
-    """
-
-    sigma: jax.Array
-    mean: jax.Array
-    replicates: jax.Array
-
-    def __repr__(self) -> str:
-        """The size only."""
-        return f"Refinement({len(self.sigma)} noise levels)"
-
-
-class Curves(NamedTuple):
-    """C(sigma) and W(sigma) with bands and bounds; every field is float32 [S] unless stated.
-
-    Attributes:
-      sigma: noise levels, ascending.
-      coverage: Estimate of C, over held-out points and noise.
-      coverage_lower_bound, coverage_upper_bound: certified bounds on the coverage of these held-out
-        points, without sampling: the means of max_i P_i and of min(1, sum_i P_i).
-      max_weight: Estimate of W, over training points and noise.
-      own_weight: estimate of E w_1, the weight of the point that was noised; at most W.
-      own_weight_lower_bound, own_weight_upper_bound: bounds on E w_1 from distances alone.
-      coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
-    """
-
-    sigma: jax.Array
-    coverage: Estimate
-    coverage_lower_bound: jax.Array
-    coverage_upper_bound: jax.Array
-    max_weight: Estimate
-    own_weight: jax.Array
-    own_weight_lower_bound: jax.Array
-    own_weight_upper_bound: jax.Array
-    coverage_refinement: Refinement | None = None
-    max_weight_refinement: Refinement | None = None
-
-    def __repr__(self) -> str:
-        """The grid only; `print(danger_zone.find(curves))` says what the curves show."""
-        levels = f"{len(self.sigma)} noise levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}"
-        return f"Curves({levels}, {len(self.coverage.replicates)} bootstrap replicates)"
 
 
 def estimate_curves(
@@ -395,18 +327,3 @@ def _in_blocks(index: jax.Array, frame: Any, draws: int, kernel: Callable, label
         if len(blocks) > 2:  # let the device run ahead of the bar, but not far
             jax.block_until_ready(blocks[-3])
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(index)], *blocks)
-
-
-def bootstrap_mean(key: jax.Array, values: jax.Array, count: int) -> Estimate:
-    """Return the Estimate of the mean of `values` [M, S], with `count` resamples of its rows."""
-    _check_count("bootstrap", count)
-    # NumPy, because compiling it would take longer than running it.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    values = np.asarray(values)
-    rows = len(values)
-    times = [np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(count)]
-    replicates = np.array(times, np.float32) @ values / np.float32(rows)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.float32(np.quantile(replicates, [tail, 1 - tail], axis=0))
-    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))
