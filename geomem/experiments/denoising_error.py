@@ -37,6 +37,8 @@ class Config(ComparisonFlags):
     smallest possible training error, and with their Gaussian denoiser.
     """
 
+    draws: int = flag(4, "evaluation")
+    """Noise draws for each image and noise level, the same for all denoisers."""
     out: str = flag("runs/denoising_error", "output")
     """Folder for errors.csv, auc.csv, run.json, figure.png and figure.pdf."""
 

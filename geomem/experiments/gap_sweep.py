@@ -33,7 +33,7 @@ class Config(gap_study.StudyFlags):
     """Train with gaps of several positions and widths, and with variants of the zone's gap.
 
     Trains one arm for each position and width, and draws them over C and W. `--arms prediction`
-    trains nothing.
+    trains nothing. Runs and evaluations that the output folder holds are not computed again.
     """
 
     arms: Literal["all", "positions", "variants", "prediction"] = "all"

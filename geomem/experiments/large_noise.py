@@ -36,6 +36,8 @@ class Config(ComparisonFlags):
     their difference relative to b's difference from the mean. Measured on noised training images.
     """
 
+    draws: int = flag(4, "evaluation")
+    """Noise draws for each image and noise level, the same for all denoisers."""
     out: str = flag("runs/large_noise", "output")
     """Folder for gaps.csv, run.json, figure.png and figure.pdf."""
 

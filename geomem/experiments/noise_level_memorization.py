@@ -28,9 +28,8 @@ __all__ = ["Config", "run"]
 class Config(ComparisonFlags):
     """Find the noise levels at which denoising turns held-out images into training images.
 
-    A denoised image is memorized if its nearest training image is less than --threshold times as
-    far away as the second nearest. Each held-out image is noised once at each level; --draws is not
-    used.
+    Each held-out image is noised once at each level. A denoised image is memorized if its nearest
+    training image is less than --threshold times as far away as the second nearest.
     """
 
     threshold: float = flag(1 / 3, "evaluation")

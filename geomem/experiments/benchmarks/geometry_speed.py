@@ -20,6 +20,7 @@ from geomem.experiments.benchmarks.timing import (
     seconds,
 )
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry import curves, posterior, shells
 from geomem.metrics import memorization
 from geomem.points import neighbours
@@ -45,8 +46,8 @@ class Config:
     """Timed runs after one warm-up; their median is reported. Slow baselines run once."""
     points: int = 50_000
     """Number of random points, of dimension 3,072, in all parts but curves."""
-    out: str | None = None
-    """Folder for benchmark.json. By default the table is only printed."""
+    out: str | None = flag(None, "output")
+    """Folder for benchmark.json; default: only print the table."""
 
 
 class Row(NamedTuple):
@@ -76,8 +77,7 @@ def run(config: Config) -> list[Row]:
         raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
     if config.points < 4096:
         raise ValueError(f"points must be at least 4096, got {config.points}.")
-    if config.out is not None:
-        folder = results.make_folder(config.out)
+    output = None if config.out is None else results.Run(config)
     device = jax.devices()[0]
     print(f"{device.device_kind} x {jax.device_count()}, jax {jax.__version__}\n")
     print(f"{'what':62} {'seconds':>9} {'ratio':>8}  against")
@@ -88,9 +88,10 @@ def run(config: Config) -> list[Row]:
             rows.append(row)
             ratio = "" if row.ratio is None else f"{row.ratio:8.2f}"
             print(f"{row.what:62} {row.seconds:9.3f} {ratio:>8}  {row.against}", flush=True)
-    if config.out is not None:
+    if output is not None:
         facts = {"rows": [row._asdict() for row in rows], "environment": results.environment()}
-        results.write_json(folder / "benchmark.json", facts)
+        output.write_json("benchmark.json", facts)
+        output.finish()
     return rows
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from geomem import data
 from geomem.experiments.benchmarks.timing import fastest_seconds, peak_memory, product_peak
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry import posterior
-from geomem.plots import scaling, style
+from geomem.plots import scaling
 from geomem.points import neighbours, placement
 
 __all__ = ["MACHINES", "Config", "Machine", "Row", "roofline", "run"]
@@ -31,7 +32,7 @@ _BLOCK = 5000  # images written at once
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Stream points from disk and measure whether time is linear in their number, memory constant.
+    """Stream points from disk, and measure time and memory against their number.
 
     Writes mosaics of the bundled images to a file in a temporary folder, which is removed at the
     end, and computes the posterior mean and the two nearest neighbors over the file's first rows.
@@ -47,9 +48,9 @@ class Config:
     """Noise level of the queries."""
     repeats: int = 3
     """Timed runs after one warm-up; the fastest is reported, as other programs only add time."""
-    temporary: str | None = None
-    """Where to make the temporary folder. Default: the system's."""
-    out: str = "runs/scale"
+    temporary: str | None = flag(None, "output")
+    """Folder for the temporary folder; default: the system's."""
+    out: str = flag("runs/scale", "output")
     """Folder for scale.json, figure.png and figure.pdf."""
 
 
@@ -146,7 +147,7 @@ def run(config: Config) -> list[Row]:
             f"counts must ascend from at least {config.queries} (the queries), got {counts}."
         )
     posterior.check_sigma(config.sigma)
-    folder = results.make_folder(config.out)
+    output = results.Run(config)
     rows = []
     with tempfile.TemporaryDirectory(dir=config.temporary) as temporary:
         path = pathlib.Path(temporary) / "points.npy"
@@ -166,22 +167,23 @@ def run(config: Config) -> list[Row]:
         f"relative difference between streamed and in memory {difference:.1e}; in memory "
         f"{efficiency:.0%} of the matrix-product peak"
     )
+    shown = dataclasses.asdict(config) | {"temporary": None}
     facts: dict[str, Any] = {
-        "config": dataclasses.asdict(config) | {"temporary": None},
+        "config": shown,
         "rows": [row._asdict() for row in rows],
         "relative_difference_to_memory": difference,
         "fraction_of_product_peak_in_memory": efficiency,
         "imagenet64": {m.name: roofline(m, 1_281_167, 12_288) for m in MACHINES},
         "environment": results.environment(),
     }
-    results.write_json(folder / "scale.json", facts)
+    output.write_json("scale.json", facts)
     curves = {
         "posterior mean": [(row.points, row.mean) for row in rows],
         "two nearest": [(row.points, row.nearest) for row in rows],
     }
     title = f"{config.queries} queries, {config.stored} rows of {_DIM:,}, streamed"
-    for written in style.save(scaling.time_by_points(curves, title), folder):
-        print(f"wrote {written}")
+    output.write_figure("figure", scaling.time_by_points(curves, title))
+    output.finish(config=shown)
     return rows
 
 

@@ -25,7 +25,8 @@ import numpy as np
 
 from geomem.diffusion import training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import results
+from geomem.experiments.common import flags, results
+from geomem.experiments.common.arguments import flag
 from geomem.experiments.train import configuration, loop, presets
 
 __all__ = ["Config", "run"]
@@ -52,7 +53,7 @@ class Config:
     compute: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Precisions to measure."""
     batch: int | None = None
-    """Images per step over all devices. Default: the preset's."""
+    """Images per step over all devices; default: the preset's."""
     side: int = 8
     """Height and width of the random images."""
     image_channels: int = 1
@@ -61,7 +62,7 @@ class Config:
     """Steps to time, after as many to warm up."""
     profile: bool = True
     """Also trace the steps and report the three most expensive operations."""
-    out: str = "runs/benchmark_training"
+    out: str = flag("runs/benchmark_training", "output")
     """Folder for benchmark_training.json."""
 
 
@@ -71,15 +72,15 @@ def run(config: Config) -> list[dict[str, Any]]:
     Raises:
       ValueError: a batch or image side that the preset cannot use.
     """
-    folder = results.make_folder(config.out)
+    output = results.Run(config)
     rows = []
     for compute in config.compute:
         with tempfile.TemporaryDirectory() as scratch:
             rows.append(_time_training(config, compute, pathlib.Path(scratch)))
         print("  ".join(f"{name} {_text(value)}" for name, value in rows[-1].items()))
-    path = folder / "benchmark_training.json"
-    results.write_json(path, {"config": config, "environment": results.environment(), "rows": rows})
-    print(f"wrote {path}")
+    facts = {"config": config, "environment": results.environment(), "rows": rows}
+    output.write_json("benchmark_training.json", facts)
+    output.finish()
     return rows
 
 
@@ -101,12 +102,11 @@ def _time_training(config, compute, scratch):
         checkpoint_every=3 * config.steps,
         samples=0,
     )
-    facts = {
-        "config": dataclasses.asdict(configuration.resolve(training)),
-        "data": {"sigma_data": preset.sigma_data or 0.5},
-    }
-    denoiser, recipe = configuration.build(facts)
-    bare_loop = _time_bare_loop(denoiser, recipe, pixels, config, scratch)
+    split = flags.load(training).train_split
+    denoiser, recipe = configuration.build(
+        configuration.facts(configuration.resolve(training), split)
+    )
+    bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
     speed = loop.run(training).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
     peak, peak_source = _peak(compute)

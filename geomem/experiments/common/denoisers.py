@@ -64,9 +64,7 @@ class ComparisonFlags:
     sigma_max: float = flag(80.0, "noise")
     """Largest noise level."""
     num_images: int = flag(1000, "evaluation")
-    """Use the first NUM_IMAGES training images and the first NUM_IMAGES held-out images."""
-    draws: int = flag(4, "evaluation")
-    """Noise draws for each image and noise level, the same for all denoisers."""
+    """Number of training images and of held-out images to noise, the first of each."""
     out: str = flag("runs/denoisers", "output")
     """Folder for the results."""
     plot_only: str | None = flag(None, "output")
