@@ -79,8 +79,8 @@ def _measurement(zone):
         "By two curves from 0 to 1, computed from the images alone. Coverage: how often a noisy "
         "new image looks like a noisy training image. Max weight: how much the best denoiser "
         "relies on one training image. The danger zone is where both are at least "
-        f"{zone['threshold']:g}; at noise level {zone['peak']:.3g} both are at least "
-        f"{zone['peak_level']:.2f}. Noise levels are standard deviations, for pixels scaled to "
+        f"{zone['threshold']:g}. The lower of the two peaks at {zone['peak_level']:.2f}, at noise "
+        f"level {zone['peak']:.3g}. Noise levels are standard deviations, for pixels scaled to "
         "[-1, 1]."
     )
 
@@ -239,7 +239,7 @@ def _copies(copies, thumbnails):
         more = f"; {len(names) - len(files):,} more" if len(names) > len(files) else ""
         rows.append(pictures(files, names[: len(files)], kind + more))
     rest = f"All {len(groups):,} groups are in audit.json." if len(groups) > GROUPS else ""
-    return f'{text}<div class="groups">{"".join(rows)}</div>{paragraphs(rest)}'
+    return text + "".join(rows) + paragraphs(rest)
 
 
 def _curves(report):
