@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from geomem.metrics.features import check_features
+from geomem.points.exact import CHUNK, QUERIES, fold_rows, map_rows
 from geomem.points.neighbours import nearest, squared_distances
-from geomem.points.visit import CHUNK, QUERIES, fold_rows, map_rows
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
