@@ -145,7 +145,7 @@ def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
 
 
 def test_an_unknown_scheme_is_named():
-    with pytest.raises(ValueError, match="path must be a local path or gs://.*, got ftp://host/x"):
+    with pytest.raises(ValueError, match=r"path must be a local path or gs://.*, got ftp://host/x"):
         paths.as_path("ftp://host/x")
 
 
