@@ -1,4 +1,4 @@
-"""`python -m geomem.experiments.benchmark_training`: see `benchmarks.training_speed`."""
+"""Time the training command; see `geomem.experiments.benchmarks.training_speed`."""
 
 from geomem.experiments.benchmarks.training_speed import Config, run
 from geomem.experiments.common import cli

@@ -1,10 +1,10 @@
-"""Figure 1: denoising error against the noise level, on training and on held-out images.
+"""Figure 1: denoising error of training and held-out images against the noise level.
 
     python -m geomem.experiments.denoising_error --preset digits
     python -m geomem.experiments.denoising_error --run runs/base runs/gap
 
-Where a network's error on its training images is below that on held-out ones, it memorizes; the
-same errors, as a membership test, have an AUC above 1/2 there.
+A network memorizes where its error on training images is below its error on held-out images. There
+the error also serves as a membership test, with an AUC above 1/2.
 """
 
 from __future__ import annotations
@@ -14,41 +14,51 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import cli, denoisers
+from geomem.experiments.common import cli
+from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.denoisers import (
+    ComparisonFlags,
+    Table,
+    compare_denoisers,
+    make_rows,
+    select,
+)
 from geomem.metrics import denoising
-from geomem.plots import denoiser_curves as plot
+from geomem.plots import denoiser_curves
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(denoisers.Config):
-    """Denoising error on training and held-out images, and what it tells of membership.
+class Config(ComparisonFlags):
+    """Measure the denoising error of training and held-out images, and whether it separates them.
 
-    For each training run: the network, the exact empirical denoiser of its training images, which
-    has the least training error there is, and the Gaussian denoiser of their mean and covariance.
+    Compares each trained network with the empirical denoiser of its training images, which has the
+    smallest possible training error, and with their Gaussian denoiser.
     """
 
-    out: str = "runs/denoising_error"
+    draws: int = flag(4, "evaluation")
+    """Noise draws for each image and noise level, the same for all denoisers."""
+    out: str = flag("runs/denoising_error", "output")
     """Folder for errors.csv, auc.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """Measure, write the tables and the figure, and print how the networks keep to the bounds.
+def run(config: Config) -> dict[str, Table]:
+    """Measure the errors, write tables and figure, and compare the networks with both denoisers.
 
     Returns:
-      The columns of `errors` and `auc`, by table. `excess` is the training or held-out error less
-      that of the empirical denoiser on the same noise, `excess_error` its standard error.
+      The columns of `errors` and `auc`, by table. `excess` is an error minus the empirical
+      denoiser's on the same noise, `excess_error` its standard error.
 
     Raises:
-      ValueError, OSError: as in `denoisers.experiment`.
+      ValueError, OSError: as in `compare_denoisers`.
     """
-    return denoisers.experiment(config, _measure, plot.denoising_error, _sentence)
+    return compare_denoisers(config, _measure, denoiser_curves.denoising_error, _summarize)
 
 
-def _measure(config, sigmas, one):
+def _measure(config, sigmas, run):
     train_key, heldout_key = jax.random.split(jax.random.key(config.seed))
-    splits = {"train": (train_key, one.train), "heldout": (heldout_key, one.heldout)}
+    splits = {"train": (train_key, run.train), "heldout": (heldout_key, run.heldout)}
     errors = {
         (kind, split): denoising.denoising_error(
             key,
@@ -59,40 +69,38 @@ def _measure(config, sigmas, one):
             batch=config.batch,
             progress=True,
         )
-        for kind, denoiser in one.denoisers.items()
+        for kind, denoiser in run.denoisers.items()
         for split, (key, images) in splits.items()
     }
     error_rows, auc_rows = [], []
-    for (kind, split), found in errors.items():
-        excess = np.float64(found.per_image) - errors["empirical", split].per_image
-        spread = excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1])
-        error_rows += denoisers.rows(
+    for (kind, split), error in errors.items():
+        excess = np.float64(error.per_image) - errors["empirical", split].per_image
+        error_rows += make_rows(
             sigmas,
             {"kind": kind, "split": split},
-            mse=found.mean,
-            low=found.low,
-            high=found.high,
+            mse=error.mean,
+            low=error.low,
+            high=error.high,
             excess=excess.mean(axis=1),
-            excess_error=spread,
+            excess_error=excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1]),
         )
-    for kind in one.denoisers:
+    for kind in run.denoisers:
         auc = denoising.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
-        auc_rows += denoisers.rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
+        auc_rows += make_rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
     return {"errors": error_rows, "auc": auc_rows}
 
 
-def _sentence(errors, **_):
-    """Whether the network's training error is between the empirical and the Gaussian one's."""
+def _summarize(errors, auc):
     network, gaussian = (
-        denoisers.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
+        select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
     )
-    undercut = network["excess"] / network["excess_error"]
-    over = network["mse"] / gaussian["mse"] - 1
-    levels = ", ".join(f"{sigma:.3g}" for sigma in network["sigma"][over > 0])
-    where = f"above it at sigma {levels}, by at most {over.max():.1%}"
+    least = (network["excess"] / network["excess_error"]).min()
+    above = network["mse"] / gaussian["mse"] - 1
+    levels = ", ".join(f"{sigma:.3g}" for sigma in network["sigma"][above > 0])
+    where = f"above it at sigma {levels}, by at most {above.max():.1%}" if levels else "never above"
     return (
-        f"training error less the empirical denoiser's at least {undercut.min():.1f} standard "
-        f"errors; against the Gaussian denoiser's {where if levels else 'below it at every sigma'}"
+        "the network's training error exceeds the empirical denoiser's by at least "
+        f"{least:.1f} standard errors; compared with the Gaussian denoiser's it is {where}"
     )
 
 

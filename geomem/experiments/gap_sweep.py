@@ -1,9 +1,9 @@
-"""Figure 5: gaps at other places and of other widths, laid over the curves; and what else works.
+"""Figure 5: gaps of several positions and widths, over the curves C and W.
 
     python -m geomem.experiments.gap_sweep --preset digits
 
-Beside the trained arms stands what needs no training: the fraction of samples that is decided above
-each noise level (`geomem.metrics.prediction`), in seconds.
+A prediction that needs no training is drawn beside the trained arms: the fraction of samples that
+is decided above each noise level (`geomem.metrics.gap_prediction`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import grids, schedules
-from geomem.experiments import gap_training
-from geomem.experiments.common import cli, gap_study, results
+from geomem.experiments.common import cli, flags, gap_study, results
+from geomem.experiments.common.arguments import flag
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.train import configuration
 from geomem.geometry import danger_zone
 from geomem.metrics import gap_prediction
-from geomem.plots import style
-from geomem.plots import sweep as sweep_plot
-from geomem.plots import training_curves as training_plot
+from geomem.plots import sweep, training_curves
 
 __all__ = ["Config", "Result", "make_positions", "make_variants", "run"]
 
@@ -31,34 +29,35 @@ _PREDICTION_STEPS = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gap_study.Config):
-    """Where must a gap lie, how wide must it be, and what else removes memorization?
+class Config(gap_study.StudyFlags):
+    """Train with gaps of several positions and widths, and with variants of the zone's gap.
 
-    Trains one arm for each position and width of a gap, and variants of the zone's gap, at the
-    scale of gap_training's preset; draws them over C and W. --arms prediction trains nothing.
+    Trains one arm for each position and width, and draws them over C and W. `--arms prediction`
+    trains nothing. Runs and evaluations that the output folder holds are not computed again.
     """
 
-    out: str = "runs/gap_sweep"
-    """Folder for the runs, the tables and the figures."""
-    seeds: int = 1
-    """Number of seeds."""
-    samples: int | None = None
-    """Images sampled from each checkpoint and for the prediction, default the preset's."""
     arms: Literal["all", "positions", "variants", "prediction"] = "all"
-    """What to train."""
-    positions: int = 5
+    """The arms to train."""
+    positions: int = flag(5, "noise")
     """Number of gaps along the noise levels for each width."""
-    masses: tuple[float, ...] = (0.15, 0.3)
-    """Shares of the training noise that a gap removes."""
+    masses: tuple[float, ...] = flag((0.15, 0.3), "noise")
+    """Widths of the gaps, as the fraction of the training noise that they remove."""
+    seeds: int = flag(1, "training")
+    """Number of training runs of each arm."""
+    samples: int | None = flag(None, "evaluation")
+    """Number of images sampled from each checkpoint and for the prediction; default: the
+    preset's."""
+    out: str = flag("runs/gap_sweep", "output")
+    """Folder for the runs, the tables and the figures."""
 
 
 class Result(NamedTuple):
-    """What a run found.
+    """The results of a sweep.
 
     Attributes:
       rows: one for each arm, seed and checkpoint.
-      prediction: of the upper edges in gap_prediction.csv.
-      folder: where the files are.
+      prediction: the fraction of samples decided above each noise level.
+      folder: the output folder.
     """
 
     rows: list[dict[str, Any]]
@@ -67,25 +66,24 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Estimate the curves, predict, train and judge the arms, write tables and figures.
+    """Estimate the curves, predict, train and evaluate the arms, write tables and figures.
 
     Raises:
-      ValueError: an unusable configuration, or no zone in these data.
+      ValueError: an unusable configuration, or images without a danger zone.
     """
-    if config.positions < 1 or not config.masses or not all(0 < m < 0.9 for m in config.masses):
-        raise ValueError(
-            f"positions, masses: {config.positions}, {config.masses}, wanted 1 or more positions "
-            "and shares in (0, 0.9)"
-        )
-    preset = gap_study.resolve(config, gap_training.PRESETS[config.preset])
-    folder, phases = results.make_folder(config.out), results.Phases()
-    dataset = configuration.load_data(preset.train)
-    with phases("curves"):
-        found, zones = gap_study.measure_zones(dataset.train, dataset.test, preset.thresholds)
-    with phases("prediction"):
-        predicted = _predict(preset, dataset)
-    base = configuration.base_schedule(preset.train)
+    if config.positions < 1:
+        raise ValueError(f"positions must be at least 1, got {config.positions}.")
+    if not config.masses or not all(0 < mass < 0.9 for mass in config.masses):
+        raise ValueError(f"masses must be fractions between 0 and 0.9, got {config.masses}.")
+    preset = gap_study.resolve(config)
+    output = results.Run(config)
+    dataset = flags.load(preset.train)
+    with output.phase("curves"):
+        curves, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
+    with output.phase("prediction"):
+        prediction = _predict(preset, dataset)
     zone = zones[preset.thresholds[-1]]
+    base = configuration.base_schedule(preset.train)
     positions = make_positions(base, config.positions, config.masses)
     variants = make_variants(zone)
     chosen = {
@@ -94,35 +92,30 @@ def run(config: Config) -> Result:
         "variants": [Arm("baseline"), *variants],
         "prediction": [],
     }[config.arms]
-    with phases("arms"):
-        rows = gap_study.measure_arms(config, preset, chosen, folder)
-    with phases("files"):
-        results.write_json(folder / "zones.json", {str(k): v._asdict() for k, v in zones.items()})
-        results.write_rows(folder / "prediction.csv", _table(predicted))
+    with output.phase("arms"):
+        rows = gap_study.train_arms(config, preset, chosen, output.folder)
+    ends = _last_checkpoints(rows)
+    with output.phase("files"):
+        output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
+        output.write_rows("prediction.csv", _prediction_rows(prediction))
         if rows:
-            results.write_rows(folder / "results.csv", rows)
-        placed, varied = (
-            [row for row in rows if row["arm"] in ("baseline", *(arm.name for arm in group))]
-            for group in (positions, variants)
-        )
-        figures = {"sweep": sweep_plot.sweep(found, zone, predicted, _ends(placed))}
-        if varied:
-            figures["variants"] = training_plot.frontier(varied)
-        for name, figure in figures.items():
-            for path in style.save(figure, folder, name):
-                print(f"wrote {path}")
-    results.write_run(folder, config, phases, **gap_study.facts(preset, chosen, dataset))
-    for row in _ends(rows):
+            output.write_rows("results.csv", rows)
+        placed = _rows_of(ends, positions)
+        output.write_figure("sweep", sweep.sweep(curves, zone, prediction, placed))
+        if varied := _rows_of(rows, variants):
+            output.write_figure("variants", training_curves.frontier(varied))
+    output.finish(**gap_study.study_facts(preset, chosen, dataset))
+    for row in ends:
         gap = f"{row['gap_low']:.3g} to {row['gap_high']:.3g}" if row["gap_low"] else "no gap"
         print(
             f"{row['arm']:<22} {gap:<16} memorized {row['memorized']:.2f}, noise removed "
             f"{row['without_noise']:.2f}, Frechet {row['frechet']:.2f}"
         )
-    return Result(rows, predicted, folder)
+    return Result(rows, prediction, output.folder)
 
 
 def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ...]) -> list[Arm]:
-    """Gaps that hold `masses` of the training noise, `count` of each, evenly spread over it."""
+    """Return arms with gaps of each mass of the training noise, `count` of each, evenly spread."""
     edges = [
         (base.quantile(start), base.quantile(start + mass))
         for mass in masses
@@ -132,13 +125,14 @@ def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ..
 
 
 def make_variants(zone: danger_zone.Zone) -> list[Arm]:
-    """The zone's gap thinned and widened, and three other trainings with and without it.
+    """Return the zone's gap, thinner and wider gaps, and other trainings with and without the gap.
 
-    unscaled: as if the data had EDM's standard deviation; smooth: a noise embedding that the
-    network can interpolate in; deep: a larger network, of two blocks at each level.
+    The other trainings: unscaled, as if the data had the standard deviation that EDM assumes;
+    smooth, with a noise embedding that the network can interpolate; deep, with two blocks at each
+    level.
     """
     edges = zone.low, zone.high
-    others = {
+    trainings = {
         "unscaled": (("sigma_data", 0.5), ("noise_mean", -1.2)),
         "smooth": (("embedding", "positional"),),
         "deep": (("blocks", 2),),
@@ -149,34 +143,39 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
         Arm("zone-keep-0.3", edges, keep=0.3),
         Arm("zone-to-half", (zone.low / 2, zone.high)),
         *(
-            Arm(f"{name}-{how}", gap, changes=changes)
-            for how, changes in others.items()
+            Arm(f"{name}-{training}", gap, changes=changes)
+            for training, changes in trainings.items()
             for name, gap in (("baseline", None), ("zone", edges))
         ),
     ]
 
 
 def _predict(preset, dataset):
-    """What each upper edge can remove; the pool is all images that there are."""
-    source = configuration.load_data(dataclasses.replace(preset.train, num_train=None))
+    """The prediction for upper edges from 0.1 to 10; the pool is all images of the data set."""
+    source = flags.load(dataclasses.replace(preset.train, num_train=None))
     pool = np.concatenate([source.train, source.test])
     grid = grids.edm_grid(_PREDICTION_STEPS)
-    highs = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
-    seeds = range(preset.judging.samples)
-    return gap_prediction.predict(dataset.train, pool, highs, grid, seeds=seeds)
+    edges = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
+    seeds = range(preset.evaluation.samples)
+    return gap_prediction.predict(dataset.train, pool, edges, grid, seeds=seeds)
 
 
-def _table(predicted):
-    columns = zip(predicted.high, predicted.decided, predicted.rate, strict=True)
+def _prediction_rows(prediction):
+    columns = zip(prediction.high, prediction.decided, prediction.rate, strict=True)
     return [
-        {"sigma": high, "decided": decided, "chance": predicted.chance.rate, **rate._asdict()}
-        for high, decided, rate in columns
+        {"sigma": edge, "decided": decided, "chance": prediction.chance.rate, **rate._asdict()}
+        for edge, decided, rate in columns
     ]
 
 
-def _ends(rows):
-    """The last checkpoint of each run."""
+def _last_checkpoints(rows):
     return list({(row["arm"], row["seed"]): row for row in rows}.values())
+
+
+def _rows_of(rows, arms):
+    """The rows of these arms and of the baseline."""
+    names = {"baseline", *(arm.name for arm in arms)}
+    return [row for row in rows if row["arm"] in names]
 
 
 if __name__ == "__main__":

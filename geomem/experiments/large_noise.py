@@ -1,4 +1,4 @@
-"""Theorems 4.9 and 4.10: at large noise the denoiser is near the Gaussian one; from which level on?
+"""Theorems 4.9 and 4.10: at large noise the denoiser is close to the Gaussian one.
 
 python -m geomem.experiments.large_noise --preset digits
 """
@@ -10,70 +10,80 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import cli, denoisers
+from geomem.experiments.common import cli
+from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.denoisers import (
+    ComparisonFlags,
+    Table,
+    compare_denoisers,
+    make_rows,
+    select,
+)
 from geomem.metrics import denoising
-from geomem.plots import denoiser_curves as plot
+from geomem.plots import denoiser_curves
 
-__all__ = ["Config", "run"]
+__all__ = ["PAIRS", "Config", "run"]
 
-_PAIRS = (("network", "Gaussian"), ("empirical", "Gaussian"), ("network", "empirical"))
-_SMALL = 0.1
+PAIRS = (("network", "Gaussian"), ("empirical", "Gaussian"), ("network", "empirical"))
+_CLOSE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(denoisers.Config):
-    """How far are the network, the empirical and the Gaussian denoiser from each other?
+class Config(ComparisonFlags):
+    """Measure how far the network, the empirical and the Gaussian denoiser are from each other.
 
-    The gap of a from b is sqrt(E||a - b||^2 / E||b - c||^2), with c the mean image: the difference
-    relative to what b does beyond returning the mean. On noised training images.
+    The gap between denoisers a and b is sqrt(E||a - b||^2 / E||b - c||^2), with c the mean image:
+    their difference relative to b's difference from the mean. Measured on noised training images.
     """
 
-    out: str = "runs/large_noise"
+    draws: int = flag(4, "evaluation")
+    """Noise draws for each image and noise level, the same for all denoisers."""
+    out: str = flag("runs/large_noise", "output")
     """Folder for gaps.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """Measure, write the table and the figure, and print from where on the gap is below a tenth.
+def run(config: Config) -> dict[str, Table]:
+    """Measure the gaps, write table and figure, and print where they fall below 10%.
 
     Returns:
       The columns of `gaps`.
 
     Raises:
-      ValueError, OSError: as in `denoisers.experiment`.
+      ValueError, OSError: as in `compare_denoisers`.
     """
-    return denoisers.experiment(config, _measure, plot.large_noise, _sentence)
+    return compare_denoisers(config, _measure, denoiser_curves.large_noise, _summarize)
 
 
-def _measure(config, sigmas, one):
-    measured = []
-    for first, second in _PAIRS:
-        found = denoising.relative_gap(
+def _measure(config, sigmas, run):
+    rows = []
+    for first, second in PAIRS:
+        gap = denoising.relative_gap(
             jax.random.key(config.seed),
-            one.denoisers[first],
-            one.denoisers[second],
-            one.train[: config.num_images],
+            run.denoisers[first],
+            run.denoisers[second],
+            run.train[: config.num_images],
             sigmas,
             draws=config.draws,
             batch=config.batch,
             progress=True,
         )
-        measured += denoisers.rows(
+        rows += make_rows(
             sigmas,
             {"first": first, "second": second},
-            gap=found.relative,
-            low=found.low,
-            high=found.high,
-            distance=found.distance,
+            gap=gap.relative,
+            low=gap.low,
+            high=gap.high,
+            distance=gap.distance,
         )
-    return {"gaps": measured}
+    return {"gaps": rows}
 
 
-def _sentence(gaps):
-    exact = denoisers.select(gaps, first="empirical")
-    start = np.flatnonzero(exact["gap"] >= _SMALL).max(initial=-1) + 1
-    sigma = exact["sigma"][start:]
-    where = f"from sigma {sigma[0]:.3g} on" if len(sigma) else "at no sigma here"
-    return f"empirical denoiser within {_SMALL:.0%} of the Gaussian one {where}"
+def _summarize(gaps):
+    empirical = select(gaps, first="empirical")
+    start = np.flatnonzero(empirical["gap"] >= _CLOSE).max(initial=-1) + 1
+    close = empirical["sigma"][start:]
+    where = f"from sigma {close[0]:.3g} on" if len(close) else "at none of the noise levels"
+    return f"the empirical denoiser is within {_CLOSE:.0%} of the Gaussian denoiser {where}"
 
 
 if __name__ == "__main__":

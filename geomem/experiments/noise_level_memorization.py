@@ -1,4 +1,4 @@
-"""Figure 2: the fraction of noised and denoised held-out images that are copies of training images.
+"""Figure 2: the fraction of noised and denoised held-out images that are memorized.
 
 python -m geomem.experiments.noise_level_memorization --preset digits
 """
@@ -8,65 +8,75 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import numpy as np
 
-from geomem.experiments.common import cli, denoisers
+from geomem.experiments.common import cli
+from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.denoisers import (
+    ComparisonFlags,
+    Table,
+    compare_denoisers,
+    make_rows,
+    select,
+)
 from geomem.metrics import denoising
-from geomem.plots import denoiser_curves as plot
+from geomem.plots import denoiser_curves
 
 __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(denoisers.Config):
-    """At which noise levels does denoising turn a held-out image into a training image?
+class Config(ComparisonFlags):
+    """Find the noise levels at which denoising turns held-out images into training images.
 
-    One draw of noise for each held-out image and level (--draws is not used). A denoised image is
-    memorized if its nearest training image is less than --threshold times as far as the second.
+    Each held-out image is noised once at each level. A denoised image is memorized if its nearest
+    training image is less than --threshold times as far away as the second nearest.
     """
 
-    threshold: float = 1 / 3
+    threshold: float = flag(1 / 3, "evaluation")
     """Ratio of the two distances below which an image is memorized."""
-    out: str = "runs/noise_level_memorization"
+    out: str = flag("runs/noise_level_memorization", "output")
     """Folder for rates.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """Measure, write the table and the figure, and print where the networks memorize most.
+def run(config: Config) -> dict[str, Table]:
+    """Measure the rates, write table and figure, and print where the networks memorize most.
 
     Returns:
       The columns of `rates`.
 
     Raises:
-      ValueError, OSError: as in `denoisers.experiment`.
+      ValueError, OSError: as in `compare_denoisers`.
     """
-    return denoisers.experiment(config, _measure, plot.noise_level_memorization, _sentence)
+    return compare_denoisers(config, _measure, denoiser_curves.noise_level_memorization, _summarize)
 
 
-def _measure(config, sigmas, one):
-    measured = []
-    for kind, denoiser in one.denoisers.items():
-        found = denoising.noise_level_memorization(
+def _measure(config, sigmas, run):
+    rows = []
+    for kind, denoiser in run.denoisers.items():
+        rates = denoising.noise_level_memorization(
             jax.random.key(config.seed),
             denoiser,
-            one.heldout[: config.num_images],
-            one.train,
+            run.heldout[: config.num_images],
+            run.train,
             sigmas,
             threshold=config.threshold,
             batch=config.batch,
             progress=True,
         )
-        columns = {"rate": found.rate, "low": found.low, "high": found.high}
-        measured += denoisers.rows(sigmas, {"kind": kind}, **columns)
-    return {"rates": measured}
+        columns = {"rate": rates.rate, "low": rates.low, "high": rates.high}
+        rows += make_rows(sigmas, {"kind": kind}, **columns)
+    return {"rates": rows}
 
 
-def _sentence(rates):
-    network = denoisers.select(rates, kind="network")
+def _summarize(rates):
+    network = select(rates, kind="network")
     rate, low, high, sigma = (
         network[name][network["rate"].argmax()] for name in ("rate", "low", "high", "sigma")
     )
-    return f"the network memorizes at most {rate:.1%} [{low:.1%}, {high:.1%}], at sigma {sigma:.3g}"
+    return (
+        f"the network memorizes most at sigma {sigma:.3g}: {rate:.1%} [{low:.1%}, {high:.1%}] of "
+        "the held-out images"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m geomem.experiments.scale`: see `geomem.experiments.benchmarks.streaming_speed`."""
+"""Time points that are streamed from disk; see `geomem.experiments.benchmarks.streaming_speed`."""
 
 from geomem.experiments.benchmarks.streaming_speed import Config, run
 from geomem.experiments.common import cli

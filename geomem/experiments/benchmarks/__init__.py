@@ -1,1 +1,1 @@
-"""Timings of the geometry, of training and of streaming, each beside what it is compared with."""
+"""Benchmarks of the geometry, of training and of streaming, each beside a baseline."""

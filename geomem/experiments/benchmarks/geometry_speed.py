@@ -1,16 +1,11 @@
-"""How fast the geometry is, each number beside what it is compared with in the same run.
+"""Time the geometry beside baselines that run on the same machine in the same run.
 
 python -m geomem.experiments.benchmark --only curves nearest
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import pathlib
-import statistics
-import time
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem import data
+from geomem.experiments.benchmarks.timing import (
+    median_seconds,
+    peak_growth,
+    product_peak,
+    seconds,
+)
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry import curves, posterior, shells
 from geomem.metrics import memorization
 from geomem.points import neighbours
@@ -39,13 +41,13 @@ class Config:
     """Time the geometry against plain NumPy, FAISS and the device's matrix-product peak."""
 
     only: tuple[Part, ...] = ("peak", "curves", "nearest", "memorization", "denoise", "scaling")
-    """Which parts to run."""
+    """Parts to run."""
     repeats: int = 5
-    """Timed runs after one warm-up; the median counts. Slow baselines run once."""
+    """Timed runs after one warm-up; their median is reported. Slow baselines run once."""
     points: int = 50_000
-    """Points of the nearest-neighbour and denoiser parts, each of dimension 3,072."""
-    out: str | None = None
-    """Folder for benchmark.json; default: print only."""
+    """Number of random points, of dimension 3,072, in all parts but curves."""
+    out: str | None = flag(None, "output")
+    """Folder for benchmark.json; default: only print the table."""
 
 
 class Row(NamedTuple):
@@ -53,9 +55,10 @@ class Row(NamedTuple):
 
     Attributes:
       what: what was timed.
-      seconds: median.
-      ratio: how many times faster than what `against` names, or the fraction of it.
-      against: what it is compared with.
+      seconds: the median time; 0 for a measurement of memory.
+      ratio: how many times faster than the baseline, a fraction of it, or a value in the unit that
+        `against` names.
+      against: the baseline or the unit.
     """
 
     what: str
@@ -65,64 +68,37 @@ class Row(NamedTuple):
 
 
 def run(config: Config) -> list[Row]:
-    """Run the parts, print the table, return its rows.
-
-    Args:
-      config: what to time.
+    """Run the parts, print the table and return its rows.
 
     Raises:
-      ValueError: repeats or points that are not positive.
+      ValueError: fewer than 1 repeat or 4096 points.
     """
-    if config.repeats < 1 or config.points < 4096:
-        raise ValueError(
-            f"repeats, points: {config.repeats}, {config.points}, wanted >= 1 and >= 4096"
-        )
-    if config.out is not None:
-        folder = results.make_folder(config.out)
+    if config.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
+    if config.points < 4096:
+        raise ValueError(f"points must be at least 4096, got {config.points}.")
+    output = None if config.out is None else results.Run(config)
     device = jax.devices()[0]
     print(f"{device.device_kind} x {jax.device_count()}, jax {jax.__version__}\n")
     print(f"{'what':62} {'seconds':>9} {'ratio':>8}  against")
     rows = []
-    peak = _matmul_peak(config)
+    peak = product_peak(median_seconds, config.repeats)
     for part in config.only:
         for row in _PARTS[part](config, peak):
             rows.append(row)
             ratio = "" if row.ratio is None else f"{row.ratio:8.2f}"
             print(f"{row.what:62} {row.seconds:9.3f} {ratio:>8}  {row.against}", flush=True)
-    if config.out is not None:
+    if output is not None:
         facts = {"rows": [row._asdict() for row in rows], "environment": results.environment()}
-        results.write_json(folder / "benchmark.json", facts)
+        output.write_json("benchmark.json", facts)
+        output.finish()
     return rows
 
 
-def median_seconds(f: Callable[[], object], repeats: int) -> float:
-    """Median time of `f()` until its arrays are there, after one call that is not counted."""
-    jax.block_until_ready(f())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(f())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def _matmul_peak(config):
-    """Operations per second of a large float32 matrix product at full precision."""
-    a = jax.random.normal(jax.random.key(0), (4096, _DIM))
-    seconds = median_seconds(lambda: _products(a, a), config.repeats)
-    return 2 * 4096 * 4096 * _DIM / seconds
-
-
-_products = jax.jit(neighbours.inner_products)
-
-
 def _peak_rows(config, peak):
-    yield Row(
-        "matrix product, 4096 x 4096 x 3072, float32",
-        2 * 4096 * 4096 * _DIM / peak,
-        peak / 1e9,
-        "GFLOP/s",
-    )
+    operations = 2 * 4096 * 4096 * _DIM
+    what = "matrix product, 4096 x 4096 x 3072, float32"
+    yield Row(what, operations / peak, peak / 1e9, "GFLOP/s")
 
 
 def _curves_rows(config, peak):
@@ -130,7 +106,7 @@ def _curves_rows(config, peak):
     train, heldout = (a.reshape(len(a), -1) for a in (dataset.train, dataset.test))
     on_device = jax.device_put(train), jax.device_put(heldout)
 
-    def ours():
+    def estimate():
         return curves.estimate(
             jax.random.key(0),
             *on_device,
@@ -140,55 +116,44 @@ def _curves_rows(config, peak):
             shell_c=_SHELL_C,
         )
 
-    seconds = median_seconds(ours, config.repeats)
+    ours = median_seconds(estimate, config.repeats)
     what = "curves: 20 sigmas, 8 + 4 draws, 1,000 + 1,000 images, all bounds"
-    yield Row(
-        what, seconds, _once(lambda: _numpy_curves(train, heldout)) / seconds, "NumPy float64"
-    )
-    yield Row(
-        what,
-        seconds,
-        _once(lambda: _curves_per_sigma(*on_device)) / seconds,
-        "noising at each sigma (JAX)",
-    )
-
-
-def _once(f):
-    start = time.perf_counter()
-    jax.block_until_ready(f())
-    return time.perf_counter() - start
+    numpy_loop = seconds(lambda: _numpy_curves(train, heldout))
+    yield Row(what, ours, numpy_loop / ours, "NumPy float64")
+    by_sigma = seconds(lambda: _curves_per_sigma(*on_device))
+    yield Row(what, ours, by_sigma / ours, "noising at each sigma (JAX)")
 
 
 def _numpy_curves(train, heldout):
-    """C and W in float64 NumPy, one product a draw: what one would write without this library."""
+    """C and W in float64 NumPy, with one product a draw: the loop a user would write by hand."""
     rng = np.random.default_rng(0)
     train, heldout = np.float64(train), np.float64(heldout)
     r_in, r_out = shells.radii(_DIM, _SHELL_C)
 
-    def squares(x):
+    def squared_distances(x):
         return np.maximum((x**2).sum(1)[:, None] + (train**2).sum(1) - 2 * x @ train.T, 0)
 
     covered, weight = np.zeros(len(_SIGMAS)), np.zeros(len(_SIGMAS))
     for x, draws in ((heldout, _DRAWS_COVERAGE), (train, _DRAWS_WEIGHT)):
-        apart = squares(x)
+        squared = squared_distances(x)
         for _ in range(draws):
             z = rng.standard_normal(x.shape)
             inner = (z * x).sum(1)[:, None] - z @ train.T
             norms = (z**2).sum(1)[:, None]
             for s, sigma in enumerate(np.float64(_SIGMAS)):
                 if x is heldout:
-                    radius = apart / sigma**2 + 2 * inner / sigma + norms
+                    radius = squared / sigma**2 + 2 * inner / sigma + norms
                     inside = (radius >= r_in**2) & (radius <= r_out**2)
                     covered[s] += inside.any(1).mean() / draws
                 else:
-                    logit = -apart / (2 * sigma**2) - inner / sigma
+                    logit = -squared / (2 * sigma**2) - inner / sigma
                     top = logit.max(1, keepdims=True)
                     weight[s] += (1 / np.exp(logit - top).sum(1)).mean() / draws
     return covered, weight
 
 
 def _curves_per_sigma(train, heldout):
-    """C and W by noising the images at each sigma anew: a product for each sigma and draw."""
+    """C and W with fresh noise at each sigma: one product for each sigma and draw."""
     keys = jax.random.split(jax.random.key(0), len(_SIGMAS))
     covered, weight = [], []
     for key, sigma in zip(keys, _SIGMAS, strict=True):
@@ -211,75 +176,57 @@ def _random_points(config, queries):
 def _nearest_rows(config, peak):
     points, queries = _random_points(config, 2000)
     on_device = jax.device_put(points), jax.device_put(queries)
-    seconds = median_seconds(
+    ours = median_seconds(
         lambda: neighbours.two_nearest(on_device[1], on_device[0]), config.repeats
     )
     what = f"two nearest of 2,000 queries among {config.points:,} points"
-    yield Row(what, seconds, 2 * 2000 * config.points * _DIM / seconds / peak, "of the peak")
-    try:
-        import faiss
-    except ImportError:
-        return
-    index = faiss.IndexFlatL2(_DIM)
-    index.add(points)
-    faiss_seconds = median_seconds(lambda: index.search(queries, 2), min(config.repeats, 3))
-    yield Row(what, seconds, faiss_seconds / seconds, "FAISS IndexFlatL2")
+    yield Row(what, ours, 2 * 2000 * config.points * _DIM / ours / peak, "of the peak")
+    faiss_seconds = _faiss_seconds(points, queries, min(config.repeats, 3))
+    if faiss_seconds is not None:
+        yield Row(what, ours, faiss_seconds / ours, "FAISS IndexFlatL2")
 
 
 def _memorization_rows(config, peak):
-    """`neighbours` on images in host memory, as a caller has them: checks and verdicts included."""
+    """`memorization.measure` of images in host memory, with its checks and verdicts."""
     points, queries = _random_points(config, 10_000)
     repeats = min(config.repeats, 3)
-    seconds = median_seconds(lambda: memorization.measure(queries, points), repeats)
+    ours = median_seconds(lambda: memorization.measure(queries, points), repeats)
     what = f"memorization of 10,000 samples against {config.points:,} images"
-    grown = peak_growth(lambda: memorization.measure(queries, points))
-    if grown is not None:
-        yield Row("its memory beyond the data, resident at the peak", 0, grown / 2**20, "MB")
+    growth = peak_growth(lambda: memorization.measure(queries, points))
+    if growth is not None:
+        yield Row("its memory beyond the data, resident at the peak", 0, growth / 2**20, "MB")
+    faiss_seconds = _faiss_seconds(points, queries, repeats)
+    if faiss_seconds is None:
+        yield Row(what, ours, None, "")
+    else:
+        yield Row(what, ours, faiss_seconds / ours, "FAISS IndexFlatL2, search only")
+
+
+def _faiss_seconds(points, queries, repeats):
+    """The median time of an exact FAISS search for two neighbors; None without FAISS."""
     try:
         import faiss
     except ImportError:
-        yield Row(what, seconds, None, "")
-        return
+        return None
     index = faiss.IndexFlatL2(_DIM)
     index.add(points)
-    faiss_seconds = median_seconds(lambda: index.search(queries, 2), repeats)
-    yield Row(what, seconds, faiss_seconds / seconds, "FAISS IndexFlatL2, search only")
-
-
-def peak_growth(f: Callable[[], object]) -> int | None:
-    """By how many bytes the process's resident memory peaks above now during f(); Linux only."""
-    try:
-        # Memory that earlier calls have freed, but the process still holds, would hide growth.
-        ctypes.CDLL(None).malloc_trim(0)
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = _resident("VmRSS")
-        jax.block_until_ready(f())
-        return _resident("VmHWM") - before
-    except (AttributeError, OSError):
-        return None
-
-
-def _resident(field):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return median_seconds(lambda: index.search(queries, 2), repeats)
 
 
 def _denoise_rows(config, peak):
-    points, queries = _random_points(config, 1024)
-    on_device = jax.device_put(points), jax.device_put(queries)
+    points, queries = map(jax.device_put, _random_points(config, 1024))
     for sigma in (0.5, 5.0):
-        noised = on_device[0][:1024] + sigma * on_device[1]
-        seconds = median_seconds(
-            lambda y=noised, sigma=sigma: posterior.denoise(y, on_device[0], sigma),
-            config.repeats,
+        noised = points[:1024] + sigma * queries
+        ours = median_seconds(
+            lambda y=noised, sigma=sigma: posterior.denoise(y, points, sigma), config.repeats
         )
         yield Row(
             f"posterior mean of 1,024 noised points over {config.points:,} points, sigma {sigma:g}",
-            seconds,
-            4 * 1024 * config.points * _DIM / seconds / peak,
+            ours,
+            4 * 1024 * config.points * _DIM / ours / peak,
             "of the peak",
         )
-    memory = jax.jit(posterior.denoise).lower(*on_device[::-1], 1.0).compile().memory_analysis()
+    memory = jax.jit(posterior.denoise).lower(queries, points, 1.0).compile().memory_analysis()
     yield Row("its memory beyond data and result", 0, memory.temp_size_in_bytes / 2**20, "MB")
 
 
@@ -292,15 +239,13 @@ def _scaling_rows(config, peak):
         x = jnp.asarray(points[:count] if axis == "points" else points[: config.points // 4])
         y = jnp.asarray(queries[:1024] if axis == "points" else queries[:count])
         y = x[: len(y)] + 2 * y
-        seconds = median_seconds(
-            lambda x=x, y=y: posterior.denoise(y, x, 2.0), min(config.repeats, 3)
-        )
+        ours = median_seconds(lambda x=x, y=y: posterior.denoise(y, x, 2.0), min(config.repeats, 3))
         if count * 4 == total:
-            base = seconds / count
+            base = ours / count
         yield Row(
             f"posterior mean, {len(y):,} queries over {len(x):,} points",
-            seconds,
-            seconds / count / base,
+            ours,
+            ours / count / base,
             f"time per {axis}, of the first",
         )
 

@@ -1,29 +1,29 @@
-"""Points that are streamed from disk: time and memory against their number, and the arithmetic.
+"""Time and memory of points that are streamed from disk, against their number.
 
-Run: python -m geomem.experiments.scale [--out DIR]
+    python -m geomem.experiments.scale --out runs/scale
+
+`roofline` computes the least time that a machine's data sheet allows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from geomem import data
+from geomem.experiments.benchmarks.timing import fastest_seconds, peak_memory, product_peak
 from geomem.experiments.common import results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry import posterior
-from geomem.plots import scaling, style
-from geomem.points import neighbours, placement, products
+from geomem.plots import scaling
+from geomem.points import neighbours, placement
 
-__all__ = ["Config", "Machine", "floors", "run"]
+__all__ = ["MACHINES", "Config", "Machine", "Row", "roofline", "run"]
 
 _SHAPE = (32, 32, 3)
 _DIM = 3072
@@ -32,25 +32,25 @@ _BLOCK = 5000  # images written at once
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Stream points from disk: is the time linear in their number, and the memory constant?
+    """Stream points from disk, and measure time and memory against their number.
 
-    Writes a synthetic file of mosaics of bundled images to a temporary folder, which is removed,
-    and takes the posterior mean and the two nearest neighbours over its first rows.
+    Writes mosaics of the bundled images to a file in a temporary folder, which is removed at the
+    end, and computes the posterior mean and the two nearest neighbors over the file's first rows.
     """
 
     counts: tuple[int, ...] = (25_000, 50_000, 100_000, 200_000)
     """Numbers of points, ascending."""
     stored: Literal["uint8", "float32"] = "uint8"
-    """What the file holds."""
+    """Data type of the file."""
     queries: int = 256
-    """Noised points."""
+    """Number of noised points."""
     sigma: float = 2.0
-    """Their noise level."""
+    """Noise level of the queries."""
     repeats: int = 3
-    """Timed runs after one warm-up; the fastest counts, as other programs only slow it down."""
-    temporary: str | None = None
-    """Where the temporary folder is made; default: the system's."""
-    out: str = "runs/scale"
+    """Timed runs after one warm-up; the fastest is reported, as other programs only add time."""
+    temporary: str | None = flag(None, "output")
+    """Folder for the temporary folder; default: the system's."""
+    out: str = flag("runs/scale", "output")
     """Folder for scale.json, figure.png and figure.pdf."""
 
 
@@ -58,9 +58,9 @@ class Row(NamedTuple):
     """One measurement.
 
     Attributes:
-      points: how many.
-      mean, nearest: seconds of the posterior mean and of the two nearest neighbours.
-      memory: the largest resident memory that is not page cache, in MB, the program included.
+      points: number of points.
+      mean, nearest: seconds of the posterior mean and of the two nearest neighbors.
+      memory: the program's largest resident memory that is not page cache, in MB.
     """
 
     points: int
@@ -70,11 +70,11 @@ class Row(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What a machine can do at most, by its vendor; per device.
+    """A machine's peak rates according to its vendor; all but `devices` are of one device.
 
     Attributes:
-      name: what it is called.
-      devices: how many.
+      name: its product name.
+      devices: number of devices.
       product: operations per second of float32 matrix products.
       memory: bytes of memory.
       bandwidth: bytes per second from it.
@@ -98,53 +98,56 @@ MACHINES = (
 )
 
 
-def floors(
+def roofline(
     machine: Machine, points: int, dim: int, queries: int = 1024, efficiency: float = 1.0
 ) -> dict[str, float]:
-    """The least time of a posterior mean, term by term.
+    """Return the least time of a posterior mean on a machine, term by term.
 
     Args:
-      machine: where.
-      points, dim: of the data.
-      queries: how many at once.
+      machine: its data sheet.
+      points, dim: size of the data.
+      queries: noised points denoised at once.
       efficiency: fraction of the vendor's peak that products reach.
 
     Returns:
-      Gigabytes for each device, terabytes of memory traffic and gigabytes between devices, and the
-      seconds of each term: product (4 Q N d operations), memory (each chunk is read, written
-      centred, and read by two products), candidates (16 rows a query on every device, five times
-      through memory), link (two all-reduces of Q x d, and 16 scores and indices from each device).
+      Gigabytes held and sent by each device, and the seconds of each term: product (4 Q N d
+      operations), memory (each chunk is read, written centered, and read by two products),
+      candidates (16 rows a query on every device, five times through memory), link (two all-reduces
+      of Q x d, and 16 scores and indices from each device).
     """
     n, d, q = machine.devices, dim, queries
-    held = points * d * 4 / n
-    traffic = 4 * held
-    redone = 5 * q * 16 * d * 4
-    linked = 2 * 2 * (n - 1) / n * q * d * 4 + (n - 1) * q * 16 * 8
+    data_bytes = points * d * 4 / n
+    candidate_bytes = 5 * q * 16 * d * 4
+    link_bytes = 2 * 2 * (n - 1) / n * q * d * 4 + (n - 1) * q * 16 * 8
+    operations = 4 * q * points * d / n
     return {
-        "gigabytes_held": held / 1e9,
-        "gigabytes_held_as_uint8": held / 4e9,
-        "teraoperations": 4 * q * points * d / n / 1e12,
-        "gigabytes_linked": linked / 1e9,
-        "product_seconds": 4 * q * points * d / n / machine.product / efficiency,
-        "memory_seconds": traffic / machine.bandwidth,
-        "candidates_seconds": redone / machine.bandwidth,
-        "link_seconds": linked / machine.link,
+        "gigabytes_held": data_bytes / 1e9,
+        "gigabytes_held_as_uint8": data_bytes / 4e9,
+        "teraoperations": operations / 1e12,
+        "gigabytes_linked": link_bytes / 1e9,
+        "product_seconds": operations / machine.product / efficiency,
+        "memory_seconds": 4 * data_bytes / machine.bandwidth,
+        "candidates_seconds": candidate_bytes / machine.bandwidth,
+        "link_seconds": link_bytes / machine.link,
     }
 
 
 def run(config: Config) -> list[Row]:
-    """Measure, print and write the rows.
+    """Time each number of points, print the table, write scale.json and the figure.
 
     Raises:
-      ValueError: counts that are not ascending, or not positive numbers.
+      ValueError: counts that are not ascending, or numbers that are not positive.
     """
     counts = list(config.counts)
+    for name in ("queries", "repeats"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
     if not counts or counts[0] < config.queries or sorted(set(counts)) != counts:
-        raise ValueError(f"counts: {counts}, wanted ascending, the first >= {config.queries}")
-    if min(config.queries, config.repeats) < 1:
-        raise ValueError(f"queries, repeats: {config.queries}, {config.repeats}, wanted >= 1")
+        raise ValueError(
+            f"counts must ascend from at least {config.queries} (the queries), got {counts}."
+        )
     posterior.check_sigma(config.sigma)
-    folder = results.make_folder(config.out)
+    output = results.Run(config)
     rows = []
     with tempfile.TemporaryDirectory(dir=config.temporary) as temporary:
         path = pathlib.Path(temporary) / "points.npy"
@@ -155,28 +158,32 @@ def run(config: Config) -> list[Row]:
         noised = jax.device_put(clean + np.float32(config.sigma) * noise)
         print(f"{'points':>8} {'mean, s':>8} {'nearest, s':>11} {'memory, MB':>11}")
         for count in counts:
-            rows.append(_measure(config, stored[:count], noised))
-            row = rows[-1]
+            row = _time_stream(config, stored[:count], noised)
+            rows.append(row)
             print(f"{row.points:8} {row.mean:8.2f} {row.nearest:11.2f} {row.memory:11.0f}")
         difference = _difference(stored[: counts[0]], noised, config.sigma)
         efficiency = _efficiency(stored[: counts[0]], noised, config.sigma)
-    print(f"streamed and in memory differ by {difference:.1e}; {efficiency:.0%} of the peak")
+    print(
+        f"relative difference between streamed and in memory {difference:.1e}; in memory "
+        f"{efficiency:.0%} of the matrix-product peak"
+    )
+    shown = dataclasses.asdict(config) | {"temporary": None}
     facts: dict[str, Any] = {
-        "config": dataclasses.asdict(config) | {"temporary": None},
+        "config": shown,
         "rows": [row._asdict() for row in rows],
         "relative_difference_to_memory": difference,
         "fraction_of_product_peak_in_memory": efficiency,
-        "imagenet64": {m.name: floors(m, 1_281_167, 12_288) for m in MACHINES},
+        "imagenet64": {m.name: roofline(m, 1_281_167, 12_288) for m in MACHINES},
         "environment": results.environment(),
     }
-    results.write_json(folder / "scale.json", facts)
+    output.write_json("scale.json", facts)
     curves = {
         "posterior mean": [(row.points, row.mean) for row in rows],
         "two nearest": [(row.points, row.nearest) for row in rows],
     }
     title = f"{config.queries} queries, {config.stored} rows of {_DIM:,}, streamed"
-    for written in style.save(scaling.time_by_points(curves, title), folder):
-        print(written)
+    output.write_figure("figure", scaling.time_by_points(curves, title))
+    output.finish(config=shown)
     return rows
 
 
@@ -194,46 +201,18 @@ def _write(path, count, stored):
     file.flush()
 
 
-def _measure(config, stored, noised):
+def _time_stream(config, stored, noised):
     points = placement.stream(stored)
-    with _peak_memory() as memory:
-        mean = _fastest(lambda: posterior.denoise(noised, points, config.sigma), config.repeats)
-        nearest = _fastest(lambda: neighbours.two_nearest(noised, points), config.repeats)
+    with peak_memory() as memory:
+        mean = fastest_seconds(
+            lambda: posterior.denoise(noised, points, config.sigma), config.repeats
+        )
+        nearest = fastest_seconds(lambda: neighbours.two_nearest(noised, points), config.repeats)
     return Row(len(stored), mean, nearest, memory())
 
 
-def _fastest(f: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first compiles
-        start = time.perf_counter()
-        jax.block_until_ready(f())
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-@contextlib.contextmanager
-def _peak_memory() -> Iterator[Callable[[], float]]:
-    """The largest anonymous resident memory inside the block, in MB; 0 where Linux is not."""
-    peak, stop = [0.0], threading.Event()
-    status = pathlib.Path("/proc/self/status")
-
-    def watch():
-        while not stop.wait(0.01):
-            for line in status.read_text().splitlines():
-                if line.startswith("RssAnon"):
-                    peak[0] = max(peak[0], int(line.split()[1]) / 1024)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    if status.exists():
-        thread.start()
-    try:
-        yield lambda: peak[0]
-    finally:
-        stop.set()
-
-
 def _difference(stored, noised, sigma):
-    """||streamed - in memory|| / ||in memory||, the largest of all queries."""
+    """The largest ||streamed - in memory|| / ||in memory|| over the queries."""
     streamed = posterior.denoise(noised, placement.stream(stored), sigma)
     resident = posterior.denoise(noised, _in_memory(stored), sigma)
     norm = np.linalg.norm(np.float64(resident), axis=1)
@@ -241,14 +220,11 @@ def _difference(stored, noised, sigma):
 
 
 def _efficiency(stored, noised, sigma):
-    """Operations of the posterior mean in memory, of those of one large product in that time."""
+    """The posterior mean's operations per second in memory, as a fraction of a product's."""
     points = jax.device_put(data.to_float(_in_memory(stored)))
     noised = np.tile(np.asarray(noised), (-(-1024 // len(noised)), 1))[:1024]
-    seconds = _fastest(lambda: posterior.denoise(noised, points, sigma), 3)
-    large = jax.random.normal(jax.random.key(0), (4096, _DIM))
-    product = jax.jit(products.inner_products)
-    peak = 2 * 4096 * 4096 * _DIM / _fastest(lambda: product(large, large), 3)
-    return 4 * len(noised) * len(stored) * _DIM / seconds / peak
+    seconds = fastest_seconds(lambda: posterior.denoise(noised, points, sigma), 3)
+    return 4 * len(noised) * len(stored) * _DIM / seconds / product_peak(fastest_seconds, 3)
 
 
 def _in_memory(stored):

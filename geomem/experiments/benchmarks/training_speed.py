@@ -1,10 +1,10 @@
-"""How fast the training command is, and where its time goes, on the devices at hand.
+"""Time the training command, and find where its time goes.
 
     python -m geomem.experiments.benchmark_training --preset edm_cifar10 --batch 512 \\
         --compute float32 tf32 bfloat16
 
-Trains on random images by the command itself (logging included), and compares with the same updates
-launched with nothing around them. Writes benchmark_training.json and prints a table.
+Runs the command on random images, with its logging, and compares it with the same updates in a bare
+loop.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.diffusion import training_step as training
-from geomem.diffusion import unet
-from geomem.experiments.common import results
-from geomem.experiments.train import run_folder
+from geomem.diffusion import training_step, unet
+from geomem.experiments.benchmarks.timing import fastest_seconds
+from geomem.experiments.common import flags, results
+from geomem.experiments.common.arguments import flag
+from geomem.experiments.train import configuration, loop, presets
 
 __all__ = ["Config", "run"]
 
-# Dense peak of one device, teraflop/s, by a part of its name: vendors' data sheets.
+# Dense peak of one device in teraflop/s, by a part of its name, from the vendors' data sheets.
 _PEAKS = {
     "H100": {"float32": 67, "tf32": 495, "bfloat16": 989},
     "H200": {"float32": 67, "tf32": 495, "bfloat16": 989},
@@ -45,54 +46,51 @@ _COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure training speed.
+    """Measure the training speed of a preset in images per second, in each precision."""
 
-    Attributes:
-      out: folder for benchmark_training.json.
-      preset: of geomem.experiments.train.
-      batch: images per step over all devices; default the preset's.
-      compute: precisions to measure.
-      side: height and width of the random images.
-      image_channels: their channels.
-      steps: steps measured, after as many to warm up.
-      profile: also trace one window and name the three largest costs.
-    """
-
-    out: str = "runs/benchmark_training"
     preset: Literal["edm_cifar10", "edm_small", "digits"] = "digits"
-    batch: int | None = None
+    """Preset of geomem.experiments.train."""
     compute: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Precisions to measure."""
+    batch: int | None = None
+    """Images per step over all devices; default: the preset's."""
     side: int = 8
+    """Height and width of the random images."""
     image_channels: int = 1
+    """Channels of the random images."""
     steps: int = 100
+    """Steps to time, after as many to warm up."""
     profile: bool = True
+    """Also trace the steps and report the three most expensive operations."""
+    out: str = flag("runs/benchmark_training", "output")
+    """Folder for benchmark_training.json."""
 
 
 def run(config: Config) -> list[dict[str, Any]]:
-    """One row for each precision, also written to `config.out`.
+    """Return one row for each precision; write them to benchmark_training.json.
 
     Raises:
       ValueError: a batch or image side that the preset cannot use.
     """
-    folder = results.make_folder(config.out)
+    output = results.Run(config)
     rows = []
     for compute in config.compute:
         with tempfile.TemporaryDirectory() as scratch:
-            rows.append(_measure(config, compute, pathlib.Path(scratch)))
+            rows.append(_time_training(config, compute, pathlib.Path(scratch)))
         print("  ".join(f"{name} {_text(value)}" for name, value in rows[-1].items()))
-    path = folder / "benchmark_training.json"
-    results.write_json(path, {"config": config, "environment": results.environment(), "rows": rows})
-    print(f"wrote {path}")
+    facts = {"config": config, "environment": results.environment(), "rows": rows}
+    output.write_json("benchmark_training.json", facts)
+    output.finish()
     return rows
 
 
-def _measure(config, compute, scratch):
+def _time_training(config, compute, scratch):
     shape = (256, config.side, config.side, config.image_channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.save(scratch / "images.npy", pixels)
-    preset = run_folder.PRESETS[config.preset]
+    preset = presets.PRESETS[config.preset]
     batch = config.batch or preset.batch
-    flags = dataclasses.replace(
+    training = dataclasses.replace(
         preset,
         out=str(scratch / "run"),
         dataset=str(scratch / "images.npy"),
@@ -104,34 +102,34 @@ def _measure(config, compute, scratch):
         checkpoint_every=3 * config.steps,
         samples=0,
     )
-    facts = {
-        "config": dataclasses.asdict(config.resolve(flags)),
-        "data": {"sigma_data": preset.sigma_data or 0.5},
-    }
-    denoiser, recipe = config.build(facts)
-    bare = _bare(denoiser, recipe, pixels, config, scratch)
-    command = run_folder.run(flags).images_per_second
-    flops = 3 * _forward_flops(denoiser, shape[1:])  # the backward pass costs twice the forward's
-    peak, source = _peak(compute)
+    split = flags.load(training).train_split
+    denoiser, recipe = configuration.build(
+        configuration.facts(configuration.resolve(training), split)
+    )
+    bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
+    speed = loop.run(training).images_per_second
+    flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
+    peak, peak_source = _peak(compute)
     return {
         "compute": compute,
         "batch": batch,
-        "images_per_second": round(command, 1),
-        "seconds_per_step": batch / command,
-        "outside_device": max(0.0, 1 - command * bare.pop("seconds_per_step") / batch),
+        "images_per_second": round(speed, 1),
+        "seconds_per_step": batch / speed,
+        "outside_device": max(0.0, 1 - speed * bare_loop.pop("seconds_per_step") / batch),
         "gigaflop_per_image": flops / 1e9,
-        "mfu": command * flops / peak / jax.device_count(),
+        "mfu": speed * flops / peak / jax.device_count(),
         "peak_teraflops": round(peak / 1e12, 3),
-        "peak_source": source,
-        **bare,
+        "peak_source": peak_source,
+        **bare_loop,
     }
 
 
-def _bare(denoiser, recipe, pixels, config, scratch):
-    """The update alone, back to back, in dispatches as the command makes them."""
-    update = training.make_update(denoiser, recipe)
-    state = training.replicate(training.init(denoiser, recipe, pixels.shape[1:]))
-    images = training.replicate(training.load_images(pixels))
+def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
+    """The cost of the updates alone, in dispatches of the command's size."""
+    update = training_step.make_update(denoiser, recipe)
+    state = training_step.init(denoiser, recipe, pixels.shape[1:])
+    state = training_step.replicate(state)
+    images = training_step.replicate(training_step.load_images(pixels))
     count = 1 if jax.default_backend() == "cpu" else math.gcd(10, config.steps)
 
     def window(state):
@@ -160,29 +158,29 @@ def _bare(denoiser, recipe, pixels, config, scratch):
 
 @contextlib.contextmanager
 def _compilations():
-    """A list that grows with each program compiled inside the block."""
-    seen = []
+    """Yield a list that gets an entry for each compilation inside the block."""
+    durations = []
 
     def listen(event, seconds, **_):
         if event == _COMPILATION:
-            seen.append(seconds)
+            durations.append(seconds)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield seen
+        yield durations
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def _forward_flops(denoiser, image_shape):
-    """Floating-point operations of one image's forward pass, counted by XLA before it optimizes."""
+    """Floating-point operations of one image's forward pass, counted by XLA before optimization."""
     params = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.jit(denoiser).lower(params, x, jnp.ones(1)).cost_analysis()["flops"]
 
 
 def _peak(compute):
-    """(flop/s of one device, where that number is from)."""
+    """(peak flop/s of one device, source of the number)."""
     kind = jax.devices()[0].device_kind
     for name, peaks in _PEAKS.items():
         if name in kind and compute in peaks:
@@ -191,15 +189,12 @@ def _peak(compute):
     side = 1024
     matrix = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=precision))
-    jax.block_until_ready(product(matrix))
-    start = time.perf_counter()
-    outputs = [product(matrix) for _ in range(20)]
-    jax.block_until_ready(outputs)
-    return 20 * 2 * side**3 / (time.perf_counter() - start), "measured matrix product"
+    seconds = fastest_seconds(lambda: [product(matrix) for _ in range(20)], 1)
+    return 20 * 2 * side**3 / seconds, "measured matrix product"
 
 
 def _costs(work, scratch):
-    """The three operations that take most of a trace: [(name, share of all operations' time)]."""
+    """The three most expensive operations of a trace: [(name, share of all operations' time)]."""
     with jax.profiler.trace(str(scratch / "trace")):
         work()
     (path,) = (scratch / "trace").rglob("*.xplane.pb")

@@ -1,4 +1,4 @@
-"""The rows of arms over their seeds: means, and an arm against a baseline that is stopped early."""
+"""Summaries of arms: means over seeds, and an arm against a baseline with early stopping."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["early_stopping", "summarize"]
 
 
 def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Mean and standard error over the seeds of the columns `keys`, for each arm and kimg.
+    """Return the mean and standard error over the seeds of each of `keys`, by arm and kimg.
 
     Returns:
-      Rows in the order of their first appearance, with seeds (a count), KEY and KEY_error, which is
-      None for a single seed; both are None where a row lacks the value.
+      Rows in order of first appearance: arm, kimg, seeds (a count), KEY and KEY_error. The error is
+      None for a single seed; both are None if a row lacks the value.
     """
     groups = collections.defaultdict(list)
     for row in rows:
@@ -36,28 +36,28 @@ def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]
 def early_stopping(
     rows: Sequence[dict[str, Any]], arm: str, baseline: str
 ) -> dict[str, float | None]:
-    """An arm's end against the baseline stopped as early as its quality allows.
+    """Compare the end of an arm's training with a baseline that is stopped early, at equal quality.
 
-    For each seed the baseline's checkpoint of least memorization is taken among those of a Frechet
+    For each seed, takes the baseline's checkpoint that memorizes least among those with a Frechet
     distance no larger than the arm's at its end.
 
     Returns:
-      frechet, without_noise: of the arm at its end, means over the seeds; baseline_frechet,
-      baseline_without_noise: of the baseline's checkpoints, None if a seed has none as good.
+      frechet, without_noise and kimg of the arm at its end, means over the seeds; baseline_KEY of
+      the baseline's checkpoints, None if some seed has no checkpoint of that quality.
     """
     pairs = []
     for seed in dict.fromkeys(row["seed"] for row in rows):
-        mine, other = (
+        arm_rows, baseline_rows = (
             [row for row in rows if (row["arm"], row["seed"]) == (name, seed)]
             for name in (arm, baseline)
         )
-        end = max(mine, key=lambda row: row["kimg"])
-        as_good = [row for row in other if row["frechet"] <= end["frechet"]]
-        pairs.append((end, min(as_good, key=lambda r: r["without_noise"], default=None)))
+        end = max(arm_rows, key=lambda row: row["kimg"])
+        as_good = [row for row in baseline_rows if row["frechet"] <= end["frechet"]]
+        pairs.append((end, min(as_good, key=lambda row: row["without_noise"], default=None)))
     ends, stops = zip(*pairs, strict=True)
-    found: dict[str, float | None] = {}
+    comparison: dict[str, float | None] = {}
     for prefix, chosen in (("", ends), ("baseline_", stops)):
         for key in ("frechet", "without_noise", "kimg"):
-            missing = None in chosen
-            found[prefix + key] = None if missing else float(np.mean([r[key] for r in chosen]))
-    return found
+            known = None not in chosen
+            comparison[prefix + key] = float(np.mean([r[key] for r in chosen])) if known else None
+    return comparison

@@ -1,8 +1,8 @@
-"""Train an arm, and judge it along its training.
+"""Train an arm of an experiment and evaluate its checkpoints.
 
-An arm is a training noise distribution. All arms share the data, the network and, seed by seed, the
-initial parameters and the latents of their samples. A run that a folder holds already is not
-trained again, and checkpoints that were judged already are not judged again.
+An arm is a training noise distribution. All arms share the data and the network; runs with the same
+seed also share the initial parameters and the latents of their samples. Finished trainings and
+evaluated checkpoints are kept in the run folder and are not computed again.
 """
 
 from __future__ import annotations
@@ -17,26 +17,35 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.common import flags
+from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
 
-__all__ = ["COMPARED", "Arm", "Judging", "Task", "judge", "measure", "read_samples"]
+__all__ = [
+    "MEASURES",
+    "Arm",
+    "EvaluationSettings",
+    "Task",
+    "evaluate_samples",
+    "read_samples",
+    "train_and_evaluate",
+]
 
 _SAMPLES = "samples.npz"
 _THRESHOLD = 1 / 3  # of d1 / d2
-COMPARED = ("memorized", "without_noise", "residual_noise", "frechet")  # the columns that matter
+MEASURES = ("memorized", "without_noise", "residual_noise", "frechet")  # columns that are averaged
 
 
 class Arm(NamedTuple):
-    """A training noise distribution under a name.
+    """A training noise distribution with a name.
 
     Attributes:
-      name: the arm's name in files and figures, without spaces.
-      gap: the interval of sigma that is left out, thinned or filled with dummy images, or None.
-      keep: what is left of the density inside.
-      dummy: whether the interval keeps its noise levels, with dummy images.
-      changes: fields of the training configuration that this arm has otherwise.
+      name: name in files and figures, without spaces.
+      gap: interval of sigma that is left out, thinned or filled with dummy images, or None.
+      keep: fraction of the density that stays in the gap.
+      dummy: train on dummy images at the noise levels in the gap instead of leaving them out.
+      changes: other fields of the training configuration, as (name, value) pairs.
     """
 
     name: str
@@ -45,25 +54,32 @@ class Arm(NamedTuple):
     dummy: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
 
-    def configure(self, config: configuration.Config, seed: int, out: pathlib.Path):
-        """The training run of this arm and seed."""
-        schedule = "dummy" if self.dummy else None
-        changes = {"gap": self.gap, "keep": self.keep, "schedule": schedule, "seed": seed}
-        out = str(out / f"{self.name}-{seed}")
-        # All checkpoints are judged, so all are kept, also where an interruption added some.
-        changes |= {"out": out, "keep_checkpoints": config.steps, **dict(self.changes)}
+    def configure(
+        self, config: configuration.Config, seed: int, runs: pathlib.Path
+    ) -> configuration.Config:
+        """Return the training configuration of this arm and seed, for a run folder in `runs`."""
+        changes = {
+            "gap": self.gap,
+            "keep": self.keep,
+            "schedule": "dummy" if self.dummy else None,
+            "seed": seed,
+            "out": str(runs / f"{self.name}-{seed}"),
+            # An interruption adds a checkpoint, which must not push out one to evaluate.
+            "keep_checkpoints": config.steps,
+            **dict(self.changes),
+        }
         return dataclasses.replace(config, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Judging:
-    """How checkpoints are judged.
+class EvaluationSettings:
+    """How checkpoints are sampled and evaluated.
 
     Attributes:
-      samples: images sampled from each checkpoint, the seeds 0, 1, ...
-      steps: levels of EDM's sampling grid, before it steps over the arm's gap.
-      method: the sampler.
-      inception: weights of the FID network; None takes pixels as features.
+      samples: number of images sampled from each checkpoint, with seeds 0, 1, ...
+      steps: steps on EDM's sampling grid, before it skips the arm's gap.
+      method: the sampler, "heun" or "euler".
+      inception: path of the Inception weights; None compares pixels instead of features.
     """
 
     samples: int = 512
@@ -73,80 +89,84 @@ class Judging:
 
 
 class Task(NamedTuple):
-    """One training run to carry out and to judge."""
+    """One run to train and evaluate."""
 
     arm: Arm
     config: configuration.Config
-    judging: Judging
+    evaluation: EvaluationSettings
 
 
-def measure(task: Task) -> list[dict[str, Any]]:
-    """Train (or go on training) one run and judge its checkpoints.
+def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
+    """Train one run, or finish its training, and evaluate its checkpoints.
 
-    Judged are the regular checkpoints and the last one, not those that an interruption added.
-    Samplers step over a gap (`grids.skip_gaps`). The last checkpoint is judged with every level
-    of the grid besides, those inside the gap included.
+    The regular checkpoints and the last one are evaluated, not those that an interruption added.
+    Sampling skips the arm's gap (`grids.skip_gaps`). The last checkpoint is evaluated a second time
+    on the whole grid, with the levels inside the gap.
 
     Returns:
-      One row for each checkpoint: arm, seed, gap and mass, kimg, and what `judge` finds;
-      whole_grid_KEY is the same for every level of the grid, None before the end. What was found is
-      kept in the run folder's judged.jsonl, the last checkpoint's samples in samples.npz there.
+      One row for each checkpoint: arm, seed, gap and its mass, kimg, and the columns of
+      `evaluate_samples`; whole_grid_KEY holds the value on the whole grid, None before the last
+      checkpoint. The run folder keeps the evaluations in judged.jsonl and the last checkpoint's
+      samples in samples.npz.
 
     Raises:
-      ValueError: an unusable configuration, or a run that SIGTERM ended early.
+      ValueError: an unusable configuration, or a training that SIGTERM stopped.
     """
-    config = task.config
+    config, settings = task.config, task.evaluation
     features = frechet.PIXELS
-    if task.judging.inception is not None:
-        features = network.features(weights.load(task.judging.inception))
-    if not run_folder.run(config).finished:
-        raise ValueError(f"run: {config.out} was stopped, wanted to its end (run again to go on)")
-    dataset = configuration.load_data(config)
+    if settings.inception is not None:
+        features = network.features(weights.load(settings.inception))
+    if not loop.run(config).finished:
+        raise ValueError(f"{config.out} was stopped; run the same command again to finish it.")
+    dataset = flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
         regular = {*range(0, config.steps, config.checkpoint_every), config.steps}
         steps = [step for step in saved.steps() if step in regular]
-    whole = grids.edm_grid(task.judging.steps)
-    judged = _Judged(folder, task.judging)
+    cache = _EvaluationCache(folder, settings)
 
-    def find(step, sigmas, keep=False):
-        found = judged.get(step, sigmas)
-        if found is None or (keep and not judged.has_samples(step, sigmas)):
+    def evaluate(step, sigmas, keep_samples=False):
+        row = cache.get(step, sigmas)
+        if row is None or (keep_samples and not cache.has_samples(step, sigmas)):
             denoiser, params, shape = run_folder.load(folder, step)
-            seeds, method = range(task.judging.samples), task.judging.method
+            seeds, method = range(settings.samples), settings.method
             images = sampler.generate(denoiser.bind(params), seeds, shape, sigmas, method=method)
-            found, report = judge(images, dataset, reference, features)
-            if keep:
-                judged.keep_samples(step, sigmas, images, report)
-            judged.put(step, sigmas, found)
-        return found
+            row, report = evaluate_samples(images, dataset, reference, features)
+            if keep_samples:
+                cache.put_samples(step, sigmas, images, report)
+            cache.put(step, sigmas, row)
+        return row
 
     low, high = task.arm.gap or (None, None)
-    base = configuration.base_schedule(config)
-    about = {
+    labels = {
         "arm": task.arm.name,
         "seed": config.seed,
         "gap_low": low,
         "gap_high": high,
-        "gap_mass": base.mass(low, high) if low else 0.0,
+        "gap_mass": configuration.base_schedule(config).mass(low, high) if low else 0.0,
         "keep": task.arm.keep,
     }
-    sigmas = run_folder.sampling_grid(folder, whole)
+    whole_grid = grids.edm_grid(settings.steps)
+    grid = run_folder.sampling_grid(folder, whole_grid)
     rows = []
     for step in steps:
         last = step == steps[-1]
-        found = find(step, sigmas, keep=last)
-        of_whole = find(step, whole) if last else {}
-        extra = {f"whole_grid_{key}": of_whole.get(key) for key in COMPARED}
-        rows.append(about | {"kimg": step * config.batch / 1000} | found | extra)
+        row = evaluate(step, grid, keep_samples=last)
+        on_whole_grid = evaluate(step, whole_grid) if last else {}
+        whole = {f"whole_grid_{key}": on_whole_grid.get(key) for key in MEASURES}
+        rows.append(labels | {"kimg": step * config.batch / 1000} | row | whole)
     return rows
 
 
-def judge(
+def evaluate_samples(
     images: np.ndarray, dataset: data.Dataset, reference: frechet.Reference, features=frechet.PIXELS
-) -> tuple[dict[str, float], memorization.Report]:
-    """Memorization, left-over noise and quality of samples [Q, H, W, C], as one flat row."""
+) -> tuple[dict[str, Any], memorization.Report]:
+    """Return memorization, leftover noise and quality of samples [Q, H, W, C].
+
+    Returns:
+      (one flat row, the full report of memorization).
+    """
     report = memorization.report(images, dataset.train, dataset.test, threshold=_THRESHOLD)
     row = {
         "samples": len(images),
@@ -168,54 +188,54 @@ def judge(
 
 
 def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarray]:
-    """What `measure` kept of the last checkpoint's samples.
+    """Return the last checkpoint's samples that `train_and_evaluate` kept.
 
     Returns:
       images [Q, H, W, C], distance and index [Q, 2] of the two nearest training images, memorized
-      and memorized_without_noise [Q]; at, a JSON text of how they were made.
+      and memorized_without_noise [Q]; at, a JSON text of the sampling settings.
     """
     with (runs / f"{arm}-{seed}" / _SAMPLES).open("rb") as file, np.load(file) as archive:
         return dict(archive)
 
 
-class _Judged:
-    """What was found before, by checkpoint and by how it was judged; and the last samples."""
+class _EvaluationCache:
+    """The evaluations in a run folder, by checkpoint and settings, and the last samples."""
 
-    def __init__(self, folder: pathlib.Path, judging: Judging):
+    def __init__(self, folder: pathlib.Path, settings: EvaluationSettings):
         self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
-        self._how = [judging.samples, judging.method, judging.inception]
-        self._found = {}
+        self._settings = [settings.samples, settings.method, settings.inception]
+        self._rows = {}
         for line in self._path.read_text().splitlines() if self._path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # half written: found again
-                row = json.loads(line)
-                self._found[json.dumps(row["at"])] = row["found"]
+            with contextlib.suppress(json.JSONDecodeError):  # an interrupted write
+                entry = json.loads(line)
+                self._rows[json.dumps(entry["at"])] = entry["found"]
 
     def get(self, step, sigmas):
-        return self._found.get(self._at(step, sigmas))
+        return self._rows.get(self._key(step, sigmas))
 
-    def put(self, step, sigmas, found):
-        self._found[self._at(step, sigmas)] = found
-        lines = (f'{{"at": {at}, "found": {json.dumps(row)}}}\n' for at, row in self._found.items())
+    def put(self, step, sigmas, row):
+        self._rows[self._key(step, sigmas)] = row
+        lines = (f'{{"at": {key}, "found": {json.dumps(r)}}}\n' for key, r in self._rows.items())
         paths.write_whole(self._path, "".join(lines))
 
     def has_samples(self, step, sigmas):
         if not self._samples.exists():
             return False
         with self._samples.open("rb") as file, np.load(file) as archive:
-            return "at" in archive and str(archive["at"]) == self._at(step, sigmas)
+            return "at" in archive and str(archive["at"]) == self._key(step, sigmas)
 
-    def keep_samples(self, step, sigmas, images, report):
-        found = report.found
-        with self._samples.open("wb") as file:
+    def put_samples(self, step, sigmas, images, report):
+        nearest = report.samples
+        with paths.open_whole(self._samples) as file:
             np.savez_compressed(
                 file,
-                at=self._at(step, sigmas),
+                at=self._key(step, sigmas),
                 images=images,
-                distance=found.distance,
-                index=found.index,
-                memorized=found.memorized,
+                distance=nearest.distance,
+                index=nearest.index,
+                memorized=nearest.memorized,
                 memorized_without_noise=report.noise_removed_ratio < _THRESHOLD,
             )
 
-    def _at(self, step, sigmas):
-        return json.dumps([step, *self._how, np.asarray(sigmas).tolist()])
+    def _key(self, step, sigmas):
+        return json.dumps([step, *self._settings, np.asarray(sigmas).tolist()])

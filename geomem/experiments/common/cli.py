@@ -62,8 +62,8 @@ def main(
             run(parsed)
             for path in paths.written():
                 print(f"wrote {path}")
-    except KeyboardInterrupt:
-        interrupted(parsed and getattr(parsed, "out", None), resumes)
+    except KeyboardInterrupt as interruption:
+        interrupted(parsed and getattr(parsed, "out", None), resumes, str(interruption))
     except (ValueError, OSError) as error:
         fail(_with_flags(str(error), config))
     except Exception as error:
@@ -87,8 +87,10 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def interrupted(out: paths.AnyPath | None = None, resumes: bool = False) -> NoReturn:
-    """Print what an interrupted command kept and how to go on, and exit with code 130."""
+def interrupted(
+    out: paths.AnyPath | None = None, resumes: bool = False, message: str = ""
+) -> NoReturn:
+    """Print `message` or else what the command kept and how to go on; exit with code 130."""
     files = paths.written()
     if resumes and out is not None and paths.as_path(out).exists():
         kept = f"{out} keeps what was finished; the same command resumes."
@@ -96,7 +98,7 @@ def interrupted(out: paths.AnyPath | None = None, resumes: bool = False) -> NoRe
         kept = f"{len(files)} files were written, last {files[-1]}; the same command starts anew."
     else:
         kept = "nothing was kept."
-    print(f"\ninterrupted; {kept}", file=sys.stderr, flush=True)
+    print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: to take down the interpreter under a running XLA program can crash.
     os._exit(130)

@@ -1,4 +1,4 @@
-"""What Figures 4 and 5 share: a scale, the danger zones of its images, and arms trained at it."""
+"""Danger zones and arms of Figures 4 and 5: the presets, the flags and the steps they share."""
 
 from __future__ import annotations
 
@@ -12,55 +12,83 @@ import numpy as np
 
 from geomem import data
 from geomem.experiments.common import flags, parallel, results
-from geomem.experiments.common.arms import Arm, Judging, Task
-from geomem.experiments.train import configuration
+from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
+from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
 from geomem.metrics.inception import weights
 
-__all__ = ["Config", "Preset", "facts", "measure_arms", "measure_zones", "resolve"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "StudyFlags",
+    "find_zones",
+    "resolve",
+    "study_facts",
+    "train_arms",
+]
 
-_CHECKPOINTS = 8  # about, where --kimg says how long a training is
+_CHECKPOINTS = 8  # approximate number with --kimg
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The flags that the experiments share."""
+class StudyFlags:
+    """The flags of experiments that train arms."""
 
     preset: Literal["digits", "cifar10"] = "digits"
-    """The scale."""
-    out: str = "runs/gaps"
-    """Folder for the runs, the tables and the figures."""
-    seeds: int | None = None
-    """Number of seeds, default the preset's."""
-    kimg: float | None = None
-    """Length of each training in thousands of images, default the preset's."""
-    samples: int | None = None
-    """Images sampled from each checkpoint, default the preset's."""
-    inception: str | None = None
-    """File with the Inception weights: FID instead of the Frechet distance of pixels. Default for
-    cifar10: GEOMEM_INCEPTION or the cache, if they are there."""
-    jobs: int | None = None
-    """Runs at a time; default one to a core on a CPU, else one."""
+    """The scale. digits trains on 128 digits in minutes on two CPU cores; cifar10 trains on the
+    paper's 2,000 car images and needs a GPU or a TPU slice."""
+    seeds: int | None = flag(None, "training")
+    """Number of training runs of each arm; default: the preset's."""
+    kimg: float | None = flag(None, "training")
+    """Length of each training in thousands of images; default: the preset's."""
+    samples: int | None = flag(None, "evaluation")
+    """Number of images sampled from each checkpoint; default: the preset's."""
+    inception: str | None = flag(None, "evaluation")
+    """File with the Inception weights, to report FID instead of the Frechet distance of pixels. By
+    default cifar10 uses GEOMEM_INCEPTION or the cached weights if there are any."""
+    out: str = flag("runs/gap_study", "output")
+    """Folder for the runs, the tables and the figures. What it holds is not computed again."""
+    jobs: int | None = flag(None, "advanced")
+    """Number of runs at the same time; default: one for each core on a CPU, else one."""
 
 
 class Preset(NamedTuple):
-    """A scale at which the experiment runs.
+    """The scale of a study.
 
     Attributes:
-      train: every arm's run, but for its gap and seed.
-      judging: how checkpoints are judged.
-      seeds: how many.
-      thresholds: of the zones, from narrow to wide; controls are those of the last.
+      train: training configuration of every arm, apart from its gap and seed.
+      evaluation: how checkpoints are evaluated.
+      seeds: number of training runs of each arm.
+      thresholds: thresholds of the danger zones, from narrow to wide zones; the controls are built
+        for the last.
     """
 
     train: configuration.Config
-    judging: Judging
+    evaluation: EvaluationSettings
     seeds: int
     thresholds: tuple[float, ...]
 
 
-def resolve(config: Config, preset: Preset) -> Preset:
-    """The preset with the seeds, kimg, samples and inception that `config` has instead.
+PRESETS = {
+    "digits": Preset(presets.PRESETS["digits_fourier"], EvaluationSettings(512), 3, (0.8, 0.5)),
+    "cifar10": Preset(
+        dataclasses.replace(
+            presets.PRESETS["edm_small"],
+            classes=("automobile",),
+            num_train=2000,
+            kimg=20_000,
+            checkpoint_every=62_500,
+        ),
+        EvaluationSettings(10_000),
+        1,
+        (0.8,),
+    ),
+}
+
+
+def resolve(config: StudyFlags) -> Preset:
+    """Return the preset with the seeds, kimg, samples and inception of `config`.
 
     Raises:
       ValueError: a number that is not positive, or unusable Inception weights.
@@ -68,67 +96,75 @@ def resolve(config: Config, preset: Preset) -> Preset:
     for name in ("seeds", "kimg", "samples", "jobs"):
         value = getattr(config, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name}: {value}, wanted a positive number")
-    train, judging = preset.train, preset.judging
+            raise ValueError(f"{name} must be positive, got {value}.")
+    preset = PRESETS[config.preset]
+    train = preset.train
     if config.kimg is not None:
         train = dataclasses.replace(train, kimg=config.kimg)
         windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))
         train = dataclasses.replace(train, checkpoint_every=windows * train.log_every)
+    evaluation = dataclasses.replace(
+        preset.evaluation,
+        samples=config.samples or preset.evaluation.samples,
+        inception=_find_inception(config),
+    )
+    return preset._replace(train=train, evaluation=evaluation, seeds=config.seeds or preset.seeds)
+
+
+def find_zones(
+    train: np.ndarray, heldout: np.ndarray, thresholds: Sequence[float]
+) -> tuple[curves.Curves, dict[float, danger_zone.Zone]]:
+    """Return the curves of images [N, H, W, C] and their danger zone at each threshold.
+
+    Raises:
+      ValueError: no danger zone at some threshold.
+    """
+    train, heldout = (images.reshape(len(images), -1) for images in (train, heldout))
+    estimate = curves.estimate(jax.random.key(0), train, heldout, np.geomspace(0.02, 80, 32))
+    zones = {threshold: danger_zone.find(estimate, threshold) for threshold in thresholds}
+    for threshold, zone in zones.items():
+        if zone.low is None:
+            raise ValueError(
+                f"threshold must be at most {zone.peak_level:.3g}, the peak of both curves of "
+                f"these images, got {threshold:g}."
+            )
+    return estimate, zones
+
+
+def train_arms(
+    config: StudyFlags, preset: Preset, arms: Sequence[Arm], folder: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Train and evaluate each arm with each seed in `folder`/runs; return the rows, seed by seed.
+
+    Raises:
+      ValueError: a training cannot start, or was stopped.
+    """
+    tasks = [
+        Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.evaluation)
+        for seed in range(preset.seeds)
+        for arm in arms
+    ]
+    return parallel.train_and_evaluate_all(tasks, config.jobs)
+
+
+def study_facts(preset: Preset, arms: Sequence[Arm], dataset: data.Dataset) -> dict[str, Any]:
+    """Return the arms, settings and data as run.json holds them beside the configuration."""
+    return {
+        "arms": [arm._asdict() for arm in arms],
+        "train": dataclasses.asdict(preset.train),
+        "judging": dataclasses.asdict(preset.evaluation),
+        "data": results.dataset_facts(dataset),
+    }
+
+
+def _find_inception(config):
+    """The path of usable Inception weights, or None for pixels."""
     path = config.inception
     if path is None and config.preset == "cifar10":
         path = weights.find()
         if path is None:
             flags.warn("no Inception weights (--inception): Frechet distances are of pixels")
-    if path is not None:
-        weights.load(path)  # a mistake is better known before the training
-        path = str(path)
-    judging = dataclasses.replace(
-        judging, samples=config.samples or judging.samples, inception=path
-    )
-    return preset._replace(train=train, judging=judging, seeds=config.seeds or preset.seeds)
-
-
-def measure_zones(
-    train: np.ndarray, heldout: np.ndarray, thresholds: Sequence[float]
-) -> tuple[curves.Curves, dict[float, danger_zone.Zone]]:
-    """The curves of images [N, H, W, C], and their danger zone at each threshold.
-
-    Raises:
-      ValueError: there is none at some threshold.
-    """
-    train, heldout = (images.reshape(len(images), -1) for images in (train, heldout))
-    found = curves.estimate(jax.random.key(0), train, heldout, np.geomspace(0.02, 80, 32))
-    zones = {threshold: danger_zone.find(found, threshold) for threshold in thresholds}
-    for threshold, zone in zones.items():
-        if zone.low is None:
-            raise ValueError(
-                f"threshold: {threshold}, wanted at most {zone.peak_level:.3g}, where "
-                "the curves of these images peak"
-            )
-    return found, zones
-
-
-def measure_arms(
-    config: Config, preset: Preset, chosen: Sequence[Arm], folder: pathlib.Path
-) -> list[dict[str, Any]]:
-    """Train and judge arms with each seed, in `folder`/runs; their rows, seed by seed.
-
-    Raises:
-      ValueError, and what else a training raises.
-    """
-    tasks = [
-        Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.judging)
-        for seed in range(preset.seeds)
-        for arm in chosen
-    ]
-    return parallel.measure_all(tasks, config.jobs)
-
-
-def facts(preset: Preset, chosen: Sequence[Arm], dataset: data.Dataset) -> dict[str, Any]:
-    """What run.json says of the arms, beside the configuration."""
-    return {
-        "arms": [arm._asdict() for arm in chosen],
-        "train": dataclasses.asdict(preset.train),
-        "judging": dataclasses.asdict(preset.judging),
-        "data": results.dataset_facts(dataset),
-    }
+    if path is None:
+        return None
+    weights.load(path)  # fails before any training
+    return str(path)

@@ -1,14 +1,15 @@
-"""The scale command at a small size, and its arithmetic against sums done by hand."""
+"""The scale command at a small size, and its roofline against sums done by hand."""
 
 import json
 
 import pytest
 
-from geomem.experiments.benchmarks import streaming_speed
+from geomem.experiments.benchmarks import streaming_speed, timing
 
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
-def test_the_command_measures_and_leaves_no_file_behind(tmp_path, stored):
+def test_writes_results_and_removes_temporary_files(tmp_path, stored, monkeypatch):
+    monkeypatch.setattr(timing, "_SIDE", 256)  # of a product of no interest at this size
     (tmp_path / "temporary").mkdir()
     config = streaming_speed.Config(
         counts=(60, 100),
@@ -26,16 +27,24 @@ def test_the_command_measures_and_leaves_no_file_behind(tmp_path, stored):
     assert (tmp_path / "out" / "figure.png").exists()
 
 
-def test_floors_are_the_sums_of_the_readme():
+def test_roofline_is_the_sum_of_the_readme():
     """Two devices of 1 Tflop/s, 1 GB/s; 1,000 points of dimension 10; 4 queries."""
     machine = streaming_speed.Machine("toy", 2, 1e12, 1e9, 1e9, 1e9)
-    found = streaming_speed.floors(machine, 1000, 10, 4)
-    assert found["gigabytes_held"] == pytest.approx(500 * 10 * 4 / 1e9)
-    assert found["product_seconds"] == pytest.approx(4 * 4 * 500 * 10 / 1e12)
-    assert found["memory_seconds"] == pytest.approx(4 * 500 * 10 * 4 / 1e9)
-    assert found["link_seconds"] == pytest.approx((2 * 4 * 10 * 4 + 4 * 16 * 8) / 1e9)
+    least = streaming_speed.roofline(machine, 1000, 10, 4)
+    assert least["gigabytes_held"] == pytest.approx(500 * 10 * 4 / 1e9)
+    assert least["product_seconds"] == pytest.approx(4 * 4 * 500 * 10 / 1e12)
+    assert least["memory_seconds"] == pytest.approx(4 * 500 * 10 * 4 / 1e9)
+    assert least["link_seconds"] == pytest.approx((2 * 4 * 10 * 4 + 4 * 16 * 8) / 1e9)
 
 
-def test_bad_counts_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"counts: \[100, 50\], wanted ascending"):
-        streaming_speed.run(streaming_speed.Config(counts=(100, 50), queries=8, out=str(tmp_path)))
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"counts": (100, 50)}, r"^counts must ascend from at least 8 .*, got \[100, 50\]\.$"),
+        ({"counts": (4, 50)}, r"^counts must ascend from at least 8 .*, got \[4, 50\]\.$"),
+        ({"repeats": 0}, r"^repeats must be at least 1, got 0\.$"),
+    ],
+)
+def test_rejects_bad_flags(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        streaming_speed.run(streaming_speed.Config(queries=8, out=str(tmp_path), **flags))

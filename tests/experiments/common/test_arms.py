@@ -1,4 +1,4 @@
-"""Arms of training noise: their gaps, their trainings and their tables, end to end on tiny runs."""
+"""Arms of training noise: their gaps, trainings, tables and figures, end to end on tiny runs."""
 
 import csv
 import dataclasses
@@ -15,11 +15,11 @@ import pytest
 from geomem.diffusion import checkpoints, grids, schedules
 from geomem.experiments import denoiser_swap, gap_sweep, gap_training
 from geomem.experiments.common import arm_summary, arms, gap_study, parallel
-from geomem.experiments.common.arms import Arm, Judging, Task
-from geomem.experiments.train import run_folder
+from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
+from geomem.experiments.train import loop, presets
 
 TINY = dataclasses.replace(
-    run_folder.PRESETS["digits_gap"],
+    presets.PRESETS["digits_fourier"],
     num_train=32,
     channels=8,
     multipliers=(1,),
@@ -27,22 +27,27 @@ TINY = dataclasses.replace(
     log_every=20,
     checkpoint_every=20,
 )
-JUDGING = Judging(samples=16, steps=6)
-PRESET = gap_study.Preset(TINY, JUDGING, 1, (0.8, 0.5))
+EVALUATION = EvaluationSettings(samples=16, steps=6)
+PRESET = gap_study.Preset(TINY, EVALUATION, 1, (0.8, 0.5))
 ARMS = ("baseline", "zone-0.5")
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """gap_training of two arms."""
-    out = tmp_path_factory.mktemp("gap")
+@pytest.fixture(scope="module", autouse=True)
+def tiny_preset():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gap_training, "PRESETS", {"digits": PRESET})
-        config = gap_training.Config(out=str(out), arms=ARMS, jobs=1)
-        return config, gap_training.run(config)
+        patch.setitem(gap_study.PRESETS, "digits", PRESET)
+        yield
 
 
-def test_arms_are_the_zones_and_controls_of_equal_mass():
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_preset):
+    """The configuration and the result of gap_training with two arms."""
+    out = tmp_path_factory.mktemp("gap")
+    config = gap_training.Config(out=str(out), arms=ARMS, jobs=1)
+    return config, gap_training.run(config)
+
+
+def test_arms_are_zones_and_controls_of_equal_mass():
     base = schedules.lognormal()
     zones = [(0.5, 0.9), (0.4, 1.4)]
     chosen = {arm.name: arm for arm in gap_training.make_arms(base, zones, (0.8, 0.5))}
@@ -57,8 +62,8 @@ def test_arms_are_the_zones_and_controls_of_equal_mass():
     assert base.mass(0, high) == pytest.approx(1, abs=1e-6)
 
 
-def test_gap_training_rows_and_files(found):
-    result = found[1]
+def test_gap_training_writes_rows_and_figures(study):
+    result = study[1]
     with (result.folder / "results.csv").open() as file:
         table = list(csv.DictReader(file))
     # Two arms; checkpoints at steps 20 and 40; the last one also with the levels inside the gap.
@@ -76,94 +81,93 @@ def test_gap_training_rows_and_files(found):
     assert gaps["baseline"] == 0 < gaps["zone-0.5"]
     for name in ("training.png", "frontier.pdf", "samples_baseline.png", "summary.csv"):
         assert (result.folder / name).stat().st_size > 0
-    compared = json.loads((result.folder / "comparisons.json").read_text())
-    assert [one["arm"] for one in compared] == ["zone-0.5"]
-    assert compared[0]["memorized"]["trainings"]["each"] == [compared[0]["memorized"]["difference"]]
+    (comparison,) = json.loads((result.folder / "comparisons.json").read_text())
+    assert comparison["arm"] == "zone-0.5"
+    memorized = comparison["memorized"]
+    assert memorized["trainings"]["each"] == [memorized["difference"]]
 
 
-def test_the_same_command_computes_nothing_again(found, monkeypatch):
-    config, result = found
-    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
-    monkeypatch.setattr(arms, "judge", None)  # would fail if called
+def test_same_command_computes_nothing_again(study, monkeypatch):
+    config, result = study
+    monkeypatch.setattr(arms, "evaluate_samples", None)  # would fail if called
     assert gap_training.run(config).rows == result.rows
 
 
-def test_other_samples_take_the_place_of_the_kept_ones_and_back(found, monkeypatch):
-    config, result = found
-    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+def test_kept_samples_follow_the_settings(study, monkeypatch):
+    config, result = study
     runs = result.folder / "runs"
     for samples in (4, 16):
         gap_training.run(dataclasses.replace(config, samples=samples))
         assert len(arms.read_samples(runs, "baseline", 0)["images"]) == samples
-        (one,) = json.loads((result.folder / "comparisons.json").read_text())
-        assert one["memorized"]["first"][1] == samples
-    with monkeypatch.context() as patch:  # half a line is no more than that line
-        patch.setattr(arms, "judge", None)
-        judged = runs / "baseline-0" / "judged.jsonl"
-        judged.write_text(judged.read_text() + '{"at": [40, 16')
-        assert gap_training.run(config).rows == result.rows
+        (comparison,) = json.loads((result.folder / "comparisons.json").read_text())
+        assert comparison["memorized"]["first"][1] == samples
+    monkeypatch.setattr(arms, "evaluate_samples", None)
+    evaluations = runs / "baseline-0" / "judged.jsonl"
+    evaluations.write_text(evaluations.read_text() + '{"at": [40, 16')  # an interrupted write
+    assert gap_training.run(config).rows == result.rows
 
 
-def test_checkpoints_of_an_interruption_are_kept_and_not_judged(found, tmp_path):
+def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    run_folder.run(dataclasses.replace(config, kimg=1.6))  # step 25, as where a signal ended it
-    rows = arms.measure(Task(arm, config, JUDGING))
+    loop.run(dataclasses.replace(config, kimg=1.6))  # to step 25, like an interruption
+    rows = arms.train_and_evaluate(Task(arm, config, EVALUATION))
     assert [row["kimg"] for row in rows] == [1.28, 2.56]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:
         assert saved.steps() == [20, 25, 40]
-    assert rows[-1]["frechet"] == found[1].rows[1]["frechet"]
+    assert rows[-1]["frechet"] == study[1].rows[1]["frechet"]
 
 
-def test_a_longer_training_extends_the_one_that_is_there():
-    resolved = [
-        gap_study.resolve(gap_training.Config(kimg=kimg), gap_training.PRESETS["digits"]).train
-        for kimg in (80.0, 1000.0)
-    ]
-    for one in resolved:
-        assert one.log_every == run_folder.PRESETS["digits_gap"].log_every
-        assert one.checkpoint_every % one.log_every == 0
-        assert 5 <= one.steps / one.checkpoint_every <= 9
+def test_kimg_sets_the_checkpoints_and_can_be_raised(monkeypatch):
+    preset = PRESET._replace(train=presets.PRESETS["digits_fourier"])
+    monkeypatch.setitem(gap_study.PRESETS, "digits", preset)
+    for kimg in (80.0, 1000.0):
+        train = gap_study.resolve(gap_training.Config(kimg=kimg)).train
+        assert train.log_every == preset.train.log_every
+        assert train.checkpoint_every % train.log_every == 0
+        assert 5 <= train.steps / train.checkpoint_every <= 9
 
 
-def test_processes_side_by_side_find_the_same(found, tmp_path, monkeypatch):
+def test_parallel_processes_give_the_same_rows(study, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device each
-    gap = next(row for row in found[1].rows if row["arm"] == ARMS[1])
+    gap = next(row for row in study[1].rows if row["arm"] == ARMS[1])
     chosen = Arm(ARMS[0]), Arm(ARMS[1], (gap["gap_low"], gap["gap_high"]))
-    tasks = [Task(arm, arm.configure(TINY, 0, tmp_path), JUDGING) for arm in chosen]
-    rows = parallel.measure_all(tasks, jobs=2)
-    assert [row["arm"] for row in rows] == [row["arm"] for row in found[1].rows]
-    for row, other in zip(rows, found[1].rows, strict=True):
-        assert row["frechet"] == pytest.approx(other["frechet"], rel=1e-3)
+    tasks = [Task(arm, arm.configure(TINY, 0, tmp_path), EVALUATION) for arm in chosen]
+    rows = parallel.train_and_evaluate_all(tasks, jobs=2)
+    assert [row["arm"] for row in rows] == [row["arm"] for row in study[1].rows]
+    for row, expected in zip(rows, study[1].rows, strict=True):
+        assert row["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
 
 
-_SIDE_BY_SIDE = """
+_PARALLEL_RUNS = """
 import dataclasses, pathlib, sys
 from geomem.experiments import train
 from geomem.experiments.common import arms, parallel
 
 config = dataclasses.replace(
-    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=1e6, log_every=5
+    train.PRESETS["digits_fourier"], num_train=32, channels=8, multipliers=(1,), kimg=1e6,
+    log_every=5,
 )
 config = dataclasses.replace(config, checkpoint_every=10**9)
 arm, folder = arms.Arm("a"), pathlib.Path(sys.argv[1])
-tasks = [arms.Task(arm, arm.configure(config, seed, folder), arms.Judging()) for seed in (0, 1)]
-parallel.measure_all(tasks, 2)
+settings = arms.EvaluationSettings()
+tasks = [arms.Task(arm, arm.configure(config, seed, folder), settings) for seed in (0, 1)]
+parallel.train_and_evaluate_all(tasks, 2)
 """
 
 
 @pytest.mark.slow
-def test_runs_save_and_end_where_their_parent_is_killed(tmp_path):
+def test_parallel_runs_save_and_end_when_their_parent_is_killed(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}
     with (tmp_path / "log").open("w") as log:
         parent = subprocess.Popen(
-            [sys.executable, "-c", _SIDE_BY_SIDE, str(tmp_path)], env=environment, stderr=log
+            [sys.executable, "-c", _PARALLEL_RUNS, str(tmp_path)], env=environment, stderr=log
         )
         _wait(lambda: len(list(tmp_path.glob("a-*/metrics.jsonl"))) == 2)
-        found = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True)
+        listed = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True)
         parent.kill()
         parent.wait()
-    children = [pathlib.Path("/proc", child) for child in found.stdout.split()]
+    children = [pathlib.Path("/proc", child) for child in listed.stdout.split()]
     assert len(children) >= 2
     _wait(lambda: not any(child.exists() for child in children))
     for seed in (0, 1):
@@ -178,7 +182,7 @@ def _wait(condition, seconds=120):
         time.sleep(0.2)
 
 
-def test_summaries_are_means_with_standard_errors():
+def test_summary_holds_means_and_standard_errors():
     rows = [
         {"arm": "a", "kimg": 1.0, "memorized": value, "late": late}
         for value, late in ((0.1, None), (0.5, 1.0))
@@ -190,7 +194,7 @@ def test_summaries_are_means_with_standard_errors():
     assert line["late"] is None is line["late_error"]
 
 
-def test_early_stopping_takes_the_least_memorized_checkpoint_that_is_as_good():
+def test_early_stopping_takes_the_least_memorized_checkpoint_of_equal_quality():
     def row(arm, kimg, frechet, memorized):
         keys = {"seed": 0, "without_noise": memorized}
         return {"arm": arm, "kimg": kimg, "frechet": frechet, **keys}
@@ -201,50 +205,61 @@ def test_early_stopping_takes_the_least_memorized_checkpoint_that_is_as_good():
         row("baseline", 3, 1.5, 0.8),
         row("gap", 3, 2.1, 0.3),
     ]
-    found = arm_summary.early_stopping(rows, "gap", "baseline")
-    assert (found["without_noise"], found["baseline_without_noise"]) == (0.3, 0.2)
-    assert found["baseline_kimg"] == 2
+    comparison = arm_summary.early_stopping(rows, "gap", "baseline")
+    assert (comparison["without_noise"], comparison["baseline_without_noise"]) == (0.3, 0.2)
+    assert comparison["baseline_kimg"] == 2
     rows[-1]["frechet"] = 1.0
     assert arm_summary.early_stopping(rows, "gap", "baseline")["baseline_without_noise"] is None
 
 
-def test_bad_flags_are_named(tmp_path):
-    with pytest.raises(ValueError, match="arms: 'nothing', wanted some of baseline"):
-        gap_training.run(gap_training.Config(out=str(tmp_path), arms=("nothing",)))
-    with pytest.raises(ValueError, match="seeds: 0, wanted a positive number"):
-        gap_training.run(gap_training.Config(out=str(tmp_path), seeds=0))
-    with pytest.raises(ValueError, match="positions, masses"):
-        gap_sweep.run(gap_sweep.Config(out=str(tmp_path), masses=(2.0,)))
-    with pytest.raises(ValueError, match=r"inception: no weights at .*nowhere\.pth"):
-        gap_training.run(gap_training.Config(out=str(tmp_path), inception="nowhere.pth"))
-    absent = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(tmp_path / "no"))
-    with pytest.raises(ValueError, match="run: absent is not a run folder"):
-        denoiser_swap.run(absent)
-    assert not (tmp_path / "no").exists()  # nothing was trained first
-    with pytest.raises(ValueError, match="medium: \\(8, 40\\)"):
-        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), medium=(8, 40)))
-    with pytest.raises(ValueError, match="threshold: 2, wanted between 0 and 1"):
-        denoiser_swap.run(denoiser_swap.Config(out=str(tmp_path), threshold=2.0))
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        (gap_training, {"arms": ("nothing",)}, r"^arms must be among baseline, .*got 'nothing'\.$"),
+        (gap_training, {"seeds": 0}, r"^seeds must be positive, got 0\.$"),
+        (gap_training, {"inception": "nowhere.pth"}, r"inception.* no weights at .*nowhere\.pth"),
+        (gap_sweep, {"masses": (2.0,)}, r"^masses must be fractions between 0 and 0\.9, got "),
+        (gap_sweep, {"masses": ()}, r"^masses must be fractions between 0 and 0\.9, got "),
+        (gap_sweep, {"positions": 0}, r"^positions must be at least 1, got 0\.$"),
+        (
+            denoiser_swap,
+            {"medium": (8, 40)},
+            r"^medium must be two steps from 0 to 17, got \(8, 40\)",
+        ),
+        (denoiser_swap, {"threshold": 2.0}, r"^threshold must be between 0 and 1, got 2\.$"),
+        (denoiser_swap, {"samples": 0}, r"^samples must be at least 1, got 0\.$"),
+    ],
+)
+def test_rejects_bad_flags(command, flags, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        command.run(command.Config(out=str(tmp_path), **flags))
 
 
-def test_prediction_alone_trains_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(gap_training, "PRESETS", {"digits": PRESET})
+def test_swap_reports_a_missing_run_before_training(tmp_path):
+    runs = tmp_path / "runs"
+    config = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(runs))
+    with pytest.raises(ValueError, match=r"^run must be the folder of a training run, got absent"):
+        denoiser_swap.run(config)
+    assert not runs.exists()
+
+
+def test_prediction_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gap_sweep, "_PREDICTION_STEPS", 16)
     config = gap_sweep.Config(out=str(tmp_path), arms="prediction", samples=32)
-    result = gap_sweep.run(config)
-    rates = result.prediction.decided
-    # The later the flow generalizes (the lower the edge), the more is decided already.
-    assert rates[0] > 0.9 > 0.5 > rates[-1]
+    decided = gap_sweep.run(config).prediction.decided
+    # The later the flow generalizes (the lower the edge), the more is already decided.
+    assert decided[0] > 0.9 > 0.5 > decided[-1]
     assert not (tmp_path / "runs").exists()
     assert (tmp_path / "sweep.png").exists()
 
 
-def test_positions_hold_the_mass_that_was_asked_for():
+def test_gap_positions_hold_the_requested_mass():
     base = schedules.lognormal()
     for arm in gap_sweep.make_positions(base, 3, (0.2,)):
         assert base.mass(*arm.gap) == pytest.approx(0.2, abs=1e-6)
 
 
-def test_swap_windows_have_controls_of_the_same_width():
+def test_swap_controls_are_as_wide_as_their_window():
     grid = grids.edm_grid(18)
     windows = {w.name: w for w in denoiser_swap.make_windows(grid, (8, 12), (0.42, 1.39))}
     width = {name: w.last - w.first + 1 for name, w in windows.items()}
@@ -254,19 +269,19 @@ def test_swap_windows_have_controls_of_the_same_width():
         0.42 <= grid[i] <= 1.39 for i in range(windows["zone"].first, windows["zone"].last + 1)
     )
     assert windows["above-zone"].last + 1 == windows["zone"].first
-    # Nothing but medium takes medium steps, and nothing takes none.
+    # Controls share no step with medium; controls without steps are left out.
     windows = denoiser_swap.make_windows(grid, (6, 13), (60, 80))
     named = {name: (first, last) for name, first, last in windows}
     assert (named["large"], named["small"]) == ((0, 5), (14, 17))
     assert "above-zone" not in named
     (only, *_) = denoiser_swap.make_windows(grid, (0, 17), (0.42, 1.39))
     assert only.name == "medium"
-    # A zone between two levels still has the nearest one.
+    # A zone between two levels still has the step nearest to it.
     assert denoiser_swap.make_windows(grid, (8, 12), (1.2, 1.21))[4].first == 10
 
 
-def test_denoiser_swap(found, tmp_path):
-    runs = found[1].folder / "runs"
+def test_denoiser_swap_writes_a_row_for_each_window(study, tmp_path):
+    runs = study[1].folder / "runs"
     config = denoiser_swap.Config(
         memorizing=str(runs / "baseline-0"),
         generalizing=str(runs / "zone-0.5-0"),

@@ -1,4 +1,4 @@
-"""Figures 1 and 2 and the large-noise gap, end to end on one small run, against what is known."""
+"""Figures 1 and 2 and the large-noise gap, end to end on one small run, against exact values."""
 
 import dataclasses
 import json
@@ -10,8 +10,7 @@ import pytest
 from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
-from geomem.experiments.train import run_folder
-from geomem.plots.denoiser_curves import read_table
+from geomem.experiments.train import presets
 
 TRAIN = 64
 SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.0, "batch": 64}
@@ -19,9 +18,9 @@ SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of runs of a preset that is cut down to one tiny network."""
+    """The folder of the runs of a preset with one tiny network."""
     recipe = dataclasses.replace(
-        run_folder.PRESETS["digits"],
+        presets.PRESETS["digits"],
         num_train=TRAIN,
         channels=8,
         kimg=0.8,
@@ -32,54 +31,56 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoisers, "PRESET_RUNS", {"digits": {"tiny": recipe}})
-        list(denoisers.load(denoisers.Config(runs=str(folder))))  # trained because it is missing
+        denoisers.load_runs(denoisers.ComparisonFlags(runs=str(folder)))  # trains the missing run
         yield folder
 
 
-def test_denoising_error(runs, tmp_path, capsys):
+def test_denoising_error_of_exact_denoisers_is_known(runs, tmp_path, capsys):
     config = denoising_error.Config(**SHARED, draws=8, runs=str(runs), out=str(tmp_path))
     tables = denoising_error.run(config)
     train_images = data.load("digits").train[:TRAIN].reshape(TRAIN, -1)
 
     # On its own points the Gaussian denoiser's error is sum v s^2 / (v + s^2), v their variances.
     variance = np.linalg.eigvalsh(np.cov(np.float64(train_images).T, bias=True)).clip(0)
-    found = denoisers.select(tables["errors"], kind="Gaussian", split="train")
-    for sigma, mse in zip(found["sigma"], found["mse"], strict=True):
-        wanted = np.sum(variance * sigma**2 / (variance + sigma**2))
-        assert mse == pytest.approx(wanted, rel=0.05)
+    gaussian = denoisers.select(tables["errors"], kind="Gaussian", split="train")
+    for sigma, mse in zip(gaussian["sigma"], gaussian["mse"], strict=True):
+        expected = np.sum(variance * sigma**2 / (variance + sigma**2))
+        assert mse == pytest.approx(expected, rel=0.05)
 
     # At small noise the empirical denoiser returns the nearest training image.
-    found = denoisers.select(tables["errors"], kind="empirical")
+    empirical = denoisers.select(tables["errors"], kind="empirical")
     heldout = data.load("digits").test[:64].reshape(64, -1)
     nearest = oracles.two_nearest(heldout, train_images)[0][:, 0]
-    assert found["mse"][0] == pytest.approx(0, abs=1e-9)
-    assert found["mse"][3] == pytest.approx(np.mean(nearest**2), rel=0.02)
-    np.testing.assert_array_equal(found["excess"], 0)
+    assert empirical["mse"][0] == pytest.approx(0, abs=1e-9)
+    assert empirical["mse"][3] == pytest.approx(np.mean(nearest**2), rel=0.02)
+    np.testing.assert_array_equal(empirical["excess"], 0)
     assert denoisers.select(tables["auc"], kind="empirical")["auc"][0] == 1
 
     network = denoisers.select(tables["errors"], kind="network", split="train")
     assert (network["excess"] > -3 * network["excess_error"]).all()
     np.testing.assert_allclose(
-        network["excess"], network["mse"] - found["mse"][:3], rtol=1e-4, atol=1e-4
+        network["excess"], network["mse"] - empirical["mse"][:3], rtol=1e-4, atol=1e-4
     )
 
-    about = json.loads((tmp_path / "run.json").read_text())
-    assert about["runs"][0]["data"]["train"]["count"] == TRAIN
-    assert about["config"]["draws"] == 8
-    assert {"runs", "tiny"} <= about["seconds"].keys()
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["runs"][0]["data"]["train"]["count"] == TRAIN
+    assert facts["config"]["draws"] == 8
+    assert {"runs", "tiny"} <= facts["seconds"].keys()
     printed = capsys.readouterr().out
-    assert "tiny: training error less the empirical denoiser's at least" in printed
+    assert (
+        "tiny: the network's training error exceeds the empirical denoiser's by at least" in printed
+    )
 
     # The figure can be drawn again from the tables alone.
     (tmp_path / "figure.png").unlink()
     assert denoising_error.run(denoising_error.Config(plot_only=str(tmp_path))) == {}
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     np.testing.assert_array_equal(
-        read_table(tmp_path / "errors.csv")["mse"], tables["errors"]["mse"]
+        denoisers.read_table(tmp_path / "errors.csv")["mse"], tables["errors"]["mse"]
     )
 
 
-def test_noise_level_memorization(runs, tmp_path, capsys):
+def test_empirical_denoiser_memorizes_at_small_noise_only(runs, tmp_path, capsys):
     config = noise_level_memorization.Config(**SHARED, run=(str(runs / "tiny"),), out=str(tmp_path))
     rates = noise_level_memorization.run(config)["rates"]
     empirical = denoisers.select(rates, kind="empirical")["rate"]
@@ -88,44 +89,54 @@ def test_noise_level_memorization(runs, tmp_path, capsys):
     np.testing.assert_array_equal(denoisers.select(rates, kind="Gaussian")["rate"], 0)
     assert (rates["low"] <= rates["rate"]).all()
     assert (rates["rate"] <= rates["high"]).all()
-    assert "tiny: the network memorizes at most" in capsys.readouterr().out
+    assert "tiny: the network memorizes most at sigma" in capsys.readouterr().out
 
 
-def test_large_noise(runs, tmp_path, capsys):
+def test_denoisers_approach_each_other_at_large_noise(runs, tmp_path, capsys):
     config = large_noise.Config(**SHARED, draws=1, runs=str(runs), out=str(tmp_path))
     gaps = large_noise.run(config)["gaps"]
     empirical = denoisers.select(gaps, first="empirical")
     assert empirical["gap"][-1] < 0.1 < empirical["gap"][1]
     assert empirical["distance"][-1] < 1e-3 * empirical["distance"][1]
-    # A triangle: the network is no farther from one than from the other plus what is between.
+    # The triangle inequality.
     sides = {
         (first, second): np.sqrt(denoisers.select(gaps, first=first, second=second)["distance"])
-        for first, second in large_noise._PAIRS
+        for first, second in large_noise.PAIRS
     }
     a, b, c = sides.values()
     assert (a <= 1.001 * (b + c)).all()
     assert (c <= 1.001 * (a + b)).all()
-    assert "tiny: empirical denoiser within 10% of the Gaussian one from sigma 50 on" in (
-        capsys.readouterr().out
+    assert (
+        "tiny: the empirical denoiser is within 10% of the Gaussian denoiser from sigma 50 on"
+        in (capsys.readouterr().out)
     )
 
 
-def test_bad_input_is_named(tmp_path):
+def test_rejects_bad_flags(tmp_path):
     def fails(match, **changes):
         with pytest.raises(ValueError, match=match):
             large_noise.run(large_noise.Config(**{"out": str(tmp_path / "out")} | changes))
 
-    fails("num_sigmas must be 2 or more, got 1", num_sigmas=1)
-    fails("sigma_min and sigma_max must be .*, got 3 and 2", sigma_min=3.0, sigma_max=2.0)
-    fails("run: .*absent is not a run folder", run=(str(tmp_path / "absent"),))
-    fails("run: a/base, b/base/, wanted folders of different names", run=("a/base", "b/base/"))
+    fails("^num_sigmas must be 2 or more, got 1", num_sigmas=1)
+    fails(
+        "^sigma_min and sigma_max must be positive and ascending, got 3 and 2",
+        sigma_min=3.0,
+        sigma_max=2.0,
+    )
+    fails(
+        "^run must be the folder of a training run, got .*absent", run=(str(tmp_path / "absent"),)
+    )
+    fails(
+        r"^run must be folders of different names, got a/base, b/base/\.$",
+        run=("a/base", "b/base/"),
+    )
     elsewhere = "ftp://host/x"
     for changes in ({"run": (elsewhere,)}, {"runs": elsewhere}, {"plot_only": elsewhere}):
-        fails("path: ftp://host/x, wanted a local path or gs://", **changes)
-    fails("plot_only: .* holds no tables, wanted a finished run", plot_only=str(tmp_path))
+        fails("^path must be a local path or gs://BUCKET/NAME, got ftp://host/x", **changes)
+    fails("^plot_only must be the folder of a finished run, got ", plot_only=str(tmp_path))
 
 
-def test_images_that_changed_since_training_are_noticed(runs, tmp_path):
+def test_rejects_images_that_changed_since_training(runs, tmp_path):
     facts = json.loads((runs / "tiny" / "config.json").read_text())
     facts["data"]["sha256"] = "0" * 64
     copy = tmp_path / "copy"
@@ -134,5 +145,5 @@ def test_images_that_changed_since_training_are_noticed(runs, tmp_path):
         (copy / path.name).symlink_to(path)
     (copy / "config.json").unlink()
     (copy / "config.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="was trained on other images than digits has now"):
+    with pytest.raises(ValueError, match="was trained on other images than digits holds now"):
         denoisers.load_run(copy)
