@@ -131,7 +131,7 @@ def run(config: Config) -> Result:
                 seeds = range(config.samples)
                 images = sampler.generate(denoiser, seeds, shape, grid, method=config.method)
                 report = memorization.report(images, memorizing.train, memorizing.heldout)
-                unswapped = report.found.memorized if unswapped is None else unswapped
+                unswapped = report.samples.memorized if unswapped is None else unswapped
                 rows.append(_make_row(name, window, grid, report, unswapped))
                 print(_describe(rows[-1]))
     output.write_rows("table.csv", rows)
@@ -187,7 +187,7 @@ def make_windows(
 
 def _make_row(network, window, grid, report, unswapped):
     swapped = window.last >= window.first
-    effect = intervals.compare(unswapped, report.found.memorized)
+    effect = intervals.compare(unswapped, report.samples.memorized)
     return {
         "denoiser": network,
         "window": window.name,

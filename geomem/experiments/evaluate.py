@@ -190,7 +190,7 @@ def _frechet(samples, dataset, features):
 
 def _rows(config, report, dataset) -> list[dict[str, Any]]:
     """The rows of samples.csv."""
-    neighbors = report.found
+    neighbors = report.samples
     columns = {
         "sample": np.arange(len(neighbors.ratio)),
         "d1": neighbors.distance[:, 0],
@@ -216,7 +216,7 @@ def _rows(config, report, dataset) -> list[dict[str, Any]]:
 
 def _pairs(config, samples, dataset, report):
     """The best copy of each training image that is nearest to any sample, best first."""
-    neighbors = report.found
+    neighbors = report.samples
     order = np.argsort(neighbors.ratio, kind="stable")
     _, first = np.unique(neighbors.index[order, 0], return_index=True)
     shown = order[np.sort(first)][: pairs_plot.PER_PAGE]

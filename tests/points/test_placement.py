@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from geomem import data
 from geomem.geometry import curves, posterior
 from geomem.points import neighbours, placement
+from geomem.points.streaming import Stream
+from geomem.points.visit import Points, as_points
 
 SIGMAS = np.float32([0.002, 0.02, 0.14, 0.5, 1, 2, 3, 5, 8, 12, 20, 80])
 COUNT = 997  # 8 does not divide it, nor do the streams' steps
@@ -128,7 +130,7 @@ def test_an_array_that_is_already_sharded_stays_where_it_is(points, noised):
     placed = jax.device_put(points[:992], sharding)
     found = posterior.denoise(noised[6], placed, SIGMAS[6])
     assert relative(found, posterior.denoise(noised[6], points[:992], SIGMAS[6])) <= 1e-6
-    assert placement.as_points(placed).mesh is sharding.mesh
+    assert as_points(placed).mesh is sharding.mesh
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +158,12 @@ def test_stored_images_are_decoded_on_the_device(stored):
         if len(rows) == 300:
             np.testing.assert_allclose(posterior.denoise(y, placed, 0.5), wanted, atol=1e-6)
         index = np.arange(0, len(rows), 7)
-        np.testing.assert_array_equal(placement.as_points(placed).take(index), rows[index])
+        np.testing.assert_array_equal(as_points(placed).take(index), rows[index])
 
 
 def test_every_stored_value_is_decoded_as_by_the_data(stored):
     values = np.arange(256, dtype=np.uint8)[:, None]
-    found = placement.as_points(values).take(np.arange(256))
+    found = as_points(values).take(np.arange(256))
     np.testing.assert_array_equal(found, data.to_float(values))
 
 
@@ -187,18 +189,22 @@ def test_queries_that_are_not_finite_do_not_hang(points, noised):
 
 
 def test_bad_input_is_named(points):
-    with pytest.raises(ValueError, match=r"points: int64 of shape \(4,\), wanted uint8 or float"):
+    with pytest.raises(
+        ValueError, match=r"points must hold uint8 or floats \[N, ...\], got int64 of shape \(4,\)"
+    ):
         placement.shard(np.arange(4))
-    with pytest.raises(ValueError, match=r"points: shape \(2, 2, 2\), wanted \[N, d\]"):
+    with pytest.raises(ValueError, match=r"y must have 4 values a row like the points, got"):
         posterior.denoise(points[:2], np.zeros((2, 2, 2)), 1.0)
-    with pytest.raises(ValueError, match=r"mesh: axes \('points', 'queries'\), wanted one axis"):
+    with pytest.raises(
+        ValueError, match=r"mesh must have one axis for a stream, got \('points', 'queries'\)"
+    ):
         placement.stream(points, grid(4, 2))
-    with pytest.raises(ValueError, match="points: sharded or streamed, wanted an array"):
+    with pytest.raises(ValueError, match="points must be an array, got placed points"):
         posterior.weights(points[:2], placement.shard(points), 1.0)
-    with pytest.raises(ValueError, match="k: 998, wanted 1 to 997"):
+    with pytest.raises(ValueError, match="k must be 1 to 997, the number of points, got 998"):
         posterior.top_weights(points[:2], points, 1.0, 998)
     streamed = placement.stream(points)
-    with pytest.raises(ValueError, match="points: a stream inside of a JAX transformation"):
+    with pytest.raises(ValueError, match="points must not be a stream inside a JAX transformation"):
         jax.jit(lambda y: posterior.denoise(y, streamed, 1.0))(points[:2])
 
 
@@ -246,11 +252,11 @@ def test_two_processes_equal_one(points, noised, tmp_path):
 
 def test_points_are_placed_where_there_is_room(stored, monkeypatch):
     path, points = stored
-    assert isinstance(placement.place(path), placement.Points)
+    assert isinstance(placement.place(path), Points)
     monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is too little
-    assert isinstance(placement.place(path), placement.Stream)
+    assert isinstance(placement.place(path), Stream)
     single = placement.place(points, grid(1))
-    assert isinstance(single, placement.Stream)
+    assert isinstance(single, Stream)
     monkeypatch.undo()
     single = placement.place(path, grid(1))
     np.testing.assert_array_equal(single.rows, points)

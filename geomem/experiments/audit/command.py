@@ -219,7 +219,7 @@ def _draw(folder, curves, zone, subsamples):
     """Write the figures and return them as {name: SVG}."""
     edges = findings.edges(zone)
     drawn = {
-        "curves": zone_plot.danger_zone(flags.columns(curves), zone._asdict()),
+        "curves": zone_plot.danger_zone(curves, zone),
         "training_noise": audit_figures.training_noise(conventions.usual_training_noise(), edges),
     }
     if subsamples is not None:

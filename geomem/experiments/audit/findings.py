@@ -18,7 +18,7 @@ from geomem.geometry import growth as growth_lib
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.growth import Growth
 from geomem.metrics.duplicates import Duplicates
-from geomem.points.groups import decode
+from geomem.points.exact import decode
 
 __all__ = [
     "base_name",

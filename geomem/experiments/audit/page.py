@@ -54,13 +54,17 @@ def _meaning(report):
     zone = report["zone"]
     copying = (
         "the answer that training rewards most is one training image, unchanged. A model that "
-        "learns it generates copies of its training images"
+        "learns this answer generates copies of its training images"
     )
     if zone["low"] is None:
-        certain = "may" if report["verdict"] == "borderline" else "does not"
+        levels = (
+            "These images may have such noise levels."
+            if report["verdict"] == "borderline"
+            else "This audit found no such noise levels."
+        )
         return (
-            "A diffusion model learns to remove noise from images. It memorizes if, at some noise "
-            f"levels, {copying}. These images {certain} have such levels."
+            "A diffusion model learns to remove noise from images. It can memorize if, at some "
+            f"noise levels, {copying}. {levels}"
         )
     shares = [noise["share"] for noise in report["training_noise"]]
     return (
@@ -74,17 +78,17 @@ def _measurement(zone):
     return (
         "By two curves from 0 to 1, computed from the images alone. Coverage: how often a noisy "
         "new image looks like a noisy training image. Max weight: how much the best denoiser "
-        f"relies on one training image. The danger zone is where both are at least "
-        f"{zone['threshold']:g}"
-        f"; at noise level {zone['peak']:.3g} both are at least {zone['peak_level']:.2f}. Noise "
-        "levels are standard deviations, for pixels scaled to [-1, 1]."
+        "relies on one training image. The danger zone is where both are at least "
+        f"{zone['threshold']:g}; at noise level {zone['peak']:.3g} both are at least "
+        f"{zone['peak_level']:.2f}. Noise levels are standard deviations, for pixels scaled to "
+        "[-1, 1]."
     )
 
 
 def _advice(report):
     count, advice = report["duplicates"]["groups_in_training"], report["recommendation"]
     first = (
-        f"Remove duplicates: {_many(count, 'group')} of them with training images. Then stop"
+        f"Remove duplicates: {_many(count, 'group')} with training images. Then stop"
         if count
         else "No duplicates among the training images were found. Stop"
     )
@@ -94,7 +98,7 @@ def _advice(report):
         if advice
         else ""
     )
-    return f"{first} training before generated images turn into copies{gap}. Details are below."
+    return f"{first} training before generated images turn into copies{gap}."
 
 
 def _slope(growth):
@@ -104,17 +108,18 @@ def _slope(growth):
     slope, low, high = (
         math.expm1(value) for value in (closing["slope"], *closing["slope_interval"])
     )
-    ratio = "the ratio of its upper to its lower edge"
+    trend, change = "does not clearly change the zone", f"changes by {slope:+.1%}"
+    interval = f"{low:+.1%} to {high:+.1%}"
     if high < 0:
-        change = f"makes the zone narrower: {ratio} falls by {-slope:.1%} (95% interval "
-        change += f"{-high:.1%} to {-low:.1%})"
-    else:
-        trend = "makes the zone wider" if low > 0 else "does not clearly change the zone"
-        change = f"{trend}: {ratio} changes by {slope:+.1%} (95% interval {low:+.1%} to {high:+.1%}"
-        change += ")"
+        trend, change = "makes the zone narrower", f"falls by {-slope:.1%}"
+        interval = f"{-high:.1%} to {-low:.1%}"
+    elif low > 0:
+        trend, change = "makes the zone wider", f"rises by {slope:.1%}"
+        interval = f"{low:.1%} to {high:.1%}"
     return (
-        f"Between {few:,} and {many:,} of these images, each doubling {change}. Nothing is known "
-        f"about more than {many:,} images."
+        f"Between {few:,} and {many:,} of these images, each doubling {trend}: the ratio of its "
+        f"upper to its lower edge {change} (95% interval {interval}). Nothing is known about more "
+        f"than {many:,} images."
     )
 
 

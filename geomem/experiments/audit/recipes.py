@@ -17,10 +17,10 @@ _EARLY_STOPPING = (
     "Keep checkpoints while you train, generate images with each, and compare them with the "
     "training images. Use the last checkpoint that does not copy. The commands below do this in "
     "geomem; repeat the last two for each checkpoint.",
-    "Models learn to generate good images before they memorize, and the more training images "
-    "there are, the later they memorize (Bonnaire et al. 2025, arXiv 2505.17638). geomem's runs on "
-    "digits agree: memorization grew with training time, and was close to zero at the first "
-    "checkpoint (experiments/gap_training).",
+    "Models learn to generate good images before they memorize, and with more training images "
+    "they memorize later (Bonnaire et al. 2025, arXiv 2505.17638). geomem's runs on digits agree: "
+    "memorization grew with training time, and was close to zero at the first checkpoint "
+    "(experiments/gap_training).",
 )
 _GAP_RESULTS = (
     "In the paper, on 2,000 CIFAR-10 images of cars, a gap over the danger zone lowers "

@@ -225,7 +225,7 @@ class _EvaluationCache:
             return "at" in archive and str(archive["at"]) == self._key(step, sigmas)
 
     def put_samples(self, step, sigmas, images, report):
-        nearest = report.found
+        nearest = report.samples
         with paths.open_whole(self._samples) as file:
             np.savez_compressed(
                 file,
