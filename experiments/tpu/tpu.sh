@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run any geomem experiment on a Cloud TPU slice (see README.md). --dry-run prints the commands.
+# Runs a geomem experiment on a Cloud TPU slice; see README.md. --dry-run only prints the commands.
 #
 #   tpu.sh [--dry-run] up gs://BUCKET/FOLDER MODULE [FLAG...]   all steps, repeated when preempted
 #   tpu.sh [--dry-run] create | install | start MODULE [FLAG...] | follow | fetch FOLDER | delete
@@ -12,7 +12,7 @@ preempted=3 # an exit status
 dry_run=
 if [[ ${1:-} == --dry-run ]]; then dry_run=ABSENT; shift; fi
 for name in TPU_NAME TPU_ZONE; do
-  [[ ${!name:-} ]] || fail "$name must be set: TPU_NAME and TPU_ZONE are the name and zone of the slice."
+  [[ ${!name:-} ]] || fail "$name must be set: TPU_NAME and TPU_ZONE name the slice and its zone."
 done
 TPU_TYPE=${TPU_TYPE:-v5litepod-8} TPU_VERSION=${TPU_VERSION:-v2-alpha-tpuv5-lite}
 TPU_SPOT=${TPU_SPOT:-1} TPU_POLL=${TPU_POLL:-30}
@@ -24,13 +24,13 @@ queue() { gcloud compute tpus queued-resources "$1" "$TPU_NAME" --zone "$TPU_ZON
 slice() { gcloud compute tpus tpu-vm "$1" "${@:2}" --zone "$TPU_ZONE"; }
 on() { slice ssh "$TPU_NAME" --worker "$1" --command "$2"; }
 
-# Print the state of the queue or, if that is ACTIVE, of the slice, such as READY or PREEMPTED.
+# The state of the queued request, or, once that is ACTIVE, of the slice: READY, PREEMPTED, ...
 state() {
   if [[ $dry_run ]]; then echo "$dry_run"; return; fi
-  local state
-  state=$(queue describe --format 'value(state.state)' 2>/dev/null) || state=ABSENT
-  if [[ $state == ACTIVE ]]; then state=$(slice describe "$TPU_NAME" --format 'value(state)'); fi
-  echo "$state"
+  local current
+  current=$(queue describe --format 'value(state.state)' 2>/dev/null) || current=ABSENT
+  if [[ $current == ACTIVE ]]; then current=$(slice describe "$TPU_NAME" --format 'value(state)'); fi
+  echo "$current"
 }
 
 create() {
@@ -44,7 +44,7 @@ create() {
   fi
   while now=$(state); [[ $now != READY ]]; do
     case $now in
-      FAILED) fail "The request for $TPU_NAME failed; 'gcloud compute tpus queued-resources describe' shows why." ;;
+      FAILED) fail "the request for $TPU_NAME failed; 'gcloud compute tpus queued-resources describe' shows the reason." ;;
       SUSPEND* | PREEMPTED | TERMINATED | ABSENT) exit $preempted ;;
     esac
     if [[ $now != "$last" ]]; then echo "$TPU_NAME: $now"; fi
@@ -53,7 +53,7 @@ create() {
   done
 }
 
-# Copy the committed code and install Python 3.12 for it: the slice's own Python may be too old.
+# Installs the committed code and Python 3.12, as the slice's Python may be too old.
 install() {
   local archive
   archive=$(mktemp)
@@ -65,7 +65,7 @@ install() {
     python3 -m uv pip install --quiet ".[tpu,prepare]"'
 }
 
-# Start on every worker, independent of this connection; a file keeps the exit status.
+# Starts the run on every worker, detached from this connection; it writes its exit status to a file.
 start() {
   local job
   printf -v job 'GEOMEM_DISTRIBUTED=1 GEOMEM_COMMIT=%s .venv/bin/python -m geomem.experiments.%s; echo $? > status' \
@@ -73,7 +73,7 @@ start() {
   on all "cd geomem && rm -f status && { nohup bash -c ${job@Q} > log 2>&1 < /dev/null & echo \$! > pid; }"
 }
 
-# Show the first worker's log until the run ends or the slice is gone.
+# Prints the first worker's log until the run ends or the slice is gone.
 follow() {
   local status
   while true; do
@@ -82,7 +82,7 @@ follow() {
     if [[ $dry_run ]]; then return; fi
     status=$(on 0 'cat geomem/status || echo running' 2>/dev/null) || status=running
     if [[ $status == 0 ]]; then return; fi
-    if [[ $status != running ]]; then fail "the run ended with status $status"; fi
+    if [[ $status != running ]]; then fail "the run ended with status $status."; fi
     if [[ $(state) != READY ]]; then exit $preempted; fi
     sleep "$TPU_POLL" # only the connection was lost
   done
@@ -100,18 +100,18 @@ fetch() {
 delete() { queue delete --force --quiet; }
 
 up() {
-  [[ ${1:-} == gs://* && ${2:-} ]] || fail "up must get gs://BUCKET/FOLDER, which outlives the slice, and a MODULE."
-  [[ $(state) == ABSENT ]] || fail "up must create the slice, but $TPU_NAME exists; follow or delete it."
+  [[ ${1:-} == gs://* && ${2:-} ]] || fail "up needs gs://BUCKET/FOLDER, which outlives the slice, and a MODULE."
+  [[ $(state) == ABSENT ]] || fail "up creates $TPU_NAME, but it exists; follow or delete it."
   local out=$1 status me=("experiments/tpu/tpu.sh" ${dry_run:+--dry-run})
   shift
   while true; do
     status=0
-    # If a step fails because the slice was taken away, this is a preemption, too.
+    # A step also fails if the slice is preempted during it.
     { "${me[@]}" create && "${me[@]}" install && "${me[@]}" start "$@" --out "$out" && "${me[@]}" follow; } || status=$?
     if [[ $status == 1 && $(state) =~ ^(SUSPEND|PREEMPTED|TERMINATED) ]]; then status=$preempted; fi
     "${me[@]}" delete
     if [[ $status != "$preempted" ]]; then break; fi
-    echo "$TPU_NAME: preempted; the next slice resumes from the last checkpoint"
+    echo "$TPU_NAME: preempted; a new slice continues from the last checkpoint"
   done
   "${me[@]}" fetch "$out"
   exit "$status"

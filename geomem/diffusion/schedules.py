@@ -109,17 +109,6 @@ class Schedule:
             *(np.pad(np.float32(column), padding) for column in columns),
         )
 
-    def log_density(self, sigma: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return ln p(sigma), a density in sigma; -inf inside a gap of weight 0."""
-        edges, weights = jnp.asarray(self.edges), jnp.log(jnp.asarray(self.weights))
-        log_weight = jnp.maximum(  # an edge belongs to the interval of larger weight
-            weights[jnp.searchsorted(edges, sigma, side="left")],
-            weights[jnp.searchsorted(edges, sigma, side="right")],
-        )
-        z = (jnp.log(sigma) - self.mean) / self.std
-        normalizer = math.log(self._weighted_mass(0, math.inf) * self.std * math.sqrt(2 * math.pi))
-        return log_weight - z**2 / 2 - jnp.log(sigma) - normalizer
-
     def mass(self, low: float = 0.0, high: float = math.inf) -> float:
         """Return the probability that a draw lies in [low, high], in float64."""
         return self._weighted_mass(low, high) / self._weighted_mass(0, math.inf)

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.stats
 
 from geomem.diffusion import grids, schedules
@@ -54,20 +53,9 @@ def test_draws_follow_the_cdf(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_density_integrates_to_one_and_mass_matches_the_cdf(name):
+def test_mass_matches_the_cdf(name):
     schedule, gaps = CASES[name]
     cdf = _cdf(gaps)
-    edges = [1e-6, *schedule.edges, 1e5]
-
-    def density(log_sigma):
-        return np.exp(log_sigma + schedule.log_density(np.exp(log_sigma)))
-
-    with jax.enable_x64(True):
-        pieces = [
-            scipy.integrate.quad(density, np.log(a) + 1e-9, np.log(b) - 1e-9, limit=200)[0]
-            for a, b in itertools.pairwise(edges)
-        ]
-    assert sum(pieces) == pytest.approx(1, abs=1e-6)
     for low, high in [(0.01, 0.12), (0.5, 4.0), (2.0, 90.0), (0.0, np.inf)]:
         expected = cdf(high if high < 1e30 else 1e30) - (cdf(low) if low else 0)
         assert schedule.mass(low, high) == pytest.approx(expected, rel=1e-9, abs=1e-12)

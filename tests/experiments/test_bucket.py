@@ -1,4 +1,4 @@
-"""Runs whose folders are in a bucket, by the real clients, against a server on this machine."""
+"""Runs whose folders are in a bucket, with the real clients and a server on this machine."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from geomem.experiments.common import results
 
 pytestmark = pytest.mark.slow
 
-# The emulator, with the header that tensorstore asks of Google's own server.
+# The emulator, with the header that tensorstore expects from Google's server.
 SERVER = """
 import signal
 from gcp_storage_emulator.handlers import objects
@@ -53,7 +53,7 @@ danger_zone.run(danger_zone.Config(plot_only="gs://geomem/zone"))
 assert flags.read_zone("gs://geomem/zone/zone.json")[0] > 0
 """
 
-MEASURED = """
+EVALUATIONS = """
 import dataclasses
 import numpy as np
 from geomem import data
@@ -82,7 +82,7 @@ for _ in range(2):  # the second time from what the bucket holds
 
 @pytest.fixture(scope="module")
 def bucket():
-    """Environment variables that send gs:// to a server of our own."""
+    """Environment variables that send gs:// to a local server."""
     pytest.importorskip("gcp_storage_emulator")
     pytest.importorskip("gcsfs")
     command = [sys.executable, "-c", SERVER]
@@ -100,7 +100,7 @@ def bucket():
         process.terminate()
 
 
-def test_every_command_reads_and_writes_a_bucket(bucket):
+def test_training_sampling_and_zones_use_a_bucket(bucket):
     ran = subprocess.run(
         [sys.executable, "-c", RUNS], env=bucket, capture_output=True, text=True, check=False
     )
@@ -121,10 +121,10 @@ def test_every_command_reads_and_writes_a_bucket(bucket):
     assert len([line for line in lines if line]) == 2
 
 
-def test_what_measures_reads_and_writes_a_bucket_too(bucket, tmp_path):
-    """On one device: two arms then go side by side, as processes."""
+def test_evaluations_and_arms_use_a_bucket(bucket, tmp_path):
+    """On one device, so that two arms run in two processes."""
     ran = subprocess.run(
-        [sys.executable, "-c", MEASURED],
+        [sys.executable, "-c", EVALUATIONS],
         env={**bucket, "XLA_FLAGS": ""},
         cwd=tmp_path,
         capture_output=True,
@@ -135,7 +135,7 @@ def test_what_measures_reads_and_writes_a_bucket_too(bucket, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["samples.npy"]  # nothing went elsewhere
 
 
-def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
+def test_reports_an_unwritable_bucket_in_one_line(bucket, monkeypatch):
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"):
         monkeypatch.setenv(name, bucket[name])
     with pytest.raises(
@@ -145,12 +145,12 @@ def test_a_bucket_that_cannot_be_written_is_one_line(bucket, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_scheme_is_named():
+def test_rejects_an_unknown_scheme():
     with pytest.raises(ValueError, match=r"path must be a local path or gs://.*, got ftp://host/x"):
         paths.as_path("ftp://host/x")
 
 
-def test_the_samples_are_whole(bucket):
+def test_samples_in_a_bucket_are_whole(bucket):
     code = (
         "import numpy as np; from geomem import paths\n"
         "with paths.as_path('gs://geomem/samples.npz').open('rb') as file:\n"

@@ -157,7 +157,7 @@ def test_rejects_other_bad_input(planted, tmp_path):
         ),
         ({"samples": "nowhere.npz"}, "samples must be an existing file or folder, got nowhere.npz"),
         ({"num_heldout": 3}, "heldout must hold 4 or more images, got 3"),
-        ({"run": str(tmp_path)}, "run: .* is not a run folder"),
+        ({"run": str(tmp_path)}, "^run must be the folder of a training run, got"),
         ({"threshold": 0.0}, "threshold must be in .0, 1., got 0"),
     ):
         with pytest.raises(ValueError, match=message):

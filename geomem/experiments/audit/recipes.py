@@ -110,9 +110,11 @@ def steps(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         )
     advice, wide = report["recommendation"], report["wider_zone"]
     if advice is None:
+        lead = "Leave the training noise as it is."
         gap = ["No gap to recommend: there is no danger zone at this threshold."]
     else:
         low, high = advice["gap"]
+        lead = "Consider a gap in the training noise."
         gap = [
             f"Draw no noise level between {low:g} and {high:g} in training. Compare the result "
             "with early stopping before you rely on it.",
@@ -128,7 +130,7 @@ def steps(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [
         ("Remove duplicates.", [search, _DUPLICATES]),
         ("Stop training early.", list(_EARLY_STOPPING)),
-        ("Consider a gap in the training noise.", gap),
+        (lead, gap),
     ]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from geomem.diffusion import training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import results
+from geomem.experiments.common import flags, results
 from geomem.experiments.common.arguments import flag
 from geomem.experiments.train import configuration, loop, presets
 
@@ -102,7 +102,7 @@ def _time_training(config, compute, scratch):
         checkpoint_every=3 * config.steps,
         samples=0,
     )
-    split = configuration.load_data(training).train_split
+    split = flags.load(training).train_split
     denoiser, recipe = configuration.build(
         configuration.facts(configuration.resolve(training), split)
     )

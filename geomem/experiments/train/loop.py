@@ -105,7 +105,9 @@ def run(config: Config) -> Result:
             "resumes."
         )
     state = "finished" if result.finished else "stopped"
-    _say(f"{state} at step {last}; the newest checkpoint is {folder / 'checkpoints' / str(last)}")
+    _say(f"{state} at step {last}")
+    for name in (f"checkpoints/{last}", "tensorboard"):  # the command lists the other files
+        _say(f"wrote {folder / name}")
     return result
 
 

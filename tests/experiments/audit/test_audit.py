@@ -19,11 +19,12 @@ from geomem.data import sources
 from geomem.diffusion import conventions, grids, schedules
 from geomem.experiments import evaluate as evaluate_command
 from geomem.experiments import sample as sample_command
-from geomem.experiments.audit import command, findings, page, recipes
+from geomem.experiments.audit import command, findings, recipes, verdict
 from geomem.experiments.audit.command import Config
 from geomem.experiments.common import arguments, flags
 from geomem.experiments.train import PRESETS, configuration
-from geomem.geometry import danger_zone
+from geomem.geometry import danger_zone, growth
+from geomem.plots import audit_figures
 
 NAME = "a $name <b>&"  # has to be escaped
 PLANTED = {70: 3, 71: 4, 12: 5, 33: 6}  # copy: source; copies of odd sources are exact
@@ -124,9 +125,9 @@ def test_page_is_complete_escaped_and_loads_nothing(finished):
     assert words.count(NAME) >= 3  # title, heading and command
     assert NAME not in text
     assert "$" not in words.replace(NAME, "")
-    for text in (page.headline(finished.report), "78.8%", "geomem train", "arXiv 2301.13188"):
+    for text in (verdict.headline(finished.report), "78.8%", "geomem train", "arXiv 2301.13188"):
         assert text in words
-    for question, answer in page.answers(finished.report):
+    for question, answer in verdict.answers(finished.report):
         assert question in words
         assert answer in words
 
@@ -134,7 +135,7 @@ def test_page_is_complete_escaped_and_loads_nothing(finished):
 def test_advises_duplicates_then_early_stopping_then_a_gap(finished):
     leads = [lead for lead, _ in recipes.steps(finished.report)]
     assert [lead.split()[0] for lead in leads] == ["Remove", "Stop", "Consider"]
-    advice = dict(page.answers(finished.report))["What should I do?"]
+    advice = dict(verdict.answers(finished.report))["What should I do?"]
     parts = ("Remove duplicates", "stop training", "further option")
     order = [advice.index(part) for part in parts]
     assert order == sorted(order)
@@ -143,7 +144,7 @@ def test_advises_duplicates_then_early_stopping_then_a_gap(finished):
 def test_does_not_extrapolate(finished):
     closing = finished.report["growth"]["closing"]
     assert set(closing) == {"slope", "slope_interval"}
-    answer = dict(page.answers(finished.report))["Would more images help?"]
+    answer = dict(verdict.answers(finished.report))["Would more images help?"]
     largest = finished.report["dataset"]["different_train"]
     assert f"Nothing is known about more than {largest} images" in answer
 
@@ -159,7 +160,26 @@ def test_does_not_extrapolate(finished):
 def test_names_the_trend_with_more_images(finished, interval, trend):
     closing = {"slope": sum(interval) / 2, "slope_interval": interval}
     report = finished.report | {"growth": {"count": [10, 80], "closing": closing}}
-    assert trend in dict(page.answers(report))["Would more images help?"]
+    assert trend in dict(verdict.answers(report))["Would more images help?"]
+
+
+@pytest.mark.parametrize("edges", [(np.nan, np.nan), (2.0, np.nan), (2.0, 4.0)])
+def test_growth_figure_stays_within_the_measured_sizes(edges):
+    count, ones = np.array([10, 20, 40, 80]), np.ones(4)
+    subsamples = growth.Growth(count, edges[0] * ones, edges[1] * ones, ones, 0.9 * ones, 0.8)
+    for axes in audit_figures.growth(subsamples).axes:
+        for line in axes.lines[:-1]:  # the last one is the threshold
+            sizes = np.asarray(line.get_xdata())
+            assert (sizes.min(), sizes.max()) == pytest.approx((10, 80))
+
+
+def test_open_edges_are_null_in_the_report():
+    ones = np.ones(4)
+    subsamples = growth.Growth(np.arange(1, 5), ones, np.nan * ones, ones, ones, 0.8)
+    report = findings.growth(subsamples, 40)
+    assert report["left"] == [None] * 4
+    assert report["closing"] is None
+    json.dumps(report, allow_nan=False)
 
 
 def test_cited_recipes_exist(finished):
@@ -174,7 +194,7 @@ def test_page_without_a_zone(tmp_path, folder):
     assert result.report["verdict"] == "none"
     assert result.report["recommendation"] is None
     words = " ".join(Page(result.page.read_text()).words)
-    assert page.headline(result.report) in words
+    assert verdict.headline(result.report) in words
     assert "No gap to recommend" in words
 
 
@@ -183,7 +203,7 @@ def test_audits_three_images(tmp_path):
     np.save(tmp_path / "three.npy", images)
     result = command.run(small(tmp_path, tmp_path / "three.npy"))
     assert result.report["dataset"]["train"] == 2
-    assert "2 training images are few" in dict(page.answers(result.report))["How sure is this?"]
+    assert "2 training images are few" in dict(verdict.answers(result.report))["How sure is this?"]
     train = data.load(str(tmp_path / "three.npy")).train
     assert result.report["dataset"]["mean"] == pytest.approx(train.mean(), abs=1e-6)
     assert result.report["dataset"]["standard_deviation"] == pytest.approx(train.std(), abs=1e-6)

@@ -117,9 +117,15 @@ def test_rejects_bad_flags(tmp_path):
         with pytest.raises(ValueError, match=match):
             large_noise.run(large_noise.Config(**{"out": str(tmp_path / "out")} | changes))
 
-    fails("num_sigmas: 1, wanted 2 or more", num_sigmas=1)
-    fails("sigma_min, sigma_max: 3, 2, wanted 0 < min < max", sigma_min=3.0, sigma_max=2.0)
-    fails("run: .*absent is not a run folder", run=(str(tmp_path / "absent"),))
+    fails("^num_sigmas must be 2 or more, got 1", num_sigmas=1)
+    fails(
+        "^sigma_min and sigma_max must be positive and ascending, got 3 and 2",
+        sigma_min=3.0,
+        sigma_max=2.0,
+    )
+    fails(
+        "^run must be the folder of a training run, got .*absent", run=(str(tmp_path / "absent"),)
+    )
     fails(
         r"^run must be folders of different names, got a/base, b/base/\.$",
         run=("a/base", "b/base/"),

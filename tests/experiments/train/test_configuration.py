@@ -84,7 +84,7 @@ ZONES = {
             {"log_every": 4, "checkpoint_every": 6},
             r"^checkpoint_every must .* log_every \(4\), got 6",
         ),
-        ({"num_train": 10_000}, "10000.*900"),
+        ({"num_train": 10_000}, "num-train.* must be between 1 and 900, .*, got 10000"),
         ({"kimg": 0}, "^kimg must be positive, got 0"),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_commands_print_one_line_and_exit_2(tmp_path):
     for module, flags, message in [
         ("train", ["digits", "--out", tmp_path, "--kimg", "1"], "notes.txt"),
         ("sample", ["--run", tmp_path], "config.json"),
-        ("sample", [], "run or weights must be given, and not both"),
+        ("sample", [], "--run or --weights must be given, and not both"),
     ]:
         command = [sys.executable, "-m", f"geomem.experiments.{module}", *map(str, flags)]
         result = subprocess.run(command, capture_output=True, text=True)
