@@ -306,8 +306,6 @@ def _frame(train, heldout, noised):
     if len(points) < 2:
         raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
     heldout = points.take(jnp.arange(1)) if heldout is None else decode(heldout)
-    if len(heldout) < 1:
-        raise ValueError("heldout must hold at least 1 point, got 0.")
     if heldout.shape[1] != points.shape[1]:
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
