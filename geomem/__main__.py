@@ -91,6 +91,7 @@ def _help():
         "geomem COMMAND --help lists a command's flags.",
         "geomem --version prints the version.",
         'eval "$(geomem --print-completion bash)" completes commands and flags; zsh works too.',
+        "GEOMEM_NO_COMPILATION_CACHE=1 (environment) turns off the cache of compiled programs.",
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import textwrap
 import types
 import typing
@@ -138,6 +139,8 @@ def build(
                 continue
             default = field.default if base is None else getattr(base, field.name)
             text = [texts.get(field.name, "")]
+            if default not in (None, (), ""):  # a preset's, where the text tells another one
+                text = [re.sub(r"; default: .*", ".", text[0])]
             if field.name == positional:
                 text.append(f"May be given without {option(positional)}.")
             if default is REQUIRED:

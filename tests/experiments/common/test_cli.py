@@ -55,6 +55,14 @@ class Needy(Config):
     """A file."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Count."""
+
+    number: int | None = None
+    """Number; default: all."""
+
+
 def parse(*words, config=Config, **options):
     return arguments.parse(config, words, "geomem thing", **options)
 
@@ -132,6 +140,14 @@ def test_flags_have_their_types():
 )
 def test_data_argument_needs_no_flag(words):
     assert parse(*words)[0] == Config(4, "a_b")
+
+
+def test_preset_help_shows_its_own_defaults(capsys):
+    presets = {"small": Numbered(number=7)}
+    for words, text in [((), "Number; default: all.\n"), (("small",), "Number. (default: 7)\n")]:
+        with pytest.raises(SystemExit):
+            parse(*words, "--help", config=Numbered, presets=presets if words else None)
+        assert text in capsys.readouterr().out
 
 
 def test_presets_choose_defaults():
