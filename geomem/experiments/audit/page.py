@@ -133,7 +133,7 @@ def _curves(report):
             f"σ = {_edge(zone, 'high')}. {confidence}."
         )
     is_open = zone["open_low"] or zone["open_high"]
-    others = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in zone.get("others", ()))
+    others = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in zone["others"])
     return paragraphs(
         text,
         f"Outside this zone, both are also at {zone['threshold']:g} or more from σ = {others}."
