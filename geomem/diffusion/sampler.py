@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,7 +220,7 @@ def dummy(base: Schedule, low: float, high: float) -> Schedule:
     return dataclasses.replace(base, dummy=(low, high))
 
 
-def check_interval(argument: str, low: object, high: object) -> None:
+def check_interval(argument: str, low: Any, high: Any) -> None:
     """Raise a ValueError that names `argument` unless 0 < low < high, both finite numbers."""
     real = all(isinstance(edge, numbers.Real) for edge in (low, high))
     if not (real and 0 < low < high < math.inf):

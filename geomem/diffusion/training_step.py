@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -170,8 +170,11 @@ def facts(config: Config, split: data.Split) -> dict[str, Any]:
 
 def from_facts(facts: Mapping[str, Any]) -> Config:
     """Return the resolved configuration in `facts`."""
-    fields = facts["config"].items()
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in facts["config"].items()
+    }
+    return Config(**fields)
 
 
 def base_schedule(config: Config) -> schedules.Schedule:
