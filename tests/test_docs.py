@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-PAGES = sorted((pathlib.Path(__file__).parents[1] / "docs").glob("*.md"))
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 EXAMPLES = {
-    page.stem: "\n".join(found)
-    for page in PAGES
-    if (found := re.findall(r"```pycon\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    page.relative_to(DOCS).with_suffix("").as_posix(): "\n".join(examples)
+    for page in sorted(DOCS.rglob("*.md"))
+    if (examples := re.findall(r"```pycon\n(.*?)```", page.read_text(), flags=re.DOTALL))
 }
 
 
 @pytest.mark.parametrize("page", EXAMPLES)
-def test_the_examples_run(page):
+def test_examples_run(page):
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     test = doctest.DocTestParser().get_doctest(EXAMPLES[page], {}, page, f"docs/{page}.md", 0)
     report = []
@@ -24,5 +24,5 @@ def test_the_examples_run(page):
     assert results.failed == 0, "".join(report)
 
 
-def test_extend_shows_a_data_set_a_schedule_and_a_metric():
-    assert "extend" in EXAMPLES
+def test_tutorial_and_how_tos_have_examples():
+    assert {"tutorial", "howto/data", "howto/gap", "howto/extend"} <= EXAMPLES.keys()

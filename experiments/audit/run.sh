@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The results in results/, from bundled images; of digits all but the page, which stays in runs/.
+# Audit the bundled images and copy the results to results/ (for digits without the page).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 results=experiments/audit/results
 for data in cifar10_sample digits; do
-  python -m geomem.experiments.audit "$data" --out "runs/audit/$data"
+  python -m geomem.experiments.audit "$data" --out "runs/audit/$data" --overwrite
   mkdir -p "$results/$data"
 done
 cp runs/audit/cifar10_sample/* "$results/cifar10_sample"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Every result in results/; needs CIFAR-10 prepared by TFDS (TFDS_DATA_DIR) for all but the first.
+# Make every result in results/. All but the first need CIFAR-10 prepared by TFDS (TFDS_DATA_DIR).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-run() { python -m geomem.experiments.danger_zone --out "experiments/danger_zone/results/$1" "${@:2}"; }
+run() { python -m geomem.experiments.danger_zone --overwrite --out "experiments/danger_zone/results/$1" "${@:2}"; }
 
 run cifar10_sample
 run cifar10_1k_random --dataset cifar10 --num-train 1000 --num-heldout 1000 --subset-seed 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: run.sh [digits | cifar10]. The runs stay in runs/gap_sweep; tables and figures are copied.
+# Usage: run.sh [digits | cifar10]. Runs stay in runs/gap_sweep; tables and figures are copied.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Usage: run.sh [digits | cifar10]. Trains the preset's two runs in runs/ unless they are there.
+# Usage: run.sh [digits | cifar10]. Trains the two networks of the preset in runs/ unless they exist.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
-python -m geomem.experiments.large_noise --preset "$preset" --out "experiments/large_noise/results/$preset"
+python -m geomem.experiments.large_noise --preset "$preset" --overwrite --out "experiments/large_noise/results/$preset"

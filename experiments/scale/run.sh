@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The time and memory of streamed points against their number; needs 0.7 GB in a temporary folder.
+# Measure time and memory against the number of streamed images. Needs 0.7 GB in a temporary folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python -m geomem.experiments.scale --out experiments/scale/results
+python -m geomem.experiments.scale --overwrite --out experiments/scale/results

@@ -1,4 +1,4 @@
-"""The learned denoiser: noise schedules, the EDM network, training, checkpoints and sampling."""
+"""The learned denoiser: training noise, the EDM network and its training step, sampling."""
 
 import lazy_loader
 

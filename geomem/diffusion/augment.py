@@ -1,7 +1,7 @@
 """EDM's non-leaking augmentation, the geometric part (Karras et al. 2022, appendix F.2, table 6).
 
-Each training image is transformed, and the network is told how: nine labels, all zero for an image
-left alone, as they are when sampling, so that the transformations do not leak into the samples.
+Each training image is transformed, and nine labels tell the network how. The labels are zero for an
+unchanged image and in sampling, so that the transformations do not leak into the samples.
 """
 
 from __future__ import annotations
@@ -11,34 +11,37 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key
 
 __all__ = ["LABELS", "augment"]
 
 LABELS = 9
-_SCALE = 2**0.2  # the standard deviation of log-scalings, isotropic and anisotropic
-_TRANSLATE = 1 / 8  # of the image's side
+_SCALE = 2**0.2  # one standard deviation of the scalings, isotropic and anisotropic
+_TRANSLATE = 1 / 8  # one standard deviation of the translation, in sides of the image
 
 
 def augment(
-    key: jax.Array, image: jax.Array, probability: float = 0.12
-) -> tuple[jax.Array, jax.Array]:
-    """Transform one image at random: y-flip, scale, rotation, anisotropic scale, translation.
+    key: Key[Array, ""],
+    image: Float[Array, "height width channels"],
+    probability: float = 0.12,
+) -> tuple[Float[Array, "height width channels"], Float32[Array, " labels"]]:
+    """Transform one image at random: flips, scale, rotation, anisotropic scale, translation.
 
-    Each is applied with `probability`, independently; the x-flip is always a fair coin. Resampling
-    is by Keys' cubic kernel on the mirrored image; the reference resamples at twice the resolution
-    with a wavelet. An image that is only flipped, or left alone, keeps its pixels exactly. Shapes
-    are static: use it under jit and `vmap`.
+    Each is applied independently with `probability`, except the x-flip, which is always a fair
+    coin. Works under `jit` and `vmap`. Resampling uses Keys' cubic kernel on the mirrored image;
+    the reference resamples at twice the resolution with a wavelet. An image that is unchanged or
+    only flipped keeps its pixels exactly.
 
     Args:
       key: a typed PRNG key.
-      image: float [H, W, C].
-      probability: of each transformation.
+      image: the image.
+      probability: probability of each transformation.
 
     Returns:
-      (image [H, W, C], labels float32 [9]): x-flip and y-flip (0 or 1), a with scale 2^(0.2 a),
-      cos - 1 and sin of the rotation, b cos and b sin of the axis that is stretched by 2^(0.2 b)
-      (as published: (b, axis) and (-b, axis + pi) share a label), and the translation in eighths of
-      the image's side, x then y.
+      (image, labels). The labels are: x-flip and y-flip (0 or 1); a of the scale 2^(0.2 a); cos - 1
+      and sin of the rotation; b cos and b sin of the axis that is stretched by 2^(0.2 b) (as
+      published: (b, axis) and (-b, axis + pi) share a label); the translation in eighths of the
+      image's side, x then y.
     """
     key_gate, key_flip, key_angle, key_size = jax.random.split(key, 4)
     gate = jax.random.uniform(key_gate, (5,)) < probability
@@ -50,7 +53,7 @@ def augment(
 
     image = jnp.where(x_flip, image[:, ::-1], image)
     image = jnp.where(y_flip, image[::-1], image)
-    # The matrix takes an output offset from the centre, (x, y), to the input's: the inverse map.
+    # The inverse map: from an output pixel's offset (x, y) from the center to the input's.
     matrix = _SCALE**-scale * functools.reduce(
         functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST),
         [
@@ -59,8 +62,8 @@ def augment(
             _rotation(-axis - rotation),
         ],
     )
-    moved = _resample(image, matrix, shift * _TRANSLATE * jnp.array(image.shape[1::-1]))
-    image = jnp.where(gate[1:].any(), moved, image)
+    resampled = _resample(image, matrix, shift * _TRANSLATE * jnp.array(image.shape[1::-1]))
+    image = jnp.where(gate[1:].any(), resampled, image)
     labels = [x_flip, y_flip, scale, jnp.cos(rotation) - 1, jnp.sin(rotation)]
     labels += [stretch * jnp.cos(axis), stretch * jnp.sin(axis), *shift]
     return image, jnp.stack([jnp.asarray(label, jnp.float32) for label in labels])
@@ -72,23 +75,23 @@ def _rotation(angle):
 
 
 def _resample(image, matrix, shift):
-    """image(center + matrix (p - center - shift)) at each pixel p, by cubic convolution."""
+    """Return image(center + matrix (p - center - shift)) at each pixel p, by cubic convolution."""
     height, width, _ = image.shape
     center = jnp.array([width - 1, height - 1]) / 2
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     offset = jnp.stack([x.ravel(), y.ravel()], -1) - center - shift  # [HW, 2]
-    place = center + jnp.einsum("ij,pj->pi", matrix, offset, precision=jax.lax.Precision.HIGHEST)
-    columns, column_weights = _taps(place[:, 0], width)
-    rows, row_weights = _taps(place[:, 1], height)
+    source = center + jnp.einsum("ij,pj->pi", matrix, offset, precision=jax.lax.Precision.HIGHEST)
+    columns, column_weights = _taps(source[:, 0], width)
+    rows, row_weights = _taps(source[:, 1], height)
     patches = image[rows[:, :, None], columns[:, None, :]]  # [HW, 4, 4, C]
     weights = row_weights[:, :, None, None] * column_weights[:, None, :, None]
     return (patches * weights).sum((1, 2)).reshape(image.shape)
 
 
-def _taps(place, side):
-    """The four pixels around each place, mirrored at the border, and Keys' (1981) weights."""
-    first = jnp.floor(place) - 1
-    t = jnp.abs(place[:, None] - first[:, None] - jnp.arange(4))
+def _taps(position, side):
+    """The four pixels around each position, mirrored at the border, and Keys' (1981) weights."""
+    first = jnp.floor(position) - 1
+    t = jnp.abs(position[:, None] - first[:, None] - jnp.arange(4))
     near, far = (1.5 * t - 2.5) * t**2 + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
     period = 2 * (side - 1)
     index = jnp.mod(first[:, None].astype(jnp.int32) + jnp.arange(4), period)

@@ -1,7 +1,7 @@
-"""Published EDM weights -> Flax parameters, from plain tensors (`.npz`, `.safetensors`).
+"""Published EDM weights as Flax parameters, from plain tensors (`.npz`, `.safetensors`).
 
-The architecture is read off the tensors' names and shapes. Pickles are not read: they run code.
-experiments/train/README.md has the two lines that export one.
+The architecture is read from the tensors' names and shapes. Pickles are refused because reading one
+runs code; experiments/train/README.md has the two lines that export one.
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ def load(
     """Read an EDM state dict of the unconditional "ddpmpp" architecture.
 
     Args:
-      path: an `.npz` or `.safetensors` file of the tensors, under their state-dict names
+      path: an `.npz` or `.safetensors` file of the tensors under their state-dict names
         (`model.enc.32x32_conv.weight`, ...), with or without the prefix `param/`.
-      sigma_data: the preconditioning's, which no tensor holds.
+      sigma_data: the preconditioning's constant, which the file does not hold.
       compute: a key of `unet.COMPUTE`.
 
     Returns:
       (denoiser, params): `denoiser(params, x, sigma)` on NHWC images.
 
     Raises:
-      ValueError: another kind of file, one that cannot be read, or tensors that are not of this
+      ValueError: another kind of file, an unreadable one, or tensors that do not fit this
         architecture (all named).
     """
     path = pathlib.Path(path)
     if path.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"weights: {path}, wanted an .npz or .safetensors file of an EDM network")
+        raise ValueError(f"weights must be an .npz or .safetensors file, got {path}.")
     tensors = _read(path)
     try:
         network, params = from_state_dict(tensors, compute=compute)
     except ValueError as error:
-        raise ValueError(f"weights: {path}: {error}") from None
+        message = f"weights must hold an EDM ddpmpp network, got {path}: {error}."
+        raise ValueError(message) from None
     return preconditioning.EDMDenoiser(network, sigma_data), params
 
 
 def from_state_dict(
     tensors: Mapping[str, np.ndarray], *, compute: str = "float32"
 ) -> tuple[unet.UNet, preconditioning.Params]:
-    """The network that a state dict's tensors belong to, and its parameters.
+    """Return the network that a state dict belongs to, and its parameters.
 
     Convolutions go from [out, in, kh, kw] to [kh, kw, in, out], dense layers from [out, in] to
     [in, out].
 
     Raises:
-      ValueError: no EDM network, or tensors missing, unexpected or of another shape (all named).
+      ValueError: tensors that are missing, unexpected or of the wrong shape (all named).
     """
     tensors = {
         match["path"]: np.asarray(tensor)
@@ -69,9 +70,9 @@ def from_state_dict(
     }
     network, image_shape = _architecture(tensors, compute)
     denoiser = preconditioning.EDMDenoiser(network)
-    wanted = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
-    wanted = {
-        name: leaf.shape for name, leaf in traverse_util.flatten_dict(wanted, sep="/").items()
+    template = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
+    shapes = {
+        name: leaf.shape for name, leaf in traverse_util.flatten_dict(template, sep="/").items()
     }
 
     params, mismatches = {}, []
@@ -81,21 +82,23 @@ def from_state_dict(
                 mismatches.append(f"{name} is not a 2x2 mean")
             continue
         flax_name = _flax_name(name, tensor.ndim)
-        if flax_name not in wanted:
+        if flax_name not in shapes:
             mismatches.append(f"{name} is unexpected")
             continue
         value = _flax_layout(tensor)
-        if value.shape != wanted[flax_name]:
-            mismatches.append(f"{name} is {value.shape}, wanted {wanted[flax_name]} (Flax layout)")
+        if value.shape != shapes[flax_name]:
+            mismatches.append(
+                f"{name} has shape {value.shape} instead of {shapes[flax_name]} (Flax layout)"
+            )
         params[flax_name] = value.astype(np.float32)
-    mismatches += [f"{name} is missing" for name in wanted if name not in params]
+    mismatches += [f"{name} is missing" for name in shapes if name not in params]
     if mismatches:
-        raise ValueError(f"not an EDM ddpmpp network: {'; '.join(mismatches)}")
+        raise ValueError("; ".join(mismatches))
     return network, traverse_util.unflatten_dict(params, sep="/")
 
 
 def image_shape(params: preconditioning.Params) -> tuple[int, int, int]:
-    """The (H, W, C) that a network's parameters are for, of a network without patches."""
+    """Return the image shape (H, W, C) of a network without patches, from its parameters."""
     (name,) = (name for name in params if re.fullmatch(r"enc_\d+x\d+_conv", name))
     height, width = map(int, re.findall(r"\d+", name))
     return height, width, params[name]["kernel"].shape[2]
@@ -111,15 +114,15 @@ def _read(path):
         return load_file(path)
     except Exception as error:  # what damage raises depends on the format
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise ValueError(f"weights: cannot read {path}: {reason}") from None
+        raise ValueError(f"weights must be a readable file, but {path} is not: {reason}.") from None
 
 
 def _architecture(tensors, compute):
-    """The UNet and image shape [H, W, C] that the tensors' names and shapes spell out."""
+    """Return the UNet and the image shape (H, W, C) that fit the tensors' names and shapes."""
     stems = [re.fullmatch(r"enc\.(\d+)x(\d+)_conv\.weight", name) for name in tensors]
     stems = [match for match in stems if match]
     if not stems:
-        raise ValueError("no tensor model.enc.SIDExSIDE_conv.weight, wanted an EDM state dict")
+        raise ValueError("model.enc.HEIGHTxWIDTH_conv.weight is missing")
     height, width = map(int, stems[0].groups())
     channels, image_channels = tensors[stems[0].string].shape[:2]
     levels, attention, blocks = {}, set(), 0
@@ -145,7 +148,7 @@ def _architecture(tensors, compute):
 
 
 def _flax_name(name, rank):
-    """`enc.16x16_block0.conv0.weight` of rank 4 -> `enc_16x16_block0/conv0/kernel`."""
+    """Map `enc.16x16_block0.conv0.weight` of rank 4 to `enc_16x16_block0/conv0/kernel`."""
     *path, leaf = re.sub(r"^(enc|dec)\.", r"\1_", name).split(".")
     return "/".join([*path, _LEAVES.get(leaf, {}).get(rank, leaf)])
 

@@ -1,4 +1,12 @@
-"""EDM's preconditioning: a raw network F becomes a denoiser D (Karras et al. 2022, eq. 7)."""
+"""EDM's preconditioning turns a raw network F into a denoiser D (Karras et al. 2022, eq. 7).
+
+    D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
+
+With s = sigma_data (table 1, "Network and preconditioning"):
+
+    c_skip = s^2 / (sigma^2 + s^2)          c_out = sigma s / sqrt(sigma^2 + s^2)
+    c_in = 1 / sqrt(sigma^2 + s^2)          c_noise = ln(sigma) / 4
+"""
 
 from __future__ import annotations
 
@@ -9,6 +17,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key
 
 __all__ = ["EDMDenoiser", "Params"]
 
@@ -17,15 +26,14 @@ Params = Any  # a nested dict of float32 arrays
 
 @dataclasses.dataclass(frozen=True)
 class EDMDenoiser:
-    """D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4), its parameters kept outside.
+    """The denoiser D(x; sigma); its parameters are kept outside.
 
-    With s = sigma_data: c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / sqrt(sigma^2 + s^2) and
-    c_in = 1 / sqrt(sigma^2 + s^2). A hashable value, static under jit; `bind` gives the function of
-    (x, sigma) that samplers and metrics take.
+    Hashable and static under jit. `bind` returns the function of (x, sigma) that samplers and
+    metrics take.
 
     Attributes:
-      network: the raw network, as `unet.UNet`.
-      sigma_data: the standard deviation of the data's pixels.
+      network: the raw network, such as `unet.UNet`.
+      sigma_data: standard deviation of the data's pixels.
     """
 
     network: nn.Module
@@ -34,42 +42,38 @@ class EDMDenoiser:
     def __call__(
         self,
         params: Params,
-        x: jax.Array,
-        sigma: jax.Array,
-        augment_labels: jax.Array | None = None,
-        dropout_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """Denoise.
+        x: Float[Array, "batch height width channels"],
+        sigma: Float[Array, " batch"] | float,
+        augment_labels: Float[Array, "batch labels"] | None = None,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Float32[Array, "batch height width channels"]:
+        """Return the estimate of the clean images.
 
         Args:
           params: the network's parameters, as from `init`.
-          x: float [B, H, W, C], images plus noise of standard deviation sigma.
-          sigma: float [B] or scalar, positive.
-          augment_labels: float [B, augment_dim], or None for images that were not augmented.
-          dropout_keys: typed PRNG keys [B] for training, or None for evaluation.
-
-        Returns:
-          float32 [B, H, W, C], the estimate of the clean images.
+          x: images plus noise of standard deviation sigma.
+          sigma: positive noise levels, one per image or one for all.
+          augment_labels: what `augment.augment` did to the images; None for nothing.
+          dropout_keys: typed PRNG keys for training; None turns dropout off.
         """
         chex.assert_rank(x, 4)
         x = x.astype(jnp.float32)
         sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
-        s, sd = sigma[:, None, None, None], self.sigma_data
-        total = s**2 + sd**2
+        sigma_column, sigma_data = sigma[:, None, None, None], self.sigma_data
+        total = sigma_column**2 + sigma_data**2
+        c_skip = sigma_data**2 / total
+        c_out = sigma_column * sigma_data / jnp.sqrt(total)
+        c_noise = jnp.log(sigma) / 4
         output = self.network.apply(
-            {"params": params},
-            x / jnp.sqrt(total),
-            jnp.log(sigma) / 4,
-            augment_labels,
-            dropout_keys,
+            {"params": params}, x / jnp.sqrt(total), c_noise, augment_labels, dropout_keys
         )
-        return sd**2 / total * x + s * sd / jnp.sqrt(total) * output
+        return c_skip * x + c_out * output
 
-    def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> Params:
-        """Fresh parameters for images of `image_shape` (H, W, C)."""
+    def init(self, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> Params:
+        """Return initial parameters for images of shape (height, width, channels)."""
         images, noise = jnp.zeros((1, *image_shape)), jnp.zeros(1)
         return jax.jit(self.network.init)(key, images, noise)["params"]
 
     def bind(self, params: Params) -> jax.tree_util.Partial:
-        """The denoiser (x, sigma) -> x0 with these parameters: a pytree, so jit may take it."""
+        """Return the denoiser (x, sigma) -> x_0 with these parameters, a pytree."""
         return jax.tree_util.Partial(self, params)

@@ -1,8 +1,13 @@
-"""Samplers of the probability-flow ODE over any denoiser (Karras et al. 2022, algorithms 1 and 2).
+"""Samplers of the probability-flow ODE, over any denoiser (Karras et al. 2022).
 
-A denoiser is a function of (x, sigma): the learned network, the exact empirical posterior mean, a
-Wiener filter. Steps run from Python, one compiled function for all of them: a convolution inside
-`lax.scan` is an order of magnitude slower on a CPU, and on an accelerator dispatch is asynchronous.
+    dx/dsigma = (x - D(x; sigma)) / sigma                                        (eq. 1 and 3)
+
+`method="heun"` is algorithm 1, "euler" the same without its second evaluation; `churn` adds
+algorithm 2's noise. A denoiser is a function of (x, sigma): a network, the exact empirical
+posterior mean, or a Wiener filter.
+
+Steps run from Python, one compiled function for all of them: a convolution inside `lax.scan` is an
+order of magnitude slower on a CPU, and on an accelerator dispatch is asynchronous.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Key, UInt8
 from tqdm.auto import tqdm
 
 __all__ = ["Churn", "Denoiser", "Swap", "as_pytree", "generate", "solve", "swap", "to_uint8"]
@@ -30,8 +36,8 @@ class Churn(NamedTuple):
 
     Attributes:
       amount: total churn, spread over the steps; 0 is the deterministic sampler.
-      sigma_min, sigma_max: the noise levels at which it acts.
-      noise: standard deviation of the new noise, relative to what the level asks for.
+      sigma_min, sigma_max: range of noise levels in which noise is renewed.
+      noise: standard deviation of the new noise relative to the exact amount.
     """
 
     amount: float = 0.0
@@ -52,49 +58,49 @@ class Swap:
     steps: frozenset[int] = flax.struct.field(pytree_node=False)
 
     def at(self, step: int) -> Denoiser:
-        """The denoiser of a step."""
+        """Return the denoiser of a step."""
         return self.inside if step in self.steps else self.outside
 
 
 def swap(denoiser_a: Denoiser, denoiser_b: Denoiser, steps: Iterable[int]) -> Swap:
-    """`denoiser_a` on the whole trajectory, except `denoiser_b` on the steps named.
+    """Return a denoiser that is `denoiser_b` on the given steps and `denoiser_a` on all others.
 
     Args:
       denoiser_a, denoiser_b: functions of (x, sigma).
-      steps: sampler steps, counted from 0 at the largest noise level; a Heun step takes both its
+      steps: sampler steps, counted from 0 at the largest noise level. A Heun step takes both its
         evaluations from one denoiser.
 
     Returns:
-      What `solve` and `generate` take in place of a denoiser.
+      A value that `solve` and `generate` take in place of a denoiser.
     """
     return Swap(as_pytree(denoiser_a), as_pytree(denoiser_b), frozenset(map(int, steps)))
 
 
 def solve(
     denoiser: Denoiser | Swap,
-    x: jax.Array,
-    sigmas: np.ndarray,
+    x: Float[Array, "batch height width channels"],
+    sigmas: Float[np.ndarray, " levels"] | Sequence[float],
     *,
     method: Literal["euler", "heun"] = "heun",
     churn: Churn = _NO_CHURN,
-    keys: jax.Array | None = None,
-) -> jax.Array:
-    """Integrate dx/dsigma = (x - D(x; sigma)) / sigma along a grid of noise levels.
+    keys: Key[Array, " batch"] | None = None,
+) -> Float[Array, "batch height width channels"]:
+    """Integrate the ODE along a grid of noise levels and return the images at its end.
 
-    Converges to the flow with order 1 (Euler) or 2 (Heun, two evaluations a step). A step to
-    sigma = 0 is always Euler's: it returns the denoiser's output.
+    Converges with order 1 (Euler) or 2 (Heun, two evaluations a step). A step to sigma = 0 is
+    always Euler's: it returns the denoiser's output.
 
     Args:
-      denoiser: a function of (x, sigma), best a `jax.tree_util.Partial` whose arrays are arguments
-        of the compiled step rather than constants in it; or a `Swap`.
-      x: [B, H, W, C], noisy images at sigmas[0].
-      sigmas: [S + 1] descending noise levels, as from `grids.edm_grid`; the last may be 0.
+      denoiser: a function of (x, sigma), or a `Swap`. Best a `jax.tree_util.Partial`: its arrays
+        are then arguments of the compiled step and not constants in it.
+      x: noisy images at sigmas[0].
+      sigmas: descending noise levels, as from `grids.edm_grid`; the last may be 0.
       method: "euler" or "heun".
       churn: renewal of noise; needs `keys`.
-      keys: typed PRNG keys [B], one per image; step i draws from fold_in(key, i + 1).
+      keys: typed PRNG keys, one per image; step i draws from fold_in(key, i + 1).
 
     Returns:
-      [B, H, W, C] at sigmas[-1]; float64 if x64 is enabled, else float32.
+      Images at sigmas[-1]; float64 if x64 is enabled, else float32.
 
     Raises:
       ValueError: levels that do not descend, an unknown method, churn without keys, or a swap of
@@ -103,23 +109,26 @@ def solve(
     sigmas = [float(sigma) for sigma in sigmas]
     steps = len(sigmas) - 1
     if steps < 1 or any(b >= a for a, b in itertools.pairwise(sigmas)) or sigmas[-1] < 0:
-        raise ValueError("sigmas: wanted two or more descending noise levels, the last 0 or above")
+        values = np.array2string(np.array(sigmas), threshold=6, edgeitems=2, separator=", ")
+        raise ValueError(
+            f"sigmas must be two or more descending noise levels, the last >= 0, got {values}."
+        )
     if method not in _STEPS:
-        raise ValueError(f"method: {method!r}, wanted euler or heun")
+        raise ValueError(f"method must be 'euler' or 'heun', got {method!r}.")
     if churn.amount and keys is None:
-        raise ValueError("keys: None, wanted one key per image for churn")
+        raise ValueError("keys must hold one key per image when churn is used, got None.")
     denoiser = denoiser if isinstance(denoiser, Swap) else swap(denoiser, denoiser, ())
     if unknown := [step for step in denoiser.steps if not 0 <= step < steps]:
-        raise ValueError(f"steps: {min(unknown)}, wanted sampler steps from 0 to {steps - 1}")
+        raise ValueError(f"steps of a swap must be between 0 and {steps - 1}, got {min(unknown)}.")
 
     x = jnp.asarray(x, jnp.result_type(float))
-    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+    for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         if churn.amount and churn.sigma_min <= sigma <= churn.sigma_max:
             raised = sigma * (1 + min(churn.amount / steps, math.sqrt(2) - 1))
             x = _add_noise(x, keys, i + 1, math.sqrt(raised**2 - sigma**2) * churn.noise)
             sigma = raised
-        step = _STEPS[method if following > 0 else "euler"]
-        x = step(denoiser.at(i), x, sigma, following)
+        step = _STEPS[method if next_sigma > 0 else "euler"]
+        x = step(denoiser.at(i), x, sigma, next_sigma)
         if jax.default_backend() == "cpu" and not isinstance(x, jax.core.Tracer):
             # A CPU's virtual devices share few threads: with steps queued ahead, an all-reduce
             # inside a denoiser can starve until XLA ends the process.
@@ -131,32 +140,32 @@ def generate(
     denoiser: Denoiser | Swap,
     seeds: Sequence[int],
     image_shape: tuple[int, int, int],
-    sigmas: np.ndarray,
+    sigmas: Float[np.ndarray, " levels"] | Sequence[float],
     *,
     method: Literal["euler", "heun"] = "heun",
     churn: Churn = _NO_CHURN,
     batch_size: int = 256,
     progress: bool = False,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "seeds height width channels"]:
     """Sample one image per seed, in batches spread over this process's devices.
 
-    An image depends on its seed alone, not on the others, the batch size or the devices.
+    An image depends on its seed alone, not on the other seeds, the batch size or the devices.
 
     Args:
       denoiser, sigmas, method, churn: as in `solve`.
-      seeds: N integers.
-      image_shape: (H, W, C).
+      seeds: one integer per image.
+      image_shape: (height, width, channels).
       batch_size: images at a time, rounded up to a multiple of the devices.
-      progress: whether to show a bar.
+      progress: whether to show a progress bar.
 
     Returns:
-      float32 [N, H, W, C], not clipped and not quantized.
+      Images, neither clipped nor quantized.
 
     Raises:
       ValueError: no seeds, or as in `solve`.
     """
     if len(seeds) == 0:
-        raise ValueError("seeds: none, wanted 1 or more")
+        raise ValueError("seeds must hold at least one seed, got none.")
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     batch_size = math.ceil(min(batch_size, len(seeds)) / len(devices)) * len(devices)
@@ -169,7 +178,7 @@ def generate(
             batch = np.asarray(seeds[start : start + batch_size])
             padded = np.resize(batch, batch_size)  # one shape, one compilation
             keys = jax.device_put(jax.vmap(jax.random.key)(padded), sharding)
-            x = _latents(keys, tuple(image_shape)) * sigmas[0]
+            x = _unit_noise(keys, tuple(image_shape)) * sigmas[0]
             x = solve(denoiser, x, sigmas, method=method, churn=churn, keys=keys)
             batches.append(np.asarray(x, np.float32)[: len(batch)])
             bar.update(len(batch))
@@ -177,28 +186,28 @@ def generate(
 
 
 def as_pytree(denoiser: Denoiser) -> jax.tree_util.Partial:
-    """A denoiser that jit takes as an argument; one that is a `Partial` keeps its arrays so."""
+    """Return the denoiser as a `Partial`, which jit takes as an argument."""
     partial = isinstance(denoiser, jax.tree_util.Partial)
     return denoiser if partial else jax.tree_util.Partial(denoiser)
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """EDM's 8-bit images: clip(127.5 x + 128, 0, 255), truncated."""
+def to_uint8(images: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Return EDM's 8-bit images: clip(127.5 x + 128, 0, 255), truncated."""
     return np.clip(np.asarray(images) * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
 @jax.jit
-def _euler_step(denoiser, x, sigma, following):
+def _euler_step(denoiser, x, sigma, next_sigma):
     denoised = _call(denoiser, x, sigma)
-    return denoised + following / sigma * (x - denoised)
+    return denoised + next_sigma / sigma * (x - denoised)
 
 
 @jax.jit
-def _heun_step(denoiser, x, sigma, following):
+def _heun_step(denoiser, x, sigma, next_sigma):
     slope = (x - _call(denoiser, x, sigma)) / sigma
-    ahead = x + (following - sigma) * slope
-    slope_ahead = (ahead - _call(denoiser, ahead, following)) / following
-    return x + (following - sigma) * (slope + slope_ahead) / 2
+    next_x = x + (next_sigma - sigma) * slope
+    next_slope = (next_x - _call(denoiser, next_x, next_sigma)) / next_sigma
+    return x + (next_sigma - sigma) * (slope + next_slope) / 2
 
 
 _STEPS = {"euler": _euler_step, "heun": _heun_step}
@@ -210,7 +219,7 @@ def _add_noise(x, keys, step, scale):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _latents(keys, image_shape):
+def _unit_noise(keys, image_shape):
     return _normal(keys, 0, image_shape, jnp.result_type(float))
 
 

@@ -1,8 +1,14 @@
-"""EDM's training step (Karras et al. 2022): loss, Adam, EMA, and data-parallel updates.
+"""EDM's training step: loss, Adam, moving average, data parallelism (Karras et al. 2022).
 
-All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j): no random state is
-carried, and the numbers do not depend on how a batch is spread over devices. Images are drawn with
-replacement, where the reference walks through shuffled epochs.
+    loss = E lambda(sigma) |D(x + sigma z; sigma) - x|^2                    (eq. 2 and 8)
+    lambda(sigma) = (sigma^2 + s^2) / (sigma s)^2, s = sigma_data           (table 1)
+
+x is a training image, z standard normal noise, and sigma is drawn from the recipe's `Schedule`.
+Optimizer and moving average follow EDM's training (appendix F).
+
+All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j). No random state is
+carried along, and the numbers do not depend on how a batch is spread over devices. Images are drawn
+with replacement; the reference walks through shuffled epochs.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32, Int32, Key, Shaped, UInt8
 
 from geomem import data
 from geomem.diffusion import augment, preconditioning, schedules
@@ -38,18 +45,18 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What one step does, apart from the network; static under jit.
+    """Everything that defines a step except the network; hashable, static under jit.
 
     Attributes:
-      schedule: the distribution of training noise.
+      schedule: distribution of training noise.
       batch: images per step, over all devices.
       lr: Adam's learning rate (betas 0.9 and 0.999, epsilon 1e-8), after the ramp.
       lr_ramp: images over which the rate rises linearly from 0.
       ema_halflife: half-life of the parameters' moving average, in images.
-      ema_ramp: the half-life is at most this fraction of the images seen.
-      augment: probability of each augmentation; 0 turns all of them off, the x-flip included.
-      seed: of the initial parameters and of all steps.
-      window: steps over which the reported metrics are averaged.
+      ema_ramp: largest half-life as a fraction of the images seen so far.
+      augment: probability of each augmentation; 0 turns all of them off, including the x-flip.
+      seed: seed of the initial parameters and of all steps.
+      window: number of steps over which the reported metrics are averaged.
     """
 
     schedule: schedules.Schedule
@@ -63,53 +70,56 @@ class Recipe:
     window: int = 100
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam with the ramped learning rate."""
+        """Return Adam with the ramped learning rate."""
         return optax.adam(self.learning_rate)
 
-    def learning_rate(self, step: jax.Array) -> jax.Array:
-        """lr min(step batch / lr_ramp, 1): 0 at the first step, unless lr_ramp is 0."""
+    def learning_rate(self, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
+        """Return lr min(step batch / lr_ramp, 1): 0 at the first step, unless lr_ramp is 0."""
         ramp = step * (self.batch / self.lr_ramp) if self.lr_ramp else jnp.ones_like(step)
         return self.lr * jnp.minimum(ramp, 1.0)
 
-    def ema_decay(self, step: jax.Array) -> jax.Array:
-        """0.5^(batch / min(ema_halflife, ema_ramp images seen)); 0 at the first step."""
+    def ema_decay(self, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
+        """Return 0.5^(batch / min(ema_halflife, ema_ramp images_seen)); 0 at the first step."""
         halflife = jnp.minimum(self.ema_halflife, self.ema_ramp * self.batch * step)
         return 0.5 ** (self.batch / jnp.maximum(halflife, 1e-8))
 
 
 class Images(NamedTuple):
-    """The training set as it lives on a device.
+    """The training set on a device.
 
     Attributes:
-      pixels: uint8, or float32 in [-1, 1], [N, H, W, C].
-      mean, std: float32 [H, W, C], per-pixel moments over the set, for dummy images.
+      pixels: uint8, or float32 in [-1, 1].
+      mean, std: per-pixel moments over the training set, for dummy images.
     """
 
-    pixels: jax.Array
-    mean: jax.Array
-    std: jax.Array
+    pixels: Shaped[Array, "images height width channels"]
+    mean: Float32[Array, "height width channels"]
+    std: Float32[Array, "height width channels"]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step reads and writes, and what a checkpoint holds: plain arrays.
+    """The state that a step updates and a checkpoint holds: plain arrays.
 
     Attributes:
-      step: int32 scalar, steps done.
+      step: number of steps done.
       params, ema: the network's parameters and their moving average.
-      opt_state: Adam's.
+      opt_state: Adam's state.
       metrics: sums of loss and grad_norm over the current window's steps.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     params: preconditioning.Params
     ema: preconditioning.Params
     opt_state: Any
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Float32[Array, ""]]
 
 
-def load_images(pixels: np.ndarray) -> Images:
-    """The training set with its moments: uint8 or float32 [N, H, W, C] -> Images, on the host."""
+def load_images(
+    pixels: UInt8[np.ndarray, "images height width channels"]
+    | Float32[np.ndarray, "images height width channels"],
+) -> Images:
+    """Return the training set with its moments, on the host."""
     images = data.to_float(pixels)
     return Images(pixels, images.mean(0), images.std(0))
 
@@ -117,7 +127,7 @@ def load_images(pixels: np.ndarray) -> Images:
 def init(
     denoiser: preconditioning.EDMDenoiser, recipe: Recipe, image_shape: Sequence[int]
 ) -> TrainState:
-    """The state before the first step, for images of shape (H, W, C); see also `replicate`."""
+    """Return the state before the first step, for images of shape (height, width, channels)."""
     params = denoiser.init(jax.random.key(recipe.seed), tuple(image_shape))
     return TrainState(
         step=jnp.int32(0),
@@ -131,23 +141,20 @@ def init(
 def loss(
     denoiser: preconditioning.EDMDenoiser,
     params: preconditioning.Params,
-    keys: jax.Array,
+    keys: Key[Array, " batch"],
     images: Images,
     recipe: Recipe,
     levels: schedules.Levels | None = None,
-) -> jax.Array:
-    """EDM's loss, (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma z; sigma) - x|^2 with s = sigma_data.
+) -> Float32[Array, ""]:
+    """Return EDM's loss on one batch: the sum over pixels, the mean over images.
 
     Args:
       denoiser: the preconditioned network.
       params: its parameters.
-      keys: typed PRNG keys [B], one per image.
-      images: the training set that x is drawn from, with replacement.
-      recipe: gives the distribution of sigma and the augmentation.
-      levels: recipe.schedule.levels(), where they are arguments of a compiled program.
-
-    Returns:
-      float32 scalar: the sum over pixels, the mean over the batch.
+      keys: typed PRNG keys, one per image.
+      images: the training set; x is drawn from it with replacement.
+      recipe: distribution of sigma, and augmentation.
+      levels: `recipe.schedule.levels()` where it is an argument of a compiled program.
     """
     levels = recipe.schedule.levels() if levels is None else levels
     draw = functools.partial(_draw, images=images, recipe=recipe, levels=levels)
@@ -163,7 +170,7 @@ def make_update(
     recipe: Recipe,
     devices: Sequence[jax.Device] | None = None,
 ):
-    """A data-parallel update over devices, by `jax.pmap` with the axis "data".
+    """Make a data-parallel update over devices, by `jax.pmap` with the axis "data".
 
     Args:
       denoiser: the preconditioned network.
@@ -171,18 +178,20 @@ def make_update(
       devices: default all devices of all processes.
 
     Returns:
-      update(state, images, count) -> state, which runs `count` steps in one dispatch (a scan where
-      count > 1; a CPU is an order of magnitude slower inside one). Both arguments come from
+      A function update(state, images, count) -> state that runs `count` steps in one dispatch: a
+      scan if count > 1, which is an order of magnitude slower on a CPU. State and images come from
       `replicate`; the state is donated. Compiles once per count.
 
     Raises:
-      ValueError: the batch is not a multiple of the devices.
+      ValueError: the batch is not a multiple of the number of devices.
     """
-    count_devices = len(devices or jax.devices())
-    if recipe.batch % count_devices:
-        raise ValueError(f"batch: {recipe.batch}, wanted a multiple of the {count_devices} devices")
-    step = functools.partial(_step, denoiser, recipe, recipe.batch // count_devices)
-    # Arguments of the program, so that runs of other seeds and schedules find it in a cache.
+    num_devices = len(devices or jax.devices())
+    if recipe.batch % num_devices:
+        raise ValueError(
+            f"batch must be a multiple of the {num_devices} devices, got {recipe.batch}."
+        )
+    step = functools.partial(_step, denoiser, recipe, recipe.batch // num_devices)
+    # Arguments of the program, so that runs with another seed or schedule find it in the cache.
     seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
     levels = recipe.schedule.levels()
 
@@ -213,9 +222,9 @@ def make_update(
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Each array with a leading axis of this process's devices, one copy on each of them."""
-    here = jax.process_index()
-    devices = [device for device in devices or jax.devices() if device.process_index == here]
+    """Copy each array to all of this process's devices, which become its leading axis."""
+    process = jax.process_index()
+    devices = [device for device in devices or jax.devices() if device.process_index == process]
     sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
 
     def put(leaf):
@@ -226,19 +235,19 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a replicated tree, as NumPy arrays of their own."""
+    """Return the first device's copy of a replicated tree, as new NumPy arrays."""
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
 
 
 def _step(denoiser, recipe, device_batch, state, images, seed, levels):
-    """One step on one device of the axis "data"; seed: the data of the recipe's key."""
+    """One step on one device of the axis "data"; `seed` holds the key data of the recipe's seed."""
     key = jax.random.wrap_key_data(seed)
-    step_key = jax.random.fold_in(key, state.step + 1)  # 0 was for init
+    step_key = jax.random.fold_in(key, state.step + 1)  # steps count from 1
     index = jax.lax.axis_index("data") * device_batch + jnp.arange(device_batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
     value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe, levels)
     value, grads = jax.lax.pmean((value, grads), "data")
-    # As EDM does: one bad gradient value must not end the run (a bad loss does, in the loop).
+    # As in EDM, a bad gradient value does not end the run; a bad loss does, in the loop.
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
     updates, opt_state = recipe.optimizer().update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
@@ -255,12 +264,12 @@ def _step(denoiser, recipe, device_batch, state, images, seed, levels):
 
 
 def _draw(key, images, recipe, levels):
-    """One training example: clean and unit-noise images, sigma, labels and a key for dropout."""
+    """Draw one training example: clean image, unit noise, sigma, labels and a dropout key."""
     keys = iter(jax.random.split(key, 6))
     shape = images.mean.shape
     sigma = levels.sample(next(keys))
-    place = jax.random.randint(next(keys), (), 0, len(images.pixels))
-    clean = _to_unit_interval(images.pixels[place])
+    index = jax.random.randint(next(keys), (), 0, len(images.pixels))
+    clean = data.to_float(images.pixels[index])
     noise_key, dummy_key, augment_key, dropout_key = keys
     if recipe.schedule.dummy:
         dummy = images.mean + images.std * _normal(dummy_key, shape)
@@ -273,7 +282,3 @@ def _draw(key, images, recipe, levels):
 
 def _normal(key, shape):
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)  # flat: quicker to compile
-
-
-def _to_unit_interval(pixels):
-    return pixels / jnp.float32(127.5) - 1 if pixels.dtype == jnp.uint8 else pixels

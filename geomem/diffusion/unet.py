@@ -1,7 +1,14 @@
-"""EDM's "ddpmpp" U-Net in Flax (Song et al. 2021; Karras et al. 2022, appendix F.1).
+"""EDM's "ddpmpp" U-Net in Flax: the raw network F(x; c_noise) of eq. 7.
 
-Submodules carry the published state dict's names (`enc.16x16_block0.conv0` is
-`enc_16x16_block0/conv0`), so that `import_edm` is a change of layout and nothing else.
+Source: Karras et al. 2022, table 1 ("DDPM++") and appendix F; Song et al. 2021. A block computes
+
+    h = conv1(silu(norm(conv0(silu(norm(x))) + affine(embedding)))) ,   (x' + h) / sqrt(2)
+
+with x' = x, or a 1x1 convolution of x where the shape changes. The encoder's activations are
+concatenated to the decoder's at the same resolution.
+
+Submodules have the published state dict's names: `enc.16x16_block0.conv0` is
+`enc_16x16_block0/conv0`. So `edm_weights` only changes the layout of the arrays.
 """
 
 from __future__ import annotations
@@ -13,11 +20,12 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Key
 
 __all__ = ["COMPUTE", "UNet"]
 
-# How products are computed: the dtype of activations, and the precision of matrix products and
-# convolutions. Parameters, softmax and normalisation statistics are float32 in all of them.
+# The dtype of activations, and the precision of matrix products and convolutions. Parameters,
+# softmax and normalization statistics are always float32.
 COMPUTE = {
     "float32": (jnp.float32, jax.lax.Precision.HIGHEST),
     "tf32": (jnp.float32, jax.lax.Precision.DEFAULT),
@@ -26,22 +34,22 @@ COMPUTE = {
 
 
 class UNet(nn.Module):
-    """The raw network F(x, c_noise), before preconditioning.
+    """The raw network F(x; c_noise), before preconditioning.
 
     Attributes:
       channels: base channel count; the embedding has 4 times as many.
       multipliers: channels of each resolution level, in units of `channels`; every level after the
         first halves the resolution.
-      blocks: residual blocks at each level (one more on the way up).
+      blocks: residual blocks per level (one more in the decoder).
       attention: resolutions (heights) with self-attention.
       dropout: probability of dropping an activation.
-      embedding: how the noise level enters: "positional" (ddpmpp) or "fourier" (ncsnpp). It decides
-        whether the network interpolates across noise levels it was never trained on.
-      augment_dim: number of augmentation labels; 0 has no such input.
-      adaptive_scale: whether the noise level also scales each block's normalised channels, and not
-        only shifts them; a level that training left out then disturbs the network far more.
-      patch: side of the square patches that are folded into channels first; 2 makes a network about
-        four times cheaper on small machines.
+      embedding: embedding of the noise level, "positional" (ddpmpp) or "fourier" (ncsnpp). With
+        the positional one the network interpolates across noise levels that training left out.
+      augment_dim: number of augmentation labels; 0 for a network without this input.
+      adaptive_scale: whether the noise level scales each block's normalized channels in addition to
+        shifting them. Noise levels that training left out then disturb the network far more.
+      patch: side of the square patches that are folded into channels first; 2 makes the network
+        about four times cheaper on small machines.
       compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
         with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU).
     """
@@ -60,34 +68,33 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        noise: jax.Array,
-        augment_labels: jax.Array | None = None,
-        dropout_keys: jax.Array | None = None,
-    ) -> jax.Array:
+        x: Float[Array, "batch height width channels"],
+        noise: Float[Array, " batch"],
+        augment_labels: Float[Array, "batch labels"] | None = None,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Float32[Array, "batch height width channels"]:
         """Evaluate the network.
 
         Args:
-          x: float [B, H, W, C], scaled to unit variance.
-          noise: float [B], the noise level's label c_noise.
-          augment_labels: float [B, augment_dim]; None is all zeros.
-          dropout_keys: typed PRNG keys [B], one per image; None turns dropout off.
-
-        Returns:
-          float32 [B, H, W, C].
+          x: noisy images, scaled to unit variance.
+          noise: c_noise, a function of the noise level.
+          augment_labels: as from `augment.augment`; None for all zeros.
+          dropout_keys: typed PRNG keys, one per image; None turns dropout off.
 
         Raises:
           ValueError: channels is not a multiple of 4, a layer's channels cannot be normalized in
             groups, the images' sides cannot be folded and halved as often as there are levels, or
-            no level has a resolution of `attention` (unless that is the default).
+            `attention` holds a resolution that no level has (except in the default).
         """
         if self.channels % 4:
-            raise ValueError(f"channels: {self.channels}, wanted a multiple of 4")
+            raise ValueError(f"channels must be a multiple of 4, got {self.channels}.")
         _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
         levels = [x.shape[1] // self.patch // 2**level for level in range(len(self.multipliers))]
-        # The default is that of 32x32 images, and attends nowhere in some others.
+        # The default suits 32x32 images; at some other resolutions it attends nowhere.
         if self.attention != UNet.attention and not {*self.attention} <= {*levels}:
-            raise ValueError(f"attention: {self.attention}, wanted resolutions among {levels}")
+            raise ValueError(
+                f"attention must hold resolutions among {levels}, got {self.attention}."
+            )
         _, _, _, image_channels = x.shape
         x = _fold(x.astype(COMPUTE[self.compute][0]), self.patch)
         embedding = self._embed(noise, augment_labels, len(x))
@@ -134,7 +141,7 @@ class UNet(nn.Module):
         return _unfold(x, self.patch).astype(jnp.float32)
 
     def _embed(self, noise, augment_labels, batch):
-        """The embedding of noise level and augmentation, float [B, 4 channels]."""
+        """Embed noise level and augmentation: [B] and [B, labels] -> [B, 4 channels]."""
         dtype = COMPUTE[self.compute][0]
         if self.embedding == "fourier":
             embedding = FourierEmbedding(self.channels, name="map_noise")(noise)
@@ -172,7 +179,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, dropout_keys):
-        """[B, H, W, C], [B, E], keys [B] or None -> [B, H', W', width]."""
+        """Map x [B, H, W, C], embedding [B, E] and keys [B] or None to [B, H', W', width]."""
         shortcut = x
         x = nn.silu(_norm(x, self.compute, name="norm0"))
         x = _conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
@@ -186,8 +193,8 @@ class Block(nn.Module):
         if dropout_keys is not None and self.dropout:
             # One key per image, so that the mask does not depend on how the batch is sharded.
             keep, size = 1 - self.dropout, math.prod(x.shape[1:])
-            kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (size,)))(dropout_keys)
-            x = jnp.where(kept.reshape(x.shape), x / keep, 0).astype(x.dtype)
+            mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (size,)))(dropout_keys)
+            x = jnp.where(mask.reshape(x.shape), x / keep, 0).astype(x.dtype)
         x = _conv(self.width, self.compute, name="conv1", gain=1e-5)(x)
         if self.resample or shortcut.shape[-1] != self.width:
             shortcut = _resample(shortcut, self.resample)
@@ -200,7 +207,7 @@ class Block(nn.Module):
         _, precision = COMPUTE[self.compute]
         normed = _norm(x, self.compute, name="norm2")
         qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
-        # The three are interleaved channel by channel in the published weights.
+        # The published weights interleave the three channel by channel.
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
         logits = jnp.einsum(
             "bqc,bkc->bqk",
@@ -222,7 +229,7 @@ class FourierEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, noise):
-        """[B] -> float32 [B, channels]."""
+        """Map c_noise [B] to float32 features [B, channels]."""
         freqs = self.param("freqs", nn.initializers.normal(16.0), (self.channels // 2,))
         return _sin_cos(noise, 2 * math.pi * jax.lax.stop_gradient(freqs))
 
@@ -263,15 +270,15 @@ def _conv(width, compute, *, name, kernel=3, gain=1.0):
 
 
 def _convolve(x, kernel, *arguments, precision, **options):
-    """A convolution [B, H, W, C] with [K, K, C, D]; where K covers the image, as a matrix product.
+    """Convolve [B, H, W, C] with [K, K, C, D]; as a matrix product if K covers the image.
 
-    XLA's convolution of a 2x2 image with a 3x3 kernel takes ten times as long on a CPU.
+    On a CPU, XLA's convolution of a 2x2 image with a 3x3 kernel takes ten times as long.
     """
     _, height, width, _ = x.shape
     reach = (kernel.shape[0] + 1) // 2
     if max(height, width) > reach:
         return jax.lax.conv_general_dilated(x, kernel, *arguments, precision=precision, **options)
-    # The output at (i, j) sees the whole image through these taps of the kernel.
+    # The output at (i, j) multiplies the whole image by these taps of the kernel.
     taps = jnp.stack(
         [
             kernel[reach - 1 - i :][:height, reach - 1 - j :][:, :width]
@@ -286,12 +293,7 @@ def _convolve(x, kernel, *arguments, precision, **options):
 def _dense(width, compute, *, name, use_bias=True):
     dtype, precision = COMPUTE[compute]
     return nn.Dense(
-        width,
-        use_bias,
-        dtype=dtype,
-        precision=precision,
-        kernel_init=_initializer(1.0),
-        name=name,
+        width, use_bias, dtype=dtype, precision=precision, kernel_init=_initializer(1.0), name=name
     )
 
 
@@ -300,16 +302,11 @@ def _norm(x, compute, *, name):
     groups = min(32, width // 4)
     if width % groups:
         raise ValueError(
-            f"channels, multipliers: they make a layer of {width} channels, wanted at most 128 or "
-            "a multiple of 32 (group normalization)"
+            "channels and multipliers must make layers of at most 128 channels or a multiple of 32 "
+            f"(group normalization), got a layer of {width}."
         )
-    return nn.GroupNorm(
-        groups,
-        epsilon=1e-6,
-        dtype=COMPUTE[compute][0],
-        use_fast_variance=False,
-        name=name,
-    )(x)
+    dtype, _ = COMPUTE[compute]
+    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)(x)
 
 
 def _resample(x, direction):
@@ -343,6 +340,6 @@ def _check_sides(sides, patch, levels):
     factor = patch * 2 ** (levels - 1)
     if any(side % factor for side in sides):
         raise ValueError(
-            f"resolution: {sides[0]}x{sides[1]} images, wanted sides that are multiples of {factor}"
-            f" (patches of {patch}, halved {levels - 1} times)"
+            f"images must have sides that are multiples of {factor} (patches of {patch}, halved "
+            f"{levels - 1} times), got {sides[0]}x{sides[1]}."
         )

@@ -1,6 +1,6 @@
 """Figure 3: coverage and posterior concentration of a data set, and its danger zone.
 
-python -m geomem.experiments.danger_zone --dataset cifar10_sample --out runs/danger_zone
+geomem danger-zone cifar10_sample --out runs/danger_zone
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tqdm
 
 from geomem import data
 from geomem.experiments.common import cli, flags, results
+from geomem.experiments.common.arguments import flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, frequency_bands
 from geomem.geometry.curves import Curves
@@ -33,48 +34,49 @@ _PAPER_SIGMAS = 40, 0.002, 80.0  # number, smallest, largest
 
 @dataclasses.dataclass(frozen=True)
 class Config(flags.CurveFlags):
-    """Where does this data set make a diffusion model memorize? Figure 3 for any images.
+    """Find the noise levels at which a diffusion model memorizes these images (Figure 3).
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
-    over training images, and reads off the noise levels at which both are high. The paper's
-    protocol: coverage over 350 fresh subsets (of --num-train images, default 1,000) with one
-    held-out image and 10 draws each; max weight over 100 images of one subset with 400 draws; 40
-    EDM levels from 0.002 to 80.
+    over training images. The danger zone is where both reach the threshold. The paper's protocol:
+    coverage over 350 fresh subsets (of --num-train images, default 1,000) with one held-out image
+    and 10 draws each; max weight over 100 images of one subset with 400 draws; 40 EDM levels from
+    0.002 to 80.
     """
 
-    num_base: int | None = None
-    """Number of training images that are noised for the max weight, default all."""
-    sigmas: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = flag((), "curves")
     """Explicit noise levels, ascending; overrides the grid."""
-    grid: Literal["log", "edm"] = "log"
-    """Spacing of the noise levels: logarithmic, or EDM's power rho."""
-    rho: float = 7.0
-    """Exponent of the EDM grid."""
-    draws_coverage: int = 8
-    """Noise draws for each held-out image."""
-    draws_weight: int = 4
-    """Noise draws for each training image."""
-    band: Literal["low", "high"] | None = None
-    """Look at the images' low or high spatial frequencies only."""
-    radius: float = 4.0
-    """Where the bands part, in cycles per image."""
-    bootstrap: int = 500
-    """Bootstrap replicates for bands and intervals."""
-    seed: int = 0
+    grid: Literal["log", "edm"] = flag("log", "curves")
+    """Spacing of the noise levels: even in log sigma, or EDM's in sigma^(1/rho)."""
+    protocol: Literal["standard", "paper"] = flag("standard", "curves")
+    """paper: the protocol of its App. E.2 and E.3, which sets the grid, the subsets and the
+    draws."""
+    band: Literal["low", "high"] | None = flag(None, "curves")
+    """Use only the images' low or high spatial frequencies."""
+    radius: float = flag(4.0, "curves")
+    """Boundary between the bands, in cycles per image."""
+    seed: int = flag(0, "curves")
     """Seed of the noise and the bootstrap."""
-    protocol: Literal["standard", "paper"] = "standard"
-    """paper: that of its App. E.2 and E.3, which sets the grid, subsets and draws itself."""
-    out: str = "runs/danger_zone"
+    out: str = flag("runs/danger_zone", "output")
     """Folder for curves.csv, zone.json, run.json, figure.png and figure.pdf."""
-    plot_only: str | None = None
+    plot_only: str | None = flag(None, "output")
     """Only draw the figure of this finished run again."""
+    num_base: int | None = flag(None, "advanced")
+    """Number of training images that are noised for the max weight; default: all."""
+    draws_coverage: int = flag(8, "advanced")
+    """Noise draws for each held-out image."""
+    draws_weight: int = flag(4, "advanced")
+    """Noise draws for each training image."""
+    bootstrap: int = flag(500, "advanced")
+    """Number of bootstrap replicates for bands and intervals."""
+    rho: float = flag(7.0, "advanced")
+    """Exponent of the EDM grid."""
 
 
 class Result(NamedTuple):
-    """What a run found.
+    """The results of a run.
 
     Attributes:
-      curves: the curves over the sigma grid.
+      curves: the curves over the grid of noise levels.
       zone: the danger zone.
       folder: where the files are.
     """
@@ -85,7 +87,7 @@ class Result(NamedTuple):
 
 
 def sigma_grid(config: Config) -> np.ndarray:
-    """The noise levels [S], float32, ascending.
+    """Return the noise levels [S], float32, ascending.
 
     Raises:
       ValueError: levels that are not finite, positive and ascending, or an empty grid.
@@ -97,7 +99,7 @@ def sigma_grid(config: Config) -> np.ndarray:
     count, low, high = _PAPER_SIGMAS if paper else levels
     sigmas = flags.noise_levels(count, low, high)
     if not config.rho > 0:
-        raise ValueError(f"rho: {config.rho:g}, wanted > 0")
+        raise ValueError(f"rho must be positive, got {config.rho:g}.")
     if paper or config.grid == "edm":
         sigmas = np.linspace(low ** (1 / config.rho), high ** (1 / config.rho), count) ** config.rho
     return np.asarray(curves_lib.check_sigmas(sigmas))
@@ -116,47 +118,45 @@ def run(config: Config) -> Result | None:
       ValueError: unusable configuration or data, in one line.
     """
     if config.plot_only is not None:
-        _draw(config.plot_only)
+        columns, zone, facts = zone_plot.read_run(config.plot_only)
+        style.save(zone_plot.danger_zone(columns, zone, _title(facts)), config.plot_only)
         return None
     sigmas = sigma_grid(config)
-    if not 0 < config.threshold < 1:
-        raise ValueError(f"threshold: {config.threshold:g}, wanted between 0 and 1")
-    folder = results.make_folder(config.out)
-    phases = results.Phases()
-    with phases("data"):
+    danger_zone.check_threshold(config.threshold)
+    record = results.Run(config)
+    with record.phase("data"):
         # The paper's protocol draws its own subsets, from all training images.
         whole = dataclasses.replace(config, num_train=None)
         dataset = flags.load(whole if config.protocol == "paper" else config)
         duplicates, shared = _warn_of_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
-    with phases("curves"):
-        estimated = _estimate(config, train, heldout, sigmas)
-        jax.block_until_ready(estimated)
-    with phases("zone"):
-        zone = danger_zone.find(estimated, config.threshold)
-    with phases("files"):
-        flags.write_curves(folder / "curves.csv", estimated)
-        results.write_json(folder / "zone.json", zone._asdict())
+    with record.phase("curves"):
+        curves = jax.block_until_ready(_estimate(config, train, heldout, sigmas))
+    with record.phase("zone"):
+        zone = danger_zone.find(curves, config.threshold)
+    with record.phase("files"):
+        flags.write_curves(record.folder / "curves.csv", curves)
+        record.write_json("zone.json", zone._asdict())
         facts = results.dataset_facts(dataset)
         facts |= {"duplicate_train_images": duplicates, "heldout_images_in_train": shared}
-        about = {"data": facts, "dimensions": train.shape[1]}
-        results.write_run(folder, config, phases, **about)
-    with phases("figure"):
-        _draw(folder)
-    results.write_run(folder, config, phases, **about)
-    _print(estimated, zone)
-    return Result(estimated, zone, folder)
+    with record.phase("figure"):
+        title = _title({"data": facts, "config": dataclasses.asdict(config)})
+        record.write_figure("figure", zone_plot.danger_zone(curves, zone, title))
+    record.finish(data=facts, dimensions=train.shape[1])
+    _print(curves, zone)
+    return Result(curves, zone, record.folder)
 
 
 def _train_points(dataset, config):
-    """The training points: over all devices, or streamed, where that is the better way."""
+    """The training points: on one device, sharded over all devices, or streamed."""
     split = dataset.train_split
-    few = len(split) + 1 < np.prod(split.shape[1:])  # one device needs fewer dimensions
+    # On one device, fewer points than dimensions can be reduced to as many dimensions.
+    few = len(split) + 1 < np.prod(split.shape[1:])
     if config.band is not None or config.protocol == "paper" or few:
         return _points(dataset.train, config)
     points = placement.place(split)
     if isinstance(points, placement.Stream):
-        print(f"{len(points):,} images are more than the memory here holds: streamed")
+        print(f"{len(points):,} images do not fit in memory and are streamed.")
     return points
 
 
@@ -172,7 +172,7 @@ def _warn_of_copies(dataset):
     duplicates = data.count_duplicates(images.blocks())
     shared = data.count_shared(others.blocks(), images.blocks())
     if duplicates:
-        flags.warn(f"{duplicates} of {len(images)} training images repeat another one exactly")
+        flags.warn(f"{duplicates} of {len(images)} training images are exact copies of others")
     if shared:
         flags.warn(f"{shared} of {len(others)} held-out images are also training images")
     return duplicates, shared
@@ -200,9 +200,10 @@ def _paper_estimate(key, config, train, heldout, sigmas):
     """App. E.2: fresh subsets, one held-out image each. App. E.3: base points of one subset."""
     size = config.num_train or _PAPER_SUBSET
     if not _PAPER_BASE_POINTS <= size <= len(train):
-        raise ValueError(f"num_train: {size}, wanted {_PAPER_BASE_POINTS} to {len(train)}")
+        limits = f"between {_PAPER_BASE_POINTS} and {len(train)}"
+        raise ValueError(f"num_train must be {limits} for the paper's protocol, got {size}.")
     if size == len(train):
-        flags.warn(f"protocol paper: all {size} training images make one subset, none is fresh")
+        flags.warn(f"all subsets are the same: --num-train is all {size} training images")
     subset_key, coverage_key, weight_key, bootstrap_key = jax.random.split(key, 4)
 
     def subset(trial):
@@ -241,15 +242,13 @@ def _paper_estimate(key, config, train, heldout, sigmas):
     )
 
 
-def _draw(folder):
-    columns, zone, facts = zone_plot.read_run(folder)
+def _title(facts):
+    """The figure's title, from the content of run.json."""
     name = " ".join([facts["data"]["name"], *facts["config"]["classes"]])
-    train, heldout = (f"{facts['data'][split]['count']:,}" for split in ("train", "test"))
-    title = f"{name}: {train} training, {heldout} held-out images"
     if facts["config"]["protocol"] == "paper":
-        title = f"{name}: subsets of {facts['config']['num_train'] or _PAPER_SUBSET:,} images"
-    for path in style.save(zone_plot.danger_zone(columns, zone, title), folder):
-        print(f"wrote {path}")
+        return f"{name}: subsets of {facts['config']['num_train'] or _PAPER_SUBSET:,} images"
+    train, heldout = (f"{facts['data'][split]['count']:,}" for split in ("train", "test"))
+    return f"{name}: {train} training, {heldout} held-out images"
 
 
 def _print(curves, zone):

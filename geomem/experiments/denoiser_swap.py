@@ -18,7 +18,7 @@ import numpy as np
 from geomem.diffusion import grids, sampler
 from geomem.experiments.common import cli, denoisers, gap_study, results
 from geomem.experiments.common.arguments import flag
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import presets
 from geomem.metrics import intervals, memorization
 from geomem.plots import swap
 
@@ -30,8 +30,8 @@ _MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # cifar10: the paper's
 # Shorter runs for digits, with EDM's training noise: samples need no exact error at large noise.
 _RUNS = denoisers.PRESET_RUNS | {
     "digits": {
-        "digits_128": run_folder.PRESETS["digits"],
-        "digits_900": dataclasses.replace(run_folder.PRESETS["digits"], num_train=None),
+        "digits_128": presets.PRESETS["digits"],
+        "digits_900": dataclasses.replace(presets.PRESETS["digits"], num_train=None),
     }
 }
 
@@ -131,7 +131,7 @@ def run(config: Config) -> Result:
                 seeds = range(config.samples)
                 images = sampler.generate(denoiser, seeds, shape, grid, method=config.method)
                 report = memorization.report(images, memorizing.train, memorizing.heldout)
-                unswapped = report.found.memorized if unswapped is None else unswapped
+                unswapped = report.samples.memorized if unswapped is None else unswapped
                 rows.append(_make_row(name, window, grid, report, unswapped))
                 print(_describe(rows[-1]))
     output.write_rows("table.csv", rows)
@@ -187,7 +187,7 @@ def make_windows(
 
 def _make_row(network, window, grid, report, unswapped):
     swapped = window.last >= window.first
-    effect = intervals.compare(unswapped, report.found.memorized)
+    effect = intervals.compare(unswapped, report.samples.memorized)
     return {
         "denoiser": network,
         "window": window.name,

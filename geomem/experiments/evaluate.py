@@ -18,10 +18,9 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.data import sources
-from geomem.diffusion import checkpoints
 from geomem.experiments.common import cli, flags, results
 from geomem.experiments.common.arguments import REQUIRED, flag
-from geomem.experiments.train import configuration
+from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
 from geomem.metrics.inception import network, weights
@@ -119,7 +118,7 @@ def _load_data(config):
         if config.resize and not sources.is_folder(config.dataset):  # it is for the samples only
             config = dataclasses.replace(config, resize=None)
         return flags.load(config)
-    facts = checkpoints.read_facts(config.run)
+    facts = run_folder.read_facts(config.run)
     trained = configuration.from_facts(facts)
     chosen = {name: getattr(trained, name) for name in _FROM_RUN}
     dataset = flags.load(dataclasses.replace(config, **chosen))
@@ -191,7 +190,7 @@ def _frechet(samples, dataset, features):
 
 def _rows(config, report, dataset) -> list[dict[str, Any]]:
     """The rows of samples.csv."""
-    neighbors = report.found
+    neighbors = report.samples
     columns = {
         "sample": np.arange(len(neighbors.ratio)),
         "d1": neighbors.distance[:, 0],
@@ -217,7 +216,7 @@ def _rows(config, report, dataset) -> list[dict[str, Any]]:
 
 def _pairs(config, samples, dataset, report):
     """The best copy of each training image that is nearest to any sample, best first."""
-    neighbors = report.found
+    neighbors = report.samples
     order = np.argsort(neighbors.ratio, kind="stable")
     _, first = np.unique(neighbors.index[order, 0], return_index=True)
     shown = order[np.sort(first)][: pairs_plot.PER_PAGE]

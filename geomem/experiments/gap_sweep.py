@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import grids, schedules
-from geomem.experiments.common import cli, gap_study, results
+from geomem.experiments.common import cli, flags, gap_study, results
 from geomem.experiments.common.arguments import flag
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.train import configuration
@@ -77,7 +77,7 @@ def run(config: Config) -> Result:
         raise ValueError(f"masses must be fractions between 0 and 0.9, got {config.masses}.")
     preset = gap_study.resolve(config)
     output = results.Run(config)
-    dataset = configuration.load_data(preset.train)
+    dataset = flags.load(preset.train)
     with output.phase("curves"):
         curves, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     with output.phase("prediction"):
@@ -152,7 +152,7 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
 
 def _predict(preset, dataset):
     """The prediction for upper edges from 0.1 to 10; the pool is all images of the data set."""
-    source = configuration.load_data(dataclasses.replace(preset.train, num_train=None))
+    source = flags.load(dataclasses.replace(preset.train, num_train=None))
     pool = np.concatenate([source.train, source.test])
     grid = grids.edm_grid(_PREDICTION_STEPS)
     edges = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]

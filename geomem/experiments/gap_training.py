@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geomem.diffusion import sampler, schedules
-from geomem.experiments.common import arm_summary, arms, cli, gap_study, results
+from geomem.experiments.common import arm_summary, arms, cli, flags, gap_study, results
 from geomem.experiments.common.arguments import flag
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.train import configuration
@@ -66,7 +66,7 @@ def run(config: Config) -> Result:
     preset = gap_study.resolve(config)
     output = results.Run(config)
     with output.phase("zone"):
-        dataset = configuration.load_data(preset.train)
+        dataset = flags.load(preset.train)
         _, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
     base = configuration.base_schedule(preset.train)

@@ -1,12 +1,13 @@
-"""One pass over the points for a whole sigma grid: the kernels behind `curves`.
+"""Kernels behind `curves`: one pass over the points serves a whole grid of noise levels.
 
-||x + sigma z - x_i||^2 = ||x - x_i||^2 + 2 sigma <z, x - x_i> + sigma^2 ||z||^2, so a draw z serves
-every sigma, and all it needs is <z, x_i> for all i: one matrix product, in a `Frame`'s coordinates.
+||x + sigma z - x_i||^2 = ||x - x_i||^2 + 2 sigma <z, x - x_i> + sigma^2 ||z||^2, so one draw z
+serves every sigma, and all it needs is <z, x_i> for all i: one matrix product, in the coordinates
+of a `Frame` (`_reduced_noise`).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,11 +17,10 @@ from jax import lax
 
 from geomem.geometry import shells, weight_bounds
 from geomem.geometry._reduced_noise import Frame, with_coordinates
-from geomem.points import passes
-from geomem.points.blocks import CHUNK
+from geomem.points.exact import CHUNK, inner_products
 from geomem.points.neighbours import squared_distances
-from geomem.points.placement import Stream
-from geomem.points.products import inner_products
+from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums
+from geomem.points.visit import Pass, Points
 
 __all__ = ["coverage_sweep", "weight_sweep"]
 
@@ -74,15 +74,15 @@ class _Noised(NamedTuple):
 def _run(frame, sweep, index, chunk, **context):
     missing = frame.missing if frame.reduced else None
     context = _Context(origin=frame.origin, missing=missing, reach=frame.reach, **context)
-    run = _run_block if isinstance(frame.points, Stream) else _run_block_in_memory
+    run = _run_in_memory if isinstance(frame.points, Points) else _run_block
     return run(frame, sweep, index, context, chunk=chunk)
 
 
 def _run_block(frame, sweep, index, context, *, chunk):
-    return passes.run(frame.points, sweep, (index, *frame.query(index)), context, chunk=chunk)
+    return frame.points.run(sweep, (index, *frame.query(index)), context, chunk=chunk)
 
 
-_run_block_in_memory = jax.jit(_run_block, static_argnames=("sweep", "chunk"))
+_run_in_memory = jax.jit(_run_block, static_argnames=("sweep", "chunk"))
 
 
 def coverage_sweep(
@@ -94,9 +94,10 @@ def coverage_sweep(
     limits: jax.Array,
     table: shells.ProbabilityTable,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How often noised queries fall into a shell, and bounds on it without sampling.
+    """Return how often noised queries fall into a shell, and bounds on it without sampling.
 
     Args:
       key: PRNG key; a query's noise depends on it and the query's index only.
@@ -106,34 +107,30 @@ def coverage_sweep(
       limits: float32 [2], the squared shell radii in units of sigma^2.
       table: the shell's probability.
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
-    sweep = _Coverage(draws, frame.rank)
+    sweep = _coverage_pass(draws, frame.rank, bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Coverage:
-    """A `passes.Pass`."""
-
-    draws: int
-    rank: int
-
-    def start(self, context, index, queries, coordinates):
-        noise, norms = _noise_and_norm(context.key, index, self.draws, self.rank, context.missing)
+@functools.cache
+def _coverage_pass(draws: int, rank: int, bounds: bool) -> Pass:
+    def start(context, index, queries, coordinates):
+        noise, norms = _noise_and_norm(context.key, index, draws, rank, context.missing)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), norms)
 
-    def nothing(self, context, state):
+    def empty(context, state):
         shape = (len(context.sigmas), len(state.index))
-        return jnp.zeros((self.draws, *shape), bool), jnp.zeros(shape), jnp.zeros(shape)
+        return jnp.zeros((draws, *shape), bool), jnp.zeros(shape), jnp.zeros(shape)
 
-    def update(self, context, state):
+    def update(context, state):
         sigmas, limits = context.sigmas, context.limits
 
-        def add(partial, rows, _, fresh):
+        def add(partial, rows, _, valid):
             covered, lower, upper = partial
             points, coordinates = with_coordinates(rows, context.origin)
             squares = squared_distances(state.queries, points)
@@ -145,28 +142,31 @@ class _Coverage:
                 def level(sigma):
                     radius2 = squares / sigma**2 + (2 / sigma) * inner + norm[:, None]
                     inside = (radius2 >= limits[0]) & (radius2 <= limits[1])
-                    return (inside & fresh).any(axis=1)
+                    return (inside & valid).any(axis=1)
 
                 return lax.map(level, sigmas)
 
             def certificate(sigma):
-                probability = jnp.where(fresh, context.table(squares / sigma**2), 0)
+                probability = jnp.where(valid, context.table(squares / sigma**2), 0)
                 return probability.max(axis=1), probability.sum(axis=1)
 
             hit = lax.map(draw, (state.noise, state.own, state.norms))
-            largest, total = lax.map(certificate, sigmas)
+            largest, total = lax.map(certificate, sigmas) if bounds else (0.0, 0.0)
             return covered | hit, jnp.maximum(lower, largest), upper + total
 
         return add
 
-    def combine(self, partial, group):
+    def combine(partial, group):
         covered, lower, upper = partial
         covered = group.max(covered.astype(jnp.int32)) > 0
         return covered, group.max(lower), group.sum(upper)
 
-    def result(self, context, state, partial, group):
+    def result(context, state, partial, group):
         covered, lower, upper = partial
-        return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
+        covered = covered.mean(axis=0).T
+        return (covered, lower.T, jnp.minimum(upper, 1).T) if bounds else (covered,)
+
+    return Pass(start, empty, update, combine, result)
 
 
 def weight_sweep(
@@ -176,9 +176,10 @@ def weight_sweep(
     *,
     sigmas: jax.Array,
     draws: int,
+    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Largest and own posterior weight of noised points, and bounds on the own weight's mean.
+    """Return the largest and the own posterior weight of noised points, and bounds on the latter.
 
     Args:
       key: PRNG key; a query's noise depends on it and the query's index only.
@@ -186,56 +187,50 @@ def weight_sweep(
       frame: points, as from `of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
+      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
       [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
     """
-    sweep = _Weight(draws, frame.rank, len(frame.points))
+    sweep = _weight_pass(draws, frame.rank, len(frame.points), bounds)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
 
-class _Neighbours(NamedTuple):
-    """Partial results of the weight's sweep: sums of exponentials, and what the bounds are of."""
+class _Weights(NamedTuple):
+    """Partial results of the weights: sums of exponentials, and what the bounds are made of."""
 
-    peak: jax.Array  # [draws, S, B]
-    total: jax.Array  # [draws, S, B], sum of exp(logit - peak)
+    sums: LogSums  # [draws, S, B]
     terms: jax.Array  # [S, deltas, B]
     within: jax.Array  # int32 [radii, B], how many points
     nearest: jax.Array  # [B]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Weight:
-    """A `passes.Pass`."""
-
-    draws: int
-    rank: int
-    total: int
-
-    def start(self, context, index, queries, coordinates):
-        noise = _noise(context.key, index, self.draws, self.rank)
+@functools.cache
+def _weight_pass(draws: int, rank: int, total: int, bounds: bool) -> Pass:
+    def start(context, index, queries, coordinates):
+        noise = _noise(context.key, index, draws, rank)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), None)
 
-    def nothing(self, context, state):
+    def empty(context, state):
         levels, count = len(context.sigmas), len(state.index)
-        return _Neighbours(
-            jnp.full((self.draws, levels, count), jnp.finfo(jnp.float32).min),
-            jnp.zeros((self.draws, levels, count)),
+        shape = (draws, levels, count)
+        return _Weights(
+            LogSums(jnp.full(shape, LOWEST), jnp.zeros(shape), None),
             jnp.zeros((levels, len(_DELTAS), count)),
             jnp.zeros((_RADII, count), jnp.int32),
             jnp.full(count, jnp.inf),
         )
 
-    def update(self, context, state):
+    def update(context, state):
         sigmas, radii = context.sigmas, _radii(context)
 
-        def add(partial, rows, point_index, fresh):
+        def add(partial, rows, point_index, valid):
             points, coordinates = with_coordinates(rows, context.origin)
             squares = squared_distances(state.queries, points)
             own_column = point_index == state.index[:, None]
-            other = fresh & ~own_column
+            other = valid & ~own_column
             squares = jnp.where(own_column, 0, squares)
 
             def draw(noised):
@@ -246,9 +241,9 @@ class _Weight:
 
                 def level(sigma):
                     logit = -(squares / (2 * sigma) + inner) / sigma
-                    logit = jnp.where(fresh, logit, -jnp.inf)
-                    top = jnp.maximum(logit.max(axis=1), jnp.finfo(jnp.float32).min)
-                    return top, jnp.exp(logit - top[:, None]).sum(axis=1)
+                    logit = jnp.where(valid, logit, -jnp.inf)
+                    peak = jnp.maximum(logit.max(axis=1), LOWEST)
+                    return LogSums(peak, jnp.exp(logit - peak[:, None]).sum(axis=1), None)
 
                 return lax.map(level, sigmas)
 
@@ -256,47 +251,45 @@ class _Weight:
 
             def union(sigma):
                 def failure(delta):
-                    term = weight_bounds.union_bound_terms(distances, sigma, delta, self.total - 1)
+                    term = weight_bounds.union_bound_terms(distances, sigma, delta, total - 1)
                     return jnp.sum(term, axis=1, where=other)
 
                 return lax.map(failure, _DELTAS)
 
+            sums = lax.map(draw, (state.noise, state.own))
+            partial = partial._replace(sums=add_log_sums(partial.sums, sums))
+            if not bounds:
+                return partial
             within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
             nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
-            top, total = lax.map(draw, (state.noise, state.own))
-            return _together(
-                partial, _Neighbours(top, total, lax.map(union, sigmas), within, nearest)
+            return partial._replace(
+                terms=partial.terms + lax.map(union, sigmas),
+                within=partial.within + within,
+                nearest=jnp.minimum(partial.nearest, nearest),
             )
 
         return add
 
-    def combine(self, partial, group):
-        peak = group.max(partial.peak)
-        return _Neighbours(
-            peak,
-            group.sum(partial.total * jnp.exp(partial.peak - peak)),
+    def combine(partial, group):
+        peak = group.max(partial.sums.peak)
+        sums = group.sum(partial.sums.total * jnp.exp(partial.sums.peak - peak))
+        return _Weights(
+            LogSums(peak, sums, None),
             group.sum(partial.terms),
             group.sum(partial.within),
             -group.max(-partial.nearest),
         )
 
-    def result(self, context, state, partial, group):
+    def result(context, state, partial, group):
+        own = (jnp.exp(-partial.sums.peak) / partial.sums.total).mean(axis=0).T
+        largest = (1 / partial.sums.total).mean(axis=0).T
+        if not bounds:
+            return largest, own
         lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
-        own = jnp.exp(-partial.peak) / partial.total
-        largest = 1 / partial.total
-        return largest.mean(axis=0).T, own.mean(axis=0).T, lower, upper
+        return largest, own, lower, upper
 
-
-def _together(a, b):
-    peak = jnp.maximum(a.peak, b.peak)
-    return _Neighbours(
-        peak,
-        a.total * jnp.exp(a.peak - peak) + b.total * jnp.exp(b.peak - peak),
-        a.terms + b.terms,
-        a.within + b.within,
-        jnp.minimum(a.nearest, b.nearest),
-    )
+    return Pass(start, empty, update, combine, result)
 
 
 def _radii(context):

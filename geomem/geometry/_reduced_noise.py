@@ -11,15 +11,13 @@ number more) give, with standard normal z' and that chi-square, the same joint l
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from geomem.points import passes
-from geomem.points.placement import Points, Stream, as_points
-from geomem.points.products import centre, inner_products
+from geomem.points.exact import center, inner_products
+from geomem.points.visit import Pass, PlacedPoints, Points, as_points
 
 __all__ = ["Frame", "direct_frame", "reduced_frame", "with_coordinates"]
 
@@ -36,7 +34,7 @@ class Frame(NamedTuple):
       reach: float scalar, no smaller than any distance between points, or None.
     """
 
-    points: Points | Stream
+    points: PlacedPoints
     queries: jax.Array | None
     origin: jax.Array
     query_coordinates: jax.Array | None
@@ -55,7 +53,7 @@ class Frame(NamedTuple):
 
     def of_points(self) -> Frame:
         """The frame whose queries are the points themselves."""
-        reach = passes.run(self.points, _Reach(), (jnp.zeros(1),), self.origin)[0]
+        reach = self.points.run(_REACH, (jnp.zeros(1),), self.origin)[0]
         return self._replace(queries=None, query_coordinates=None, reach=reach)
 
     def query(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,10 +71,10 @@ def with_coordinates(rows: Any, origin: jax.Array) -> tuple[jax.Array, jax.Array
     return rows if isinstance(rows, tuple) else (rows, rows - origin)
 
 
-def direct_frame(points: jax.Array | Points | Stream, queries: jax.Array) -> Frame:
+def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
     """The frame of all d dimensions: points [N, d], queries [M, d]."""
     points = as_points(points)
-    return Frame(points, jnp.asarray(queries), points.centre(), None, jnp.float32(0))
+    return Frame(points, jnp.asarray(queries), points.center(), None, jnp.float32(0))
 
 
 def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
@@ -87,7 +85,7 @@ def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
 @jax.jit
 def _reduced_frame(points, queries):
     count, dim = points.shape
-    origin = centre(points)
+    origin = center(points)
     basis, coordinates = jnp.linalg.qr((points - origin).T)
     inside = inner_products(queries - origin, basis.T)
     outside = queries - origin - inner_products(inside, basis)
@@ -101,26 +99,20 @@ def _reduced_frame(points, queries):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reach:
-    """A `passes.Pass`: twice the largest distance from the origin, no smaller than any distance."""
+def _reach_update(origin, state):
+    def add(largest, rows, _, valid):
+        points = rows[0] if isinstance(rows, tuple) else rows
+        norms = jnp.sum((points - origin) ** 2, axis=1)
+        return jnp.maximum(largest, jnp.max(jnp.where(valid, norms, 0)))
 
-    def start(self, context, query):
-        return query
+    return add
 
-    def nothing(self, context, state):
-        return jnp.zeros(len(state))
 
-    def update(self, context, state):
-        def add(largest, rows, _, fresh):
-            points = rows[0] if isinstance(rows, tuple) else rows
-            norms = jnp.sum((points - context) ** 2, axis=1)
-            return jnp.maximum(largest, jnp.max(jnp.where(fresh, norms, 0)))
-
-        return add
-
-    def combine(self, partial, group):
-        return group.max(partial)
-
-    def result(self, context, state, partial, group):
-        return 2 * jnp.sqrt(partial)
+# Twice the largest distance from the origin: no distance between points is larger.
+_REACH = Pass(
+    start=lambda origin, query: query,
+    empty=lambda origin, state: jnp.zeros(len(state)),
+    update=_reach_update,
+    combine=lambda partial, group: group.max(partial),
+    result=lambda origin, state, partial, group: 2 * jnp.sqrt(partial),
+)

@@ -1,27 +1,48 @@
-"""The danger zone: the noise levels at which coverage and concentration are both high."""
+"""The danger zone: the noise levels at which coverage C and max posterior weight W are both high.
+
+Between two levels the logits of both curves are taken as linear in log sigma, which sigmoids
+nearly are; the levels of `Curves.coverage_refinement` and `.max_weight_refinement` are used too.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit
 
 from geomem.geometry.curves import Curves
 
-__all__ = ["Zone", "find", "find_danger_zone"]
+__all__ = ["Zone", "check_threshold", "crossings", "find", "find_danger_zone", "in_zone"]
+
+_SHRINK = 1e-4  # toward 1/2, so that 0 and 1 have logits: about the resolution of 8,000 draws
+
+
+def in_zone(coverage: np.ndarray, max_weight: np.ndarray, threshold: float = 0.8) -> np.ndarray:
+    """Return whether min(C, W) >= threshold at each noise level: [S], [S] -> bool [S].
+
+    Source: the paper reads the zone off the two curves; the threshold is geomem's.
+
+    >>> in_zone(np.array([0.1, 0.9, 1.0]), np.array([1.0, 0.9, 0.2]))
+    array([False,  True, False])
+    """
+    return np.minimum(coverage, max_weight) >= threshold
 
 
 class Zone(NamedTuple):
     """The danger zone of a data set, in units of sigma.
 
     Attributes:
-      low, high: its edges, None where no sigma reaches the threshold.
+      low, high: edges of the main interval, the one with the peak; None if there is none.
       peak: the sigma with the largest min(C, W), which needs no threshold.
-      peak_level: min(C, W) there.
+      peak_level: min(C, W) at the peak.
       threshold: what both curves reach inside.
-      low_interval, high_interval: 95% bootstrap intervals of the edges, None without edges.
-      confidence: share of bootstrap replicates that have a zone.
-      open_low, open_high: the zone touches the end of the sigma grid, so it may go on beyond.
+      low_interval, high_interval: 95% bootstrap intervals of the edges, or None.
+      confidence: share of bootstrap replicates with an interval that overlaps the main one; if
+        there is no main interval, the share with any interval.
+      open_low, open_high: whether the interval ends at an end of the grid, so that the zone may
+        extend beyond it.
+      others: (low, high) of the other intervals above the threshold, ascending.
     """
 
     low: float | None
@@ -34,34 +55,50 @@ class Zone(NamedTuple):
     confidence: float
     open_low: bool
     open_high: bool
+    others: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """(low, high) of all intervals above the threshold, the main one first."""
+        return () if self.low is None else ((self.low, self.high), *self.others)
+
+    def __repr__(self) -> str:
+        """Edges, peak and threshold."""
+        edges = "empty" if self.low is None else f"{self.low:.3g} to {self.high:.3g}"
+        return f"Zone({edges}, peak {self.peak:.3g}, threshold {self.threshold:g})"
 
     def __str__(self) -> str:
-        """One sentence that says what the zone is."""
+        """One or two sentences that describe the zone."""
         if self.low is None:
             return (
-                f"No danger zone at threshold {self.threshold:g}: coverage and max weight are "
-                f"never both that high; they come closest at sigma = {self.peak:.3g}, where the "
-                f"lower of the two is {self.peak_level:.2f}."
+                f"No danger zone at threshold {self.threshold:g}: coverage and max weight never "
+                f"both reach it. They come closest at sigma = {self.peak:.3g}, where the lower of "
+                f"the two is {self.peak_level:.2f}."
             )
         low, high = (
-            f"{edge:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]{' (the end of the grid)' * is_open}"
-            for edge, interval, is_open in (
-                (self.low, self.low_interval, self.open_low),
-                (self.high, self.high_interval, self.open_high),
+            f"{edge:.3g} (the {end} noise level: the zone may extend beyond it)"
+            if is_open
+            else f"{edge:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
+            for edge, interval, is_open, end in (
+                (self.low, self.low_interval, self.open_low, "smallest"),
+                (self.high, self.high_interval, self.open_high, "largest"),
             )
         )
-        return (
-            f"Danger zone at threshold {self.threshold:g}: sigma from {low} to {high}, worst at "
-            f"{self.peak:.3g}: there held-out noise falls onto training shells and the posterior "
-            "picks a single training image."
+        text = (
+            f"Danger zone at threshold {self.threshold:g}: sigma from {low} to {high}, with its "
+            f"peak at {self.peak:.3g}."
         )
+        if self.others:
+            listed = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in self.others)
+            text += f" Both curves also reach the threshold from {listed}."
+        return text
 
 
 def find(curves: Curves, threshold: float = 0.8) -> Zone:
-    """The interval around the peak of min(C, W) on which both curves reach `threshold`.
+    """Return the intervals of sigma on which both curves reach `threshold`, the main one first.
 
-    The curves are linear in log sigma between grid points; the edges are where one of them crosses
-    the threshold. An empty zone and one that touches the end of the grid are results.
+    The main interval holds the peak of min(C, W). An empty zone and one that touches the end of the
+    grid are results, not errors.
 
     Args:
       curves: from `curves.estimate`.
@@ -71,73 +108,145 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
       Zone.
 
     Raises:
-      ValueError: a threshold outside (0, 1).
+      ValueError: a threshold outside (0, 1), or a curve that is not finite.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold: {threshold:g}, wanted between 0 and 1")
-    grid = np.log(np.asarray(curves.sigma, np.float64))
-    found = _zone(grid, curves.coverage.mean, curves.max_weight.mean, threshold)
+    check_threshold(threshold)
+    coverage = _logits("coverage", curves.sigma, curves.coverage, curves.coverage_refinement)
+    weight = _logits("max_weight", curves.sigma, curves.max_weight, curves.max_weight_refinement)
+    level = _logit(threshold)
+    peak, peak_level = _peak(*(curve[:2] for curve in (coverage, weight)))
+    inside = _both_above(*coverage[:2], *weight[:2], level)
     replicates = [
-        _zone(grid, coverage, weight, threshold)[:2]
-        for coverage, weight in zip(
-            np.asarray(curves.coverage.replicates),
-            np.asarray(curves.max_weight.replicates),
-            strict=True,
-        )
+        _both_above(coverage[0], c, weight[0], w, level)
+        for c, w in zip(coverage[2], weight[2], strict=True)
     ]
-    edges = np.exp(np.array([edge for edge in replicates if edge[0] is not None]).reshape(-1, 2))
-    low, high, peak, level = found
-    intervals = (None, None)
-    if low is not None:
-        # Few replicates with a zone, and the point estimate may be outside of theirs.
-        edges = edges if len(edges) else np.exp([[low, high]])
-        intervals = (tuple(np.quantile(edge, [0.025, 0.975]).tolist()) for edge in edges.T)
-    low_interval, high_interval = intervals
+    if not inside:
+        found, main, others = [edges for edges in replicates if edges], None, ()
+    else:
+        main = min(inside, key=lambda edges: max(edges[0] - peak, peak - edges[1], 0))
+        others = tuple(edges for edges in inside if edges != main)
+        found = [edges for edges in (_overlapping(main, each) for each in replicates) if edges]
+    # Without a replicate that has the interval, its edges are all that is known.
+    bands = None if main is None else np.exp(np.quantile(found or [main], [0.025, 0.975], axis=0))
+    ends = np.log(np.float64(curves.sigma[0])), np.log(np.float64(curves.sigma[-1]))
     return Zone(
-        low=None if low is None else float(np.exp(low)),
-        high=None if high is None else float(np.exp(high)),
+        low=None if main is None else float(np.exp(main[0])),
+        high=None if main is None else float(np.exp(main[1])),
         peak=float(np.exp(peak)),
-        peak_level=float(level),
+        peak_level=float((expit(peak_level) - _SHRINK) / (1 - 2 * _SHRINK)),
         threshold=float(threshold),
-        low_interval=low_interval,
-        high_interval=high_interval,
-        confidence=float(np.mean([edge[0] is not None for edge in replicates])),
-        open_low=low is not None and bool(low <= grid[0]),
-        open_high=high is not None and bool(high >= grid[-1]),
+        low_interval=None if main is None else tuple(bands[:, 0].tolist()),
+        high_interval=None if main is None else tuple(bands[:, 1].tolist()),
+        confidence=len(found) / len(replicates),
+        open_low=main is not None and bool(main[0] <= ends[0]),
+        open_high=main is not None and bool(main[1] >= ends[1]),
+        others=tuple((float(np.exp(low)), float(np.exp(high))) for low, high in others),
     )
 
 
 find_danger_zone = find  # the name that `geomem` exports
 
 
-def _zone(grid, coverage, weight, threshold):
-    """(low, high, peak, level) in log sigma; low and high are None without a zone."""
-    coverage, weight = np.asarray(coverage, np.float64), np.asarray(weight, np.float64)
-    # Between these nodes min(C, W) and its comparison with the threshold are linear and constant.
-    nodes = np.unique(
-        np.concatenate(
-            [
-                grid,
-                *(_roots(grid, curve - threshold) for curve in (coverage, weight)),
-                _roots(grid, coverage - weight),
-            ]
-        )
+def crossings(curves: Curves, threshold: float = 0.8) -> tuple[float, float]:
+    """Return the level at which C first reaches `threshold`, and that at which W last does.
+
+    Args:
+      curves: from `curves.estimate`.
+      threshold: in (0, 1).
+
+    Returns:
+      (sigma_C, sigma_W). The zone is empty if sigma_C > sigma_W. NaN for a curve that never reaches
+      the threshold, or has it at the end of the grid, where its crossing is not known.
+
+    Raises:
+      ValueError: as in `find`.
+    """
+    check_threshold(threshold)
+    coverage = _logits("coverage", curves.sigma, curves.coverage, curves.coverage_refinement)
+    weight = _logits("max_weight", curves.sigma, curves.max_weight, curves.max_weight_refinement)
+    grid, *_ = coverage
+    reached = [low for low, _ in _above(*coverage[:2], _logit(threshold))]
+    left = [high for _, high in _above(*weight[:2], _logit(threshold))]
+    return (
+        float(np.exp(reached[0])) if reached and reached[0] > grid[0] else np.nan,
+        float(np.exp(left[-1])) if left and left[-1] < grid[-1] else np.nan,
     )
-    level = np.minimum(np.interp(nodes, grid, coverage), np.interp(nodes, grid, weight))
-    peaks = np.flatnonzero(level == level.max())
-    peak = peaks[len(peaks) // 2]
-    inside = level >= threshold - 1e-9
-    if not inside[peak]:
-        return None, None, nodes[peak], level[peak]
-    outside = np.flatnonzero(~inside)
-    low = outside[outside < peak].max(initial=-1) + 1
-    high = outside[outside > peak].min(initial=len(nodes)) - 1
-    return nodes[low], nodes[high], nodes[peak], level[peak]
 
 
-def _roots(grid, values):
-    """Where the linear interpolation of `values` changes sign inside a cell."""
-    left, right = values[:-1], values[1:]
-    cells = np.flatnonzero(left * right < 0)
-    share = left[cells] / (left[cells] - right[cells])
-    return grid[cells] + share * np.diff(grid)[cells]
+def check_threshold(threshold: float) -> None:
+    """Raise a ValueError unless `threshold` is in (0, 1)."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}.")
+
+
+def _logit(values):
+    return logit(_SHRINK + (1 - 2 * _SHRINK) * np.asarray(values, np.float64))
+
+
+def _logits(name, sigma, estimate, refinement):
+    """(log sigma [S + R], logits of the mean [S + R] and of the replicates [B, S + R]), sorted."""
+    parts = [(sigma, estimate.mean, estimate.replicates)]
+    if refinement is not None:
+        parts.append(refinement)
+    sigma, mean, replicates = (
+        np.concatenate([np.asarray(a, np.float64) for a in field], axis=-1)
+        for field in zip(*parts, strict=True)
+    )
+    if not np.isfinite(mean).all():
+        bad = np.argmin(np.isfinite(mean))
+        raise ValueError(f"{name} must be finite, got {mean[bad]:g} at sigma {sigma[bad]:g}.")
+    order = np.argsort(sigma)
+    return np.log(sigma[order]), _logit(mean[order]), _logit(replicates[:, order])
+
+
+def _above(grid, values, level):
+    """The intervals on which the linear interpolation of `values` is at least `level`."""
+    excess = values - level
+    inside = np.concatenate([[False], excess >= 0, [False]])
+    starts = np.flatnonzero(inside[1:] & ~inside[:-1])
+    stops = np.flatnonzero(inside[:-1] & ~inside[1:]) - 1
+    return [
+        (_crossing(grid, excess, start, start - 1), _crossing(grid, excess, stop, stop + 1))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def _crossing(grid, excess, inside, outside):
+    """Where the interpolation is zero between two neighboring levels; the end of the grid."""
+    if not 0 <= outside < len(grid):
+        return grid[inside]
+    share = excess[inside] / (excess[inside] - excess[outside])
+    return grid[inside] + share * (grid[outside] - grid[inside])
+
+
+def _both_above(coverage_grid, coverage, weight_grid, weight, level):
+    """The intervals (low, high) in log sigma on which both curves are at least `level`."""
+    pairs = [
+        (max(a[0], b[0]), min(a[1], b[1]))
+        for a in _above(coverage_grid, coverage, level)
+        for b in _above(weight_grid, weight, level)
+    ]
+    return [(low, high) for low, high in pairs if low <= high]
+
+
+def _overlapping(main, intervals):
+    """The interval with the largest overlap with `main`, or None."""
+
+    def overlap(edges):
+        return min(main[1], edges[1]) - max(main[0], edges[0])
+
+    best = max(intervals, key=overlap, default=None)
+    return None if best is None or overlap(best) < 0 else best
+
+
+def _peak(coverage, weight):
+    """(log sigma, logit) of the largest minimum of two curves (grid, values)."""
+    grid = np.union1d(coverage[0], weight[0])
+    coverage, weight = (np.interp(grid, *curve) for curve in (coverage, weight))
+    difference = coverage - weight
+    cells = np.flatnonzero(difference[:-1] * difference[1:] < 0)
+    crossings = [_crossing(grid, difference, cell, cell + 1) for cell in cells]
+    nodes = np.union1d(grid, crossings)
+    lower = np.minimum(np.interp(nodes, grid, coverage), np.interp(nodes, grid, weight))
+    peaks = np.flatnonzero(lower == lower.max())
+    return nodes[peaks[len(peaks) // 2]], lower.max()

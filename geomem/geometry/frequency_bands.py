@@ -54,13 +54,13 @@ def fourier_band(height: int, width: int, radius: float, band: str) -> Subspace:
       ValueError: an unknown band, or one without any frequency.
     """
     if band not in ("low", "high"):
-        raise ValueError(f"band: {band!r}, wanted 'low' or 'high'")
+        raise ValueError(f"band must be 'low' or 'high', got {band!r}.")
     u, v = (np.fft.fftfreq(size, 1 / size) for size in (height, width))
     u, v = (grid.ravel() for grid in np.meshgrid(u, v, indexing="ij"))
     inside = np.hypot(u, v) <= radius
     selected = inside if band == "low" else ~inside
     if not selected.any():
-        raise ValueError(f"radius: {radius:g} leaves no frequency in the {band} band")
+        raise ValueError(f"radius must leave a frequency in the {band} band, got {radius:g}.")
     # A frequency and its negative share a cosine and a sine; the first of the two gets the cosine.
     row, column = np.divmod(np.arange(height * width), width)
     mirror = (-row % height) * width + (-column % width)

@@ -1,30 +1,29 @@
-"""Empirical posterior over training points: weights, denoiser, largest weights; in float32.
+"""The empirical posterior over training points: its weights and its mean, the optimal denoiser.
 
-With X uniform over the points and y = X + sigma Z, the posterior of X given y is
+With X uniform over the points and y = X + sigma Z, the posterior of X given y has the weights
 w_j(y, sigma) = softmax_j(-||y - x_j||^2 / (2 sigma^2)) (paper, eq. 3), and its mean is the denoiser
-that minimises the training loss (eq. 2).
-
-Cancellation: at small sigma the usual norm + norm - 2 dot is off by more than the logits' spread.
-Here products only screen, and what matters is computed again from differences (`screening`).
+that minimizes the training loss (eq. 2). `plain_weights` and `plain_denoise` say just that. The
+other functions compute the same within 1e-5 at every sigma, in float32: from differences relative
+to the best point, and without ever storing Q x N x d values (`geomem.points.softmax_search`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
 
-from geomem.points import passes
-from geomem.points.blocks import CHUNK, QUERIES, gather_block, map_rows
-from geomem.points.differences import log_weight_ratios
-from geomem.points.placement import Points, Stream, as_points
-from geomem.points.products import centre, inner_products
-from geomem.points.softmax_search import CANDIDATES, PosteriorSearch, aligned, settled
+from geomem.points.exact import CHUNK, as_queries, as_rows, decode, log_weight_ratios
+from geomem.points.softmax_search import Softmax, softmax_search
+from geomem.points.visit import PlacedPoints, as_points
 
 __all__ = [
     "TopWeights",
@@ -33,72 +32,77 @@ __all__ = [
     "empirical_denoiser",
     "log_weights",
     "max_weight",
+    "plain_denoise",
+    "plain_weights",
     "top_weights",
     "weights",
 ]
 
+Sigma = float | Float[ArrayLike, " queries"]
 
-def log_weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
-    """log w_j(y, sigma) = -||y - x_j||^2 / (2 sigma^2) - logsumexp_i(-||y - x_i||^2 / (2 sigma^2)).
 
-    Args:
-      y: float32 [Q, d], noised points.
-      points: float32 [N, d], the data.
-      sigma: noise level, > 0, a scalar or [Q]; for a grid, `jax.vmap` over it.
+def plain_weights(
+    y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
+) -> Float[Array, "queries points"]:
+    """Return the posterior weights (eq. 3) of vectors y [Q, d] over points [N, d], as defined.
 
-    Returns:
-      float32 [Q, N]. The weights exp(.) are within 1e-5 of the exact ones at every sigma.
+    Right up to rounding while sigma is not small; `weights` is right at every sigma.
 
-    Raises:
-      ValueError: a sigma that is not finite and > 0; points that are sharded or streamed.
-
-    Source: paper, eq. 3.
+    >>> plain_weights(np.float32([[1.0]]), np.float32([[0.0], [2.0]]), 1.0)
+    Array([[0.5, 0.5]], dtype=float32)
     """
-    if isinstance(points, Points | Stream):
-        raise ValueError("points: sharded or streamed, wanted an array (see top_weights)")
-    return _log_weights(y, points, check_sigma(sigma))
+
+    def one_query(y, sigma):
+        squared_distances = jnp.sum((y - points) ** 2, axis=1)
+        return jax.nn.softmax(-squared_distances / (2 * sigma**2))
+
+    return jax.vmap(one_query)(y, jnp.broadcast_to(sigma, len(y)))
 
 
-def weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
-    """Posterior weights w_j(y, sigma) [Q, N], each row sums to 1; see `log_weights`."""
-    return jnp.exp(log_weights(y, points, sigma))
+def plain_denoise(
+    y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
+) -> Float[Array, "queries dim"]:
+    """Return the posterior mean (eq. 2), sum_j w_j(y, sigma) x_j, as defined: [Q, d]."""
+    return jnp.matmul(plain_weights(y, points, sigma), points, precision=lax.Precision.HIGHEST)
 
 
 def denoise(
-    y: jax.Array,
-    points: jax.Array | Points | Stream,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     *,
     chunk: int = CHUNK,
-) -> jax.Array:
-    """Posterior mean m_sigma(y) = sum_j w_j(y, sigma) x_j, in one pass over chunks of points.
+) -> Float[Array, "queries ..."]:
+    """Return the posterior mean m_sigma(y) = sum_j w_j(y, sigma) x_j, the empirical denoiser.
 
     Args:
-      y: float32 [Q, d], noised points.
-      points: the data: float32 [N, d], or uint8 as stored (x / 127.5 - 1); on one device, sharded
-        over several, or what `placement.shard` or `placement.stream` returns.
+      y: noised points, vectors [Q, d] or images [Q, H, W, C].
+      points: the data, vectors [N, d] or images [N, H, W, C]: floats, or uint8 as stored (then
+        x / 127.5 - 1); on one device, sharded over several, or placed by
+        `geomem.points.shard` or `geomem.points.stream`.
       sigma: noise level, > 0, a scalar or [Q].
       chunk: points per matrix product; memory grows with it, not with Q x N.
 
     Returns:
-      float32 [Q, d], within 1e-5 of the exact mean for data in [-1, 1].
+      float32 in the shape of y, within 1e-5 of the exact mean for data in [-1, 1].
 
     Raises:
-      ValueError: a sigma that is not finite and > 0.
+      ValueError: sigma is not positive and finite, or shapes or types do not fit.
 
     Source: paper, eq. 2.
     """
-    return _search(y, points, sigma, chunk, mean=True, top=0).mean
+    mean = _search(y, points, sigma, chunk, mean=True, top=0).mean
+    return mean.reshape(jnp.shape(y))
 
 
 def max_weight(
-    y: jax.Array,
-    points: jax.Array | Points | Stream,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     *,
     chunk: int = CHUNK,
-) -> jax.Array:
-    """The largest posterior weight max_j w_j(y, sigma), [Q]; arguments as in `denoise`."""
+) -> Float[Array, " queries"]:
+    """Return the largest posterior weight max_j w_j(y, sigma), [Q]; arguments as in `denoise`."""
     return _search(y, points, sigma, chunk, mean=False, top=1).weight[:, 0]
 
 
@@ -110,30 +114,29 @@ class TopWeights(NamedTuple):
       index: int32 [Q, k], positions in the points.
     """
 
-    weight: jax.Array
-    index: jax.Array
+    weight: Float[Array, "queries k"]
+    index: Int[Array, "queries k"]  # type: ignore[assignment]  # hides tuple.index
 
 
 def top_weights(
-    y: jax.Array,
-    points: jax.Array | Points | Stream,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     k: int,
     *,
     chunk: int = CHUNK,
 ) -> TopWeights:
-    """The k largest posterior weights of each query, and whose they are.
+    """Return the k largest posterior weights of each query, and the points that have them.
 
     Args:
       y, points, sigma, chunk: as in `denoise`.
       k: how many, at most N.
 
     Returns:
-      TopWeights, [Q, k]. Each weight is that of its point, and the j-th largest, within 1e-5; equal
-      weights come by index.
+      TopWeights, [Q, k]. Each weight is exact within 1e-5; equal weights are ordered by index.
 
     Raises:
-      ValueError: a sigma that is not finite and > 0, k that is not in 1..N.
+      ValueError: as in `denoise`, or k is not in 1..N.
 
     Source: paper, eq. 3.
 
@@ -143,87 +146,95 @@ def top_weights(
     """
     points = as_points(points)
     if not 1 <= k <= len(points):
-        raise ValueError(f"k: {k}, wanted 1 to {len(points)}")
-    found = _search(y, points, sigma, chunk, mean=False, top=k)
-    return TopWeights(found.weight, found.index)
+        raise ValueError(f"k must be 1 to {len(points)}, the number of points, got {k}.")
+    softmax = _search(y, points, sigma, chunk, mean=False, top=k)
+    return TopWeights(softmax.weight, softmax.index)
 
 
-def empirical_denoiser(images: jax.Array | Points | Stream):
-    """The exact denoiser of `images` [N, H, W, C], or of placed points, as a Denoiser.
+def log_weights(
+    y: Shaped[ArrayLike, "queries ..."], points: Shaped[ArrayLike, "points ..."], sigma: Sigma
+) -> Float[Array, "queries points"]:
+    """Return all log posterior weights log w_j(y, sigma), the logarithm of eq. 3.
+
+    Each query visits all points by itself; where the largest weights are enough, `top_weights` is
+    many times faster.
+
+    Args:
+      y: noised points, vectors [Q, d] or images [Q, H, W, C].
+      points: the data, vectors [N, d] or images [N, H, W, C], in one place.
+      sigma: noise level, > 0, a scalar or [Q]; for a grid, `jax.vmap` over it.
 
     Returns:
-      (x [B, H, W, C], sigma scalar or [B]) -> [B, H, W, C].
-    """
-    if isinstance(images, Points | Stream):
-        return functools.partial(_denoise_images, images)
-    points = jnp.reshape(images, (len(images), -1))
-    return jax.tree_util.Partial(_denoise_images, points)  # for jit an argument, not a constant
-
-
-def _denoise_images(points, x, sigma):
-    return denoise(x.reshape(len(x), -1), points, sigma).reshape(x.shape)
-
-
-def check_sigma(sigma: float | jax.Array) -> float | jax.Array:
-    """`sigma` itself; values traced by JAX are not looked at.
+      float32 [Q, N]. The weights exp(.) are within 1e-5 of the exact ones at every sigma.
 
     Raises:
-      ValueError: a sigma that is not finite and > 0.
+      ValueError: as in `denoise`, or points that are sharded or streamed.
+
+    Source: paper, eq. 3.
     """
-    if not isinstance(sigma, jax.core.Tracer):
+    if isinstance(points, PlacedPoints):
+        raise ValueError("points must be an array, got placed points; see top_weights.")
+    points = as_rows(points, "points")
+    return _log_weights(*_queries(y, points, sigma), points)
+
+
+def weights(
+    y: Shaped[ArrayLike, "queries ..."], points: Shaped[ArrayLike, "points ..."], sigma: Sigma
+) -> Float[Array, "queries points"]:
+    """Return all posterior weights w_j(y, sigma) [Q, N]; each row sums to 1. See `log_weights`."""
+    return jnp.exp(log_weights(y, points, sigma))
+
+
+def empirical_denoiser(
+    images: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+) -> Callable[..., jax.Array]:
+    """Return the exact denoiser of `images` [N, H, W, C], or of placed points, as a Denoiser.
+
+    It maps (x [B, H, W, C], sigma scalar or [B]) to [B, H, W, C].
+    """
+    if isinstance(images, PlacedPoints):
+        return functools.partial(_denoise_with, images)
+    # For jit an argument, not a constant.
+    return jax.tree_util.Partial(_denoise_with, as_rows(images, "images"))
+
+
+def _denoise_with(points, x, sigma):
+    return denoise(x, points, sigma)
+
+
+def check_sigma(sigma: ArrayLike) -> ArrayLike:
+    """Return sigma itself; values traced by JAX are not looked at.
+
+    Raises:
+      ValueError: a sigma that is not positive and finite.
+    """
+    if not isinstance(sigma, Tracer):
         values = np.asarray(sigma)
-        if not (np.isfinite(values) & (values > 0)).all():
-            bad = values[~(np.isfinite(values) & (values > 0))].flat[0]
-            raise ValueError(f"sigma: {bad:g}, wanted finite and > 0")
+        valid = np.isfinite(values) & (values > 0)
+        if not valid.all():
+            raise ValueError(f"sigma must be positive and finite, got {values[~valid].flat[0]:g}.")
     return sigma
 
 
-def _prepared(y, sigma):
-    chex.assert_rank(y, 2)
-    return y, jnp.broadcast_to(jnp.asarray(sigma, y.dtype), (len(y),))
+def _queries(y, points, sigma):
+    y = as_queries(y, points.shape, "y")
+    return y, jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))
 
 
-def _search(y, points, sigma, chunk, *, mean, top):
+def _search(y, points, sigma, chunk, *, mean, top) -> Softmax:
     points = as_points(points)
-    chex.assert_equal_shape_suffix((y, points), 1)
-    search = PosteriorSearch(len(points), mean, top)
-    return passes.run(points, search, _prepared(y, check_sigma(sigma)), chunk=chunk)
+    search = softmax_search(len(points), mean=mean, top=top)
+    return points.run(search, _queries(y, points, sigma), chunk=chunk)
 
 
 @jax.jit
-def _log_weights(y, points, sigma):
-    block = functools.partial(_log_weights_block, points=points, origin=centre(points))
-    return map_rows(block, _prepared(y, sigma), QUERIES)
+def _log_weights(y, sigma, points):
+    points = decode(points)
 
+    def one_query(query):
+        y, sigma = query
+        reference = points[jnp.sum((y - points) ** 2, axis=1).argmin()]
+        logits = log_weight_ratios(y[None], sigma[None], reference[None], points[None])[0]
+        return jax.nn.log_softmax(logits)
 
-def _log_weights_block(y, sigma, *, points, origin):
-    centred = points - origin
-    screened = inner_products(y - origin, centred) - jnp.sum(centred**2, axis=1) / 2
-    screened = (screened - screened.max(axis=1, keepdims=True)) / (sigma**2)[:, None]
-    reference = points[screened.argmax(axis=1)]
-    rows = jnp.arange(len(y))[:, None]
-    count = min(CANDIDATES, len(points))
-
-    def relative(y, sigma, reference, index):
-        return log_weight_ratios(y, sigma, reference, points[index])
-
-    def redo(state):
-        exact, pending, baseline, error, _ = state
-        score, index = lax.top_k(jnp.where(pending, screened, -jnp.inf), count)
-        found = score != -jnp.inf
-        redone = map_rows(
-            relative, (y, sigma, reference, index), gather_block(count, points.shape[1])
-        )
-        exact = exact.at[rows, index].set(jnp.where(found, redone, exact[rows, index]))
-        pending = pending.at[rows, index].set(False)
-        baseline, new_error = aligned(redone, score, baseline)
-        error = jnp.maximum(error, new_error)
-        logits = jnp.where(pending, screened - baseline, exact)
-        total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
-        rest = jax.nn.logsumexp(logits, axis=1, keepdims=True, where=pending)
-        return exact, pending, baseline, error, settled(rest - total, error).all()
-
-    one = jnp.ones((len(y), 1))
-    start = (screened, jnp.ones(screened.shape, bool), jnp.nan * one, 0 * one, jnp.array(False))
-    exact, pending, baseline, *_ = lax.while_loop(lambda state: ~state[-1], redo, start)
-    return jax.nn.log_softmax(jnp.where(pending, screened - baseline, exact), axis=1)
+    return lax.map(one_query, (y, sigma))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem.geometry.posterior import check_sigma
-from geomem.points.blocks import map_rows
+from geomem.points.exact import map_rows
 from geomem.points.neighbours import squared_distances
 
 __all__ = [
@@ -87,7 +87,7 @@ def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
 def check_shell_c(c: float) -> None:
     """Raise a ValueError unless the shell's concentration `c` is finite and > 0."""
     if not (math.isfinite(c) and c > 0):
-        raise ValueError(f"shell_c: {c:g}, wanted finite and > 0")
+        raise ValueError(f"shell_c must be positive and finite, got {c:g}.")
 
 
 def contains(

@@ -84,7 +84,9 @@ def own_weight_upper_bound(
       ValueError: delta or q out of range.
     """
     if not (0.5 < q < 1 and 1 - q < delta < 1):
-        raise ValueError(f"delta, q: {delta:g}, {q:g}, wanted 1/2 < q < 1 and 1 - q < delta < 1")
+        raise ValueError(
+            f"delta and q must satisfy 1/2 < q < 1 and 1 - q < delta < 1, got {delta:g} and {q:g}."
+        )
     # Rounding must not lift an exact integer to the next one.
     good = jnp.ceil(counts * (1 - (1 - q) / delta - 1e-6))
     ratio = radii / sigma

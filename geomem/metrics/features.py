@@ -1,4 +1,4 @@
-"""Features of images: what a quality metric sees, by a name that its results carry."""
+"""Feature spaces of images for quality metrics; each has a name that its results carry."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Shaped
 
 from geomem.data import to_float
 
-__all__ = ["PIXELS", "Features", "check_finite"]
+__all__ = ["PIXELS", "Features", "check_features", "check_finite"]
+
+Images = Shaped[np.ndarray, "images height width channels"]
 
 
 class Features(NamedTuple):
-    """A named function of images.
+    """A named function from images to features.
 
     Attributes:
-      name: printed and saved with every number made from these features.
-      extract: images [B, H, W, C], uint8 or float32 in [-1, 1], -> features [B, d].
-      batch: images at once.
+      name: printed and saved with every number computed from these features.
+      extract: maps images (uint8, or float32 in [-1, 1]) to features.
+      batch: largest number of images at once.
     """
 
     name: str
-    extract: Callable[[np.ndarray], np.ndarray]
+    extract: Callable[[Images], Shaped[np.ndarray, "images features"]]
     batch: int = 256
 
-    def batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
-        """The features of `images` [N, H, W, C], as arrays [B, d] of at most `batch` rows."""
+    def batches(self, images: Images) -> Iterator[Shaped[np.ndarray, "batch features"]]:
+        """Yield the features of `images` in batches of at most `batch` rows."""
         for start in range(0, len(images), self.batch):
             yield np.asarray(self.extract(images[start : start + self.batch]))
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The features [N, d] of `images` [N, H, W, C]."""
+    def __call__(self, images: Images) -> Shaped[np.ndarray, "images features"]:
+        """Return the features of `images`."""
         return np.concatenate(list(self.batches(images)))
 
 
-def check_finite(**arrays: np.ndarray) -> None:
-    """Refuse arrays [N, ...] of which a row has NaN or infinite values, by their argument's name.
+def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
+    """Refuse arrays with NaN or infinite values.
 
     Raises:
-      ValueError: how many rows of which array.
+      ValueError: naming the argument and the number of its rows with such values.
     """
     for name, rows in arrays.items():
         if rows.dtype.kind in "biu":
@@ -47,7 +50,24 @@ def check_finite(**arrays: np.ndarray) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             sums = rows.sum(axis=tuple(range(1, rows.ndim)), dtype=np.float32)
         if bad := int((~np.isfinite(sums)).sum()):
-            raise ValueError(f"{name}: {bad} of {len(rows)} are not finite, wanted finite values")
+            raise ValueError(f"{name} must be finite, got NaN or inf in {bad} of {len(rows)} rows.")
+
+
+def check_features(
+    samples: Shaped[Array | np.ndarray, "samples dim"],
+    reference: Shaped[Array | np.ndarray, "reference dim"],
+) -> None:
+    """Refuse features that differ in dimension or are not finite.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    if samples.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"reference must have {samples.shape[1]} features like samples, "
+            f"got shape {reference.shape}."
+        )
+    check_finite(samples=samples, reference=reference)
 
 
 def _flattened(images):
@@ -56,4 +76,4 @@ def _flattened(images):
 
 
 PIXELS = Features("pixels", _flattened, batch=4096)
-"""The pixels themselves, in [-1, 1]: for images that no pretrained network knows."""
+"""The pixels in [-1, 1], for images that no pretrained network knows."""

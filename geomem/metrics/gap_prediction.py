@@ -1,14 +1,15 @@
-"""What a gap can remove, before any training: a flow of two exact denoisers.
+"""Predict, without training, how much memorization a gap leaves: a flow of two exact denoisers.
 
-Sampling runs from large noise to small. Suppose that training with a gap leaves the network with
-the memorizing (empirical) denoiser above the gap, and makes it generalize from the gap downwards,
-as the denoiser of a much larger set of images would. Both denoisers are known exactly, so the flow
-can be run: samples that still end on a training image were decided above the gap, and no gap with
-that upper edge is expected to memorize less. But for chance: the training images are part of the
-larger set, whose own flow ends on one of them now and then, and that much is taken out.
+Sampling goes from large noise to small. Assume that a network trained with a gap acts as the
+memorizing (empirical) denoiser above the gap, and generalizes inside and below it, like the
+empirical denoiser of a much larger set of images (the pool). Both denoisers are known exactly, so
+this flow can be run: a sample that still ends on a training image was decided above the gap. The
+pool contains the training images, so its own flow ends on one of them by chance; that rate is
+subtracted. The result is a prediction under this assumption, not a bound: a trained network may
+memorize less or more.
 
-Running the larger set inside the gap only would say nothing: below it the empirical denoiser moves
-every sample onto its nearest training image, whatever happened before, and all are memorized.
+Using the pool inside the gap only would not work. Below the gap, the empirical denoiser would move
+every sample onto its nearest training image, and all samples would be memorized.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from geomem.diffusion import sampler
 from geomem.geometry import posterior
@@ -26,41 +28,41 @@ __all__ = ["Prediction", "predict"]
 
 
 class Prediction(NamedTuple):
-    """Samples of the two denoisers' flow, one row for each upper edge of a gap.
+    """The predicted memorization for each upper edge of a gap.
 
     Attributes:
-      high: [G], the upper edges.
-      rate: G Rates of memorized samples.
+      high: the upper edges.
+      rate: Rate of memorized samples for each edge.
       chance: Rate of memorized samples of the pool's own flow.
-      decided: [G], (rate - chance) / (1 - chance): the fraction that is decided above the edge.
-      memorized: bool [G, Q].
+      decided: (rate - chance) / (1 - chance), the fraction of samples decided above the edge.
+      memorized: flag of each sample.
     """
 
-    high: np.ndarray
+    high: Float[np.ndarray, " edges"]
     rate: tuple[intervals.Rate, ...]
     chance: intervals.Rate
-    decided: np.ndarray
-    memorized: np.ndarray
+    decided: Float[np.ndarray, " edges"]
+    memorized: Bool[np.ndarray, "edges samples"]
 
 
 def predict(
-    train: np.ndarray,
-    pool: np.ndarray,
+    train: Float[np.ndarray, "train height width channels"],
+    pool: Float[np.ndarray, "pool height width channels"],
     highs: Sequence[float],
-    sigmas: np.ndarray,
+    sigmas: Float[np.ndarray, " levels"],
     *,
     seeds: Sequence[int] = range(512),
     threshold: float = 1 / 3,
 ) -> Prediction:
-    """The memorized fraction that is decided above each of `highs`.
+    """Predict the fraction of samples that stay memorized for each upper edge of a gap.
 
     Args:
-      train: float32 [N, H, W, C], the training images.
-      pool: float32 [M, H, W, C], M >> N images of the same distribution, the training images among
-        them: without them what was decided would be moved elsewhere.
-      highs: upper edges of gaps, noise levels.
-      sigmas: [S + 1], the sampling grid, as from `grids.edm_grid`: descending, then 0. An edge
-        acts at the first level at or below it.
+      train: the training images.
+      pool: many more images of the same distribution. They must include the training images;
+        otherwise the flow would move samples away from them even if they were decided.
+      highs: upper edges of gaps (noise levels).
+      sigmas: the sampling grid, descending and then 0, as from `grids.edm_grid`. The denoisers
+        switch at the first level at or below an edge.
       seeds: of the samples; the same for every edge.
       threshold: of d1 / d2.
 
@@ -68,24 +70,30 @@ def predict(
       Prediction. Edges between the same two levels share one flow.
 
     Raises:
-      ValueError: no edges, images of different shapes, or a pool whose own flow always ends on
+      ValueError: if there are no edges, image shapes differ, or the pool's own flow always ends on
         training images.
     """
     if not len(highs):
-        raise ValueError("highs: none, wanted one or more noise levels")
+        raise ValueError("highs must not be empty.")
     if train.shape[1:] != pool.shape[1:]:
-        raise ValueError(f"pool: images of {pool.shape[1:]}, wanted {train.shape[1:]}")
-    memorizing, generalizing = map(posterior.empirical_denoiser, (train, pool))
+        raise ValueError(
+            f"pool must be images of shape {train.shape[1:]} like train, got {pool.shape[1:]}."
+        )
+    memorizing = posterior.empirical_denoiser(train)
+    generalizing = posterior.empirical_denoiser(pool)
     steps = len(sigmas) - 1
     flags = {}
     firsts = [int(np.argmax(np.asarray(sigmas) <= high)) for high in highs]
-    for first in sorted({0, *firsts}):  # from the first step on it is the pool's own flow
+    for first in sorted({0, *firsts}):  # 0 is the pool's own flow
         flow = sampler.swap(memorizing, generalizing, range(first, steps))
         images = sampler.generate(flow, seeds, train.shape[1:], sigmas)
         flags[first] = memorization.measure(images, train, threshold=threshold).memorized
     memorized = np.stack([flags[first] for first in firsts])
-    found, chance = tuple(intervals.rate(row) for row in memorized), intervals.rate(flags[0])
+    rates, chance = tuple(intervals.rate(row) for row in memorized), intervals.rate(flags[0])
     if chance.rate == 1:
-        raise ValueError(f"pool: {len(pool)} images, whose own flow always ends on training images")
-    decided = (np.array([one.rate for one in found]) - chance.rate) / (1 - chance.rate)
-    return Prediction(np.asarray(highs, float), found, chance, decided, memorized)
+        raise ValueError(
+            f"pool must hold many images beside the training images, got {len(pool)} images and a "
+            "flow that always ends on training images."
+        )
+    decided = (np.array([rate.rate for rate in rates]) - chance.rate) / (1 - chance.rate)
+    return Prediction(np.asarray(highs, float), rates, chance, decided, memorized)

@@ -1,4 +1,4 @@
-"""Fractions with exact intervals, and two fractions compared seed by seed."""
+"""Rates with exact confidence intervals, and paired comparisons of two rates."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 __all__ = ["Comparison", "Mean", "Rate", "compare", "mean", "rate"]
 
 
 class Rate(NamedTuple):
-    """A fraction with its exact (Clopper-Pearson) confidence interval.
+    """A rate `count / total` with its exact (Clopper-Pearson) confidence interval.
 
     >>> print(rate([True, False, False, False]))
     25.0% [0.6%, 80.6%] (1 of 4)
@@ -29,14 +30,14 @@ class Rate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two arms on the same seeds.
+    """Two arms compared on the same seeds.
 
     Attributes:
-      first, second: their rates.
-      only_first, only_second: seeds that are flagged in one arm only.
-      p: of the exact two-sided sign (McNemar) test that such seeds fall on either side alike.
-      difference: second minus first rate.
-      low, high: its paired bootstrap interval.
+      first, second: Rate of each arm.
+      only_first, only_second: number of seeds flagged in that arm only.
+      p: p-value of the exact two-sided sign (McNemar) test that both numbers have the same mean.
+      difference: second rate minus first rate.
+      low, high: paired bootstrap interval of the difference.
     """
 
     first: Rate
@@ -50,7 +51,7 @@ class Comparison(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over independent repetitions, with its Student t interval (None for only one)."""
+    """A mean over independent repetitions with its Student t interval (None for one repetition)."""
 
     mean: float
     low: float | None
@@ -58,76 +59,78 @@ class Mean(NamedTuple):
 
 
 def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """The mean of `values` [R], say differences of R pairs of trainings, and where the true one is.
+    """Return the mean of `values` and its interval, e.g. for differences between paired trainings.
 
     >>> [round(x, 2) for x in mean([-0.33, -0.42, -0.22])]
     [-0.32, -0.57, -0.07]
     """
     from scipy.stats import t
 
-    values = np.asarray(values, float)
-    middle = float(values.mean())
-    if len(values) < 2:
-        return Mean(middle, None, None)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1) * error)
-    return Mean(middle, middle - reach, middle + reach)
+    count, center = len(values), float(np.mean(values))
+    if count < 2:
+        return Mean(center, None, None)
+    error = np.std(values, ddof=1) / np.sqrt(count)
+    margin = float(t.ppf((1 + confidence) / 2, count - 1) * error)
+    return Mean(center, center - margin, center + margin)
 
 
-def rate(flags: np.ndarray, confidence: float = 0.95) -> Rate:
-    """The fraction of true `flags` [Q] with its exact Clopper-Pearson interval.
+def rate(flags: Bool[np.ndarray, " samples"], confidence: float = 0.95) -> Rate:
+    """Return the fraction of true `flags` with its exact Clopper-Pearson interval.
 
     Raises:
-      ValueError: no flags, or a confidence that is not in (0, 1).
+      ValueError: if there are no flags, or `confidence` is not in (0, 1).
     """
     from scipy.stats import binomtest
 
     flags = np.asarray(flags, bool)
     if flags.size == 0:
-        raise ValueError("flags: none, wanted 1 or more")
+        raise ValueError("flags must not be empty.")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence: {confidence:g}, wanted between 0 and 1")
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence:g}.")
     count, total = int(flags.sum()), flags.size
     low, high = binomtest(count, total).proportion_ci(confidence, method="exact")
     return Rate(count, total, count / total, float(low), float(high))
 
 
 def compare(
-    first: np.ndarray,
-    second: np.ndarray,
+    first: Bool[np.ndarray, " seeds"],
+    second: Bool[np.ndarray, " seeds"],
     *,
     confidence: float = 0.95,
     bootstrap: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two arms whose samples come from the same seeds, pair by pair.
+    """Compare the rates of two arms that were sampled from the same seeds.
 
     Args:
-      first, second: bool [Q], the flags of the same seeds in both arms.
-      confidence: of the intervals.
-      bootstrap: resamplings of the pairs.
+      first, second: flags of the same seeds in both arms.
+      confidence: level of the intervals.
+      bootstrap: number of resamplings of the pairs.
       seed: of the bootstrap.
 
     Returns:
       Comparison.
 
     Raises:
-      ValueError: arms of different length, or empty ones.
+      ValueError: if the arms differ in length or are empty.
     """
     from scipy.stats import binomtest
 
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     if first.shape != second.shape:
-        raise ValueError(f"second: shape {second.shape}, wanted {first.shape}, one flag per seed")
+        raise ValueError(f"second must have {len(first)} flags like first, got {len(second)}.")
     rates = rate(first, confidence), rate(second, confidence)
     total = first.size
-    lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
-    p = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-    # Resampled pairs are a multinomial draw: lost, gained, alike.
-    shares = np.array([lost, gained, total - lost - gained]) / total
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    p = binomtest(only_first, discordant).pvalue if discordant else 1.0
+    # Resampling the pairs is a multinomial draw of these three kinds.
+    shares = np.array([only_first, only_second, total - discordant]) / total
     draws = np.random.default_rng(seed).multinomial(total, shares, size=bootstrap)
     differences = (draws[:, 1] - draws[:, 0]) / total
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
-    difference = (gained - lost) / total
-    return Comparison(*rates, lost, gained, float(p), difference, float(low), float(high))
+    difference = (only_second - only_first) / total
+    return Comparison(
+        *rates, only_first, only_second, float(p), difference, float(low), float(high)
+    )

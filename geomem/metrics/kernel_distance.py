@@ -1,6 +1,6 @@
 """Kernel distance between two sets of features; with Inception features, KID.
 
-Unlike the Frechet distance it is unbiased at any number of samples, and has a standard error.
+Unlike the Frechet distance, it is unbiased for any number of samples and has a standard error.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
+
+from geomem.metrics.features import check_features
 
 __all__ = ["KernelDistance", "kernel_distance", "squared_mmd"]
 
 
 class KernelDistance(NamedTuple):
-    """A squared maximum mean discrepancy (MMD), averaged over disjoint blocks.
+    """A squared maximum mean discrepancy (MMD), averaged over disjoint blocks of features.
 
     >>> print(KernelDistance(0.00123, 0.00004, 10, 1000))
     kernel distance 0.00123 +- 4e-05 (10 blocks of 1,000)
@@ -22,8 +25,8 @@ class KernelDistance(NamedTuple):
     Attributes:
       value: the mean over blocks; unbiased, so it may be slightly negative.
       error: its standard error; NaN for a single block.
-      blocks: how many.
-      size: features of each set in a block.
+      blocks: number of blocks.
+      size: number of features of each set in a block.
     """
 
     value: float
@@ -38,18 +41,18 @@ class KernelDistance(NamedTuple):
         )
 
 
-def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased MMD^2: mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j).
+def squared_mmd(x: Shaped[np.ndarray, "n dim"], y: Shaped[np.ndarray, "m dim"]) -> float:
+    """Return the unbiased MMD^2: mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j).
 
-    The first two means are over i != j; k(a, b) = (<a, b> / d + 1)^3 is the polynomial kernel. In
-    float64: it is a small difference of large means.
+    The first two means are over i != j, and k(a, b) = (<a, b> / d + 1)^3 is the polynomial kernel.
+    Computed in float64, because it is a small difference of large means.
 
     Args:
-      x, y: [n, d] and [m, d], n, m >= 2.
+      x, y: two or more features each.
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401).
     """
-    x, y = np.float64(x), np.float64(y)
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
     def kernel(a, b):
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -62,31 +65,43 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def kernel_distance(
-    samples: np.ndarray, reference: np.ndarray, *, size: int = 1000, seed: int = 0
+    samples: Shaped[np.ndarray, "samples dim"],
+    reference: Shaped[np.ndarray, "reference dim"],
+    *,
+    size: int = 1000,
+    seed: int = 0,
 ) -> KernelDistance:
-    """Mean and standard error of `squared_mmd` over as many disjoint random blocks as there are.
+    """Return the mean and standard error of `squared_mmd` over disjoint random blocks.
 
-    Disjoint blocks are independent, which makes the error an honest one; the usual 100 overlapping
+    Disjoint blocks are independent, so the standard error is valid. The usual 100 overlapping
     subsets have the same expectation.
 
     Args:
-      samples, reference: features [M, d] and [N, d].
-      size: features of each set in a block; at most min(M, N) are taken.
+      samples, reference: features.
+      size: number of features of each set in a block; at most the size of the smaller set.
       seed: of the shuffle.
 
+    Returns:
+      KernelDistance.
+
     Raises:
-      ValueError: fewer than two features, or different dimensions.
+      ValueError: if a block has fewer than two features, dimensions differ, or a value is not
+        finite.
+
+    Source: Binkowski et al. 2018 (arXiv 1801.01401).
     """
-    size = min(size, len(samples), len(reference))
     if size < 2:
-        raise ValueError(f"size: {size} feature(s) in a block, wanted 2 or more")
-    if samples.shape[1:] != reference.shape[1:]:
-        raise ValueError(f"reference: features {reference.shape[1:]}, wanted {samples.shape[1:]}")
+        raise ValueError(f"size must be 2 or more, got {size}.")
+    for name, rows in (("samples", samples), ("reference", reference)):
+        if len(rows) < 2:
+            raise ValueError(f"{name} must hold 2 or more features, got {len(rows)}.")
+    check_features(samples, reference)
+    size = min(size, len(samples), len(reference))
     rng = np.random.default_rng(seed)
     blocks = min(len(samples), len(reference)) // size
     first, second = (
-        rng.permutation(len(features))[: blocks * size].reshape(blocks, size)
-        for features in (samples, reference)
+        rng.permutation(len(rows))[: blocks * size].reshape(blocks, size)
+        for rows in (samples, reference)
     )
     values = [squared_mmd(samples[a], reference[b]) for a, b in zip(first, second, strict=True)]
     error = np.std(values, ddof=1) / math.sqrt(blocks) if blocks > 1 else math.nan

@@ -1,67 +1,64 @@
-"""Noise that a sampler left in its images, and what distances would be without it.
+"""Estimate the noise that a sampler left in its images, and correct distances for it.
 
-A sampler that ends early, or a network that denoises badly at some noise levels, returns
-g = g0 + tau z, z standard normal. E||g - x||^2 = ||g0 - x||^2 + tau^2 d for every x: the noise adds
-the same to all squared distances, and hides that g0 is a copy.
+A sampler that stops early, or a network that denoises badly at some noise levels, returns
+g = g0 + tau z with z standard normal. For every image x, E||g - x||^2 = ||g0 - x||^2 + tau^2 d: the
+noise adds the same amount to all squared distances, which hides that g0 is a copy.
 
-In an orthonormal basis the clean images' coordinates c_j have variances lambda_j that span many
-orders of magnitude, the noise's are all tau^2. So each image's tau^2 is fitted in
-E c_j^2 = a lambda_j + tau^2, together with its own contrast a, by maximum likelihood. The lambda_j
-come from held-out images; from training images they would be too small for a new image and, where
-there are fewer images than dimensions, zero. Of two bases the one that tells more about tau is
-taken: the eigenvectors of half the held-out images (lambda from the other half), where that half
-has d images or more, and the cosine basis over rows, columns and channels, which needs none.
+In an orthonormal basis the coordinates c_j of clean images have variances lambda_j that span many
+orders of magnitude; the noise has variance tau^2 in all of them. So tau^2 is fitted to each image,
+together with the image's contrast a, in E c_j^2 = a lambda_j + tau^2 by maximum likelihood. The
+lambda_j come from held-out images: from training images they would be too small for a new image,
+or zero if there are fewer images than dimensions. Of two bases, `fit_spectrum` takes the one with
+more information about tau: the eigenvectors of half the held-out images, with lambda from the other
+half (if that half has at least d images), or the cosine basis over rows, columns and channels.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from geomem.metrics.features import check_finite
-from geomem.points.blocks import QUERIES, map_rows
-from geomem.points.products import inner_products
-
-if TYPE_CHECKING:
-    from geomem.metrics.memorization import Memorization
+from geomem.points.exact import QUERIES, inner_products, map_rows
 
 __all__ = ["Spectrum", "fit_spectrum", "noise_removed_ratio", "residual_noise"]
 
 _BANDS = 16
 _STEPS = 60
-_FLOOR = 1e-10  # variance; keeps the weights of pixels that never vary finite
-_MARGIN = 4.0
+_FLOOR = 1e-10  # variance; keeps the weights of constant pixels finite
+_MARGIN = 4.0  # standard deviations
 
 
 class Spectrum(NamedTuple):
-    """How clean images spread over the directions of a basis, in bands of like variance.
+    """Variances of clean images along the directions of a basis, in bands of similar variance.
 
     Attributes:
-      mean: float32 [H, W, C] or [d].
-      basis: float32 [d, d], columns; None is the cosine basis.
-      bands: float32 [d, G], averages squared coordinates into bands.
-      variance: float64 [G], of clean images, per direction.
-      count: int [G], directions in each band.
+      mean: the mean image.
+      basis: one direction per column; None means the cosine basis.
+      bands: averages squared coordinates into bands.
+      variance: of clean images, per direction.
+      count: number of directions in each band.
     """
 
-    mean: jax.Array
-    basis: jax.Array | None
-    bands: jax.Array
-    variance: np.ndarray
-    count: np.ndarray
+    mean: Float[Array, "*shape"]
+    basis: Float[Array, "dim dim"] | None
+    bands: Float[Array, "dim bands"]
+    variance: Float[np.ndarray, " bands"]
+    count: Int[np.ndarray, " bands"]
 
 
-def fit_spectrum(heldout: jax.Array) -> Spectrum:
-    """The spectrum of clean images [M, ...], M >= 4, which were not trained on.
+def fit_spectrum(heldout: Float[Array | np.ndarray, "images ..."]) -> Spectrum:
+    """Fit the spectrum of clean images; use held-out ones, never training images.
 
     Raises:
-      ValueError: fewer than four images, or values that are not finite.
+      ValueError: if there are fewer than four images or a value is not finite.
     """
     if len(heldout) < 4:
-        raise ValueError(f"heldout: {len(heldout)} images, wanted 4 or more")
+        raise ValueError(f"heldout must hold 4 or more images, got {len(heldout)}.")
     check_finite(heldout=heldout)
     first, second = heldout[::2], heldout[1::2]
     mean, dim = jnp.mean(first, axis=0), int(np.prod(heldout.shape[1:]))
@@ -81,32 +78,38 @@ def fit_spectrum(heldout: jax.Array) -> Spectrum:
     return max(candidates, key=lambda s: np.sum(s.count / (s.variance + _FLOOR) ** 2))
 
 
-def residual_noise(samples: jax.Array, heldout: jax.Array | Spectrum) -> np.ndarray:
-    """The standard deviation tau of white noise in each sample, per pixel and channel.
+def residual_noise(
+    samples: Float[Array | np.ndarray, "samples ..."],
+    heldout: Float[Array | np.ndarray, "images ..."] | Spectrum,
+) -> Float[np.ndarray, " samples"]:
+    """Estimate the standard deviation tau of white noise in each sample, per pixel and channel.
 
     Args:
-      samples: float [Q, ...], images.
-      heldout: float [M, ...], clean images that were not trained on, or their `fit_spectrum`.
-        Images in the shape [M, H, W, C] are needed for the cosine basis.
+      samples: images.
+      heldout: four or more clean images that were not trained on, or their `fit_spectrum`. The
+        cosine basis needs images of shape [H, W, C].
 
     Returns:
-      float64 [Q], >= 0. Clean images get about 0; what is taken for noise is white noise, not
-      whatever else is wrong with an image.
+      tau >= 0; about 0 for clean images. It measures white noise only, not other defects.
 
     Raises:
-      ValueError: shapes that differ, fewer than four held-out images, or values that are not
+      ValueError: if shapes differ, there are fewer than four held-out images, or a value is not
         finite.
     """
     spectrum = heldout if isinstance(heldout, Spectrum) else fit_spectrum(heldout)
     if samples.shape[1:] != spectrum.mean.shape:
-        raise ValueError(f"samples: shape {samples.shape}, wanted [Q, *{spectrum.mean.shape}]")
+        raise ValueError(
+            f"samples must be images of shape {spectrum.mean.shape} like heldout, "
+            f"got {samples.shape[1:]}."
+        )
     check_finite(samples=samples)
-    squares = np.float64(_band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands))
+    energies = _band_energies(samples, spectrum.mean, spectrum.basis, spectrum.bands)
+    squares = np.asarray(energies, np.float64)
     variance, count = spectrum.variance, spectrum.count
     contrast, noise = np.ones(len(squares)), squares.min(axis=1)
     for _ in range(_STEPS):
-        # Fisher scoring: least squares weighted by the inverse variance of each band's energy,
-        # with both parts >= 0; half steps.
+        # Fisher scoring with half steps: least squares weighted by the inverse variance of each
+        # band's energy, both parameters >= 0.
         weight = count / (np.outer(contrast, variance) + noise[:, None] + _FLOOR) ** 2
         aa, ab, bb = weight @ variance**2, weight @ variance, weight.sum(axis=1)
         a, b = (weight * squares) @ variance, (weight * squares).sum(axis=1)
@@ -119,42 +122,43 @@ def residual_noise(samples: jax.Array, heldout: jax.Array | Spectrum) -> np.ndar
     return np.sqrt(noise)
 
 
-def noise_removed_ratio(found: Memorization, noise: np.ndarray, dim: int) -> np.ndarray:
-    """d1 / d2 after the noise is taken out: sqrt((d1^2 - tau^2 d) / (d2^2 - tau^2 d)).
+def noise_removed_ratio(
+    distance: Float[np.ndarray, "samples 2"], noise: Float[np.ndarray, " samples"], dim: int
+) -> Float[np.ndarray, " samples"]:
+    """Return d1 / d2 without the noise: sqrt((d1^2 - tau^2 d) / (d2^2 - tau^2 d)).
 
     Args:
-      found: Memorization of the samples, of which `distance` [Q, 2] is used.
-      noise: [Q], tau.
-      dim: d, the number of pixels times channels.
+      distance: d1 and d2 of each sample.
+      noise: tau of each sample.
+      dim: d, pixels times channels.
 
     Returns:
-      float64 [Q]: 0 where the noise explains all of d1. Where d2^2 - tau^2 d is not above four of
-      its standard deviations, tau^2 sqrt(d) each, nothing is known of the image below the noise,
-      and the plain ratio stays.
+      The ratio; 0 if the noise explains all of d1. If d2^2 - tau^2 d is less than four of its
+      standard deviations (tau^2 sqrt(d)), the image below the noise is unknown and the ratio is
+      d1 / d2.
     """
-    first, second = np.float64(found.distance).T ** 2
-    added = np.float64(noise) ** 2 * dim
-    rest = second - added
-    known = rest > _MARGIN * added / np.sqrt(dim)
-    removed = np.sqrt(np.maximum(first - added, 0) / np.where(known, rest, 1))
-    return np.where(known, removed, found.ratio)
+    squares = np.asarray(distance, np.float64) ** 2
+    added = np.asarray(noise, np.float64) ** 2 * dim
+    known = squares[:, 1] - added > _MARGIN * added / np.sqrt(dim)
+    first, second = (squares - np.where(known, added, 0)[:, None]).clip(0).T
+    return np.sqrt(np.divide(first, second, out=np.ones_like(first), where=second > 0))
 
 
 @jax.jit
 def _eigenvectors(rows, mean):
-    centred = (rows - mean).T
-    return jnp.linalg.eigh(inner_products(centred, centred) / len(rows))[1]
+    centered = (rows - mean).T
+    return jnp.linalg.eigh(inner_products(centered, centered) / len(rows))[1]
 
 
 @jax.jit
 def _band_energies(images, mean, basis, bands):
-    """Squared coordinates of the images less the mean, [Q, d], or averaged into bands, [Q, G]."""
+    """Squared coordinates of images minus the mean, [Q, d], or their band averages, [Q, G]."""
 
     def block(images):
-        centred = images - mean
+        centered = images - mean
         if basis is None:
-            centred = jax.scipy.fft.dctn(centred, axes=(1, 2, 3), norm="ortho")
-        coordinates = centred.reshape(len(centred), -1)
+            centered = jax.scipy.fft.dctn(centered, axes=(1, 2, 3), norm="ortho")
+        coordinates = centered.reshape(len(centered), -1)
         if basis is not None:
             coordinates = inner_products(coordinates, basis.T)
         squares = coordinates**2

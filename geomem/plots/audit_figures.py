@@ -1,4 +1,4 @@
-"""Figures of an audit: the zone against N, the noise of usual training, thumbnails of copies."""
+"""Figures of an audit: the zone and the number of images, training noise, thumbnails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from geomem.diffusion.conventions import TrainingNoise
-from geomem.geometry.growth import Closing, Growth
+from geomem.geometry.growth import Growth
 from geomem.plots.style import COLORS, sheet
 
 __all__ = ["growth", "thumbnail", "training_noise"]
@@ -17,9 +17,9 @@ _SIDE = 64  # pixels of a thumbnail
 
 
 def thumbnail(image: np.ndarray) -> bytes:
-    """A PNG file of an image [H, W, C] as stored (uint8, or floats in [-1, 1]), at most 64 wide.
+    """Return a PNG file of an image [H, W, C] as stored: uint8, or floats in [-1, 1].
 
-    Of two or four channels only the first is shown.
+    Images larger than 64 pixels are reduced. Images with two or four channels show their first.
     """
     from PIL import Image
 
@@ -32,69 +32,58 @@ def thumbnail(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def growth(measured: Growth, closing: Closing | None):
-    """The zone's edges and its peak against the number of training images.
+def growth(subsamples: Growth):
+    """Draw the zone's edges and its peak against the number of training images.
 
     Args:
-      measured: the zone on subsamples.
-      closing: the line through its width, drawn as one line for each edge; or None.
+      subsamples: the zone on subsamples.
 
     Returns:
-      A matplotlib Figure.
+      A matplotlib Figure. The lines are least-squares fits; none goes beyond the measured sizes.
     """
-    count = measured.count
+    count, threshold = subsamples.count, subsamples.threshold
+    known = np.isfinite(subsamples.width)
     with sheet(height=3.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        reach = count.max() * (16 if closing else 1.3)
-        line = np.union1d(np.geomspace(count.min(), reach, 50), [count.max()])
-        known = np.isfinite(measured.width)
-        edges = []
         for edge, color, marker, label in (
-            (measured.left, "vermillion", "s", r"max weight leaves {:g}"),
-            (measured.reached, "blue", "o", r"coverage reaches {:g}"),
+            (subsamples.left, "vermillion", "s", "upper edge: max weight"),
+            (subsamples.reached, "blue", "o", "lower edge: coverage"),
         ):
-            label = label.format(measured.threshold)
+            label = f"{label} = {threshold:g}"
             top.plot(count, edge, marker, color=COLORS[color], ms=3, label=label)
-            if closing:
-                fit = np.polyfit(np.log(count[known]), np.log(edge[known]), 1)
-                edges.append(np.exp(np.polyval(fit, np.log(line))))
-                top.plot(line, edges[-1], "--", color=COLORS[color], lw=0.8)
-        if closing:
-            upper, lower = edges
-            inside = (line <= count.max()) & (upper > lower)
-            beyond = (line >= count.max()) & (upper > lower)
-            top.fill_between(line, lower, upper, inside, color=COLORS["yellow"], alpha=0.35, lw=0)
-            top.fill_between(line, lower, upper, beyond, color=COLORS["yellow"], alpha=0.15, lw=0)
-        for axes in (top, bottom):
-            axes.axvline(count.max(), color="0.6", lw=0.6)
-        top.annotate(
-            "  extrapolated" if closing else "",
-            (count.max(), 1.0),
-            xycoords=("data", "axes fraction"),
-            fontsize=6,
-            va="top",
-        )
+        if len(np.unique(count[known])) > 1:
+            sizes = np.geomspace(count[known].min(), count[known].max(), 50)
+            lower, upper = (
+                np.exp(np.polyval(np.polyfit(np.log(count[known]), np.log(edge), 1), np.log(sizes)))
+                for edge in (subsamples.reached[known], subsamples.left[known])
+            )
+            for line, label in ((lower, "straight-line fit"), (upper, None)):
+                top.plot(sizes, line, "--", color=COLORS["gray"], lw=0.8, label=label)
+            shade = dict(color=COLORS["yellow"], alpha=0.35, lw=0, label="danger zone")
+            top.fill_between(sizes, lower, upper, upper > lower, **shade)
         top.set(xscale="log", yscale="log", ylabel=r"noise level $\sigma$")
         top.yaxis.set_major_formatter("{x:g}")
         top.yaxis.set_minor_formatter("{x:g}")
         top.tick_params(which="minor", labelsize=6)
-        bottom.plot(count, measured.peak_level, "D", color=COLORS["green"], ms=3)
-        bottom.axhline(measured.threshold, color="0.6", lw=0.6, zorder=0)
-        bottom.set(ylim=(0, 1.02), ylabel="peak of\nmin(C, W)", xlabel="training images")
-        handles = top.get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=2)
+        peak = dict(color=COLORS["green"], ms=3, label="peak of min(C, W)")
+        bottom.plot(count, subsamples.peak_level, "D", **peak)
+        bottom.axhline(threshold, color="0.6", lw=0.6, zorder=0, label=f"threshold {threshold:g}")
+        bottom.set(ylim=(0, 1.05), ylabel="peak of\nmin(C, W)", xlabel="number of training images")
+        bottom.set_xticks(np.unique(count), [f"{size:,}" for size in np.unique(count)])
+        bottom.set_xticks([], minor=True)
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def training_noise(
     noises: Sequence[TrainingNoise], zone: tuple[float, float] | None, cells: int = 48
 ):
-    """How often recipes train on each noise level, with the zone shaded.
+    """Draw how often recipes train on each noise level, with the danger zone shaded.
 
     Args:
       noises: the recipes.
-      zone: its edges, or None for no shading and no shares.
-      cells: of equal width in ln sigma, between 0.003 and 300, in which the levels are counted.
+      zone: the edges of the zone; None omits the shading and the shares in the legend.
+      cells: number of bins, evenly spaced in ln sigma from 0.003 to 300.
 
     Returns:
       A matplotlib Figure.
@@ -121,7 +110,7 @@ def training_noise(
             density = np.diff(noise.cumulative(edges)) / width
             axes.plot(middle, density, style, color=COLORS[color], lw=1.1, label=label)
         axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, None))
-        axes.set(xlabel=r"noise level $\sigma$", ylabel=r"training steps per unit of $\ln \sigma$")
+        axes.set(xlabel=r"noise level $\sigma$", ylabel=r"share of steps per unit of $\ln \sigma$")
         axes.xaxis.set_major_formatter("{x:g}")
         handles = axes.get_legend_handles_labels()
         title = "share of training steps inside the zone" if zone else None

@@ -1,6 +1,6 @@
-"""Figures 1 and 2, and the gap at large noise: denoisers against the noise level.
+"""Figures 1 and 2, and the gap at large noise: denoisers at each noise level.
 
-One panel for each training set; a colour for each denoiser made from it.
+A panel or a line style shows the training set, a color the denoiser made from it.
 """
 
 from __future__ import annotations
@@ -8,62 +8,64 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Shaped
 
-from geomem.plots.style import COLORS, COLUMN, sheet
+from geomem.plots.style import COLORS, COLUMN, legend, sheet
 
 __all__ = ["denoising_error", "large_noise", "noise_level_memorization"]
 
-Table = Mapping[str, np.ndarray]
+Table = Mapping[str, Shaped[np.ndarray, " rows"]]  # columns by name
 
 _COLORS = {"network": "vermillion", "empirical": "blue", "Gaussian": "green"}
-_SPLITS = {"train": "-", "heldout": ":"}
+_SPLITS = {"train": ("-", "training images"), "heldout": (":", "held-out images")}
 _PAIRS = {
     ("network", "Gaussian"): ("vermillion", "-"),
     ("empirical", "Gaussian"): ("blue", "--"),
     ("network", "empirical"): ("purple", "-."),
 }
+_BANDS = "bands: 95% intervals"
 
 
 def denoising_error(errors: Table, auc: Table):
-    """Figure 1: error on training (solid) and held-out images (dotted); membership beside it.
+    """Draw Figure 1: denoising error on training and held-out images, and the membership AUC.
 
     Args:
       errors: columns run, train_images, kind, split, sigma, mse, low, high.
       auc: columns run, train_images, kind, sigma, auc, low, high.
 
     Returns:
-      A matplotlib Figure: one panel of errors for each training set, then one of the AUC.
+      A matplotlib Figure with an error panel for each training set and one AUC panel.
     """
-    runs = _runs(errors)
+    runs = _run_labels(errors)
     with sheet(2 * COLUMN, 2.6) as figure:
-        *panels, last = figure.subplots(1, len(runs) + 1)
-        for axes, (name, title) in zip(panels, runs.items(), strict=True):
-            for kind, split, part in _lines(errors, "kind", "split", run=name):
-                color = COLORS[_COLORS[kind]]
-                label = f"{kind}, {'training' if split == 'train' else 'held-out'} images"
-                axes.plot(part["sigma"], part["mse"], _SPLITS[split], color=color, label=label)
-                axes.fill_between(
-                    part["sigma"], part["low"], part["high"], color=color, alpha=0.25, lw=0
-                )
-            _levels(axes, errors, title)
-            axes.set(yscale="log", ylim=_decades(errors["mse"]))
+        *panels, auc_panel = figure.subplots(1, len(runs) + 1)
+        for axes, (run, title) in zip(panels, runs.items(), strict=True):
+            for kind, split, rows in _groups(errors, "kind", "split", run=run):
+                style, images = _SPLITS[split]
+                _line(axes, rows, "mse", COLORS[_COLORS[kind]], style, f"{kind}, {images}")
+            _format_levels(axes, errors, title)
+            axes.set(yscale="log", ylim=_log_limits(errors["mse"]))
             axes.sharey(panels[0])
-        panels[0].set_ylabel(r"$E\,\Vert m_\sigma(x + \sigma z) - x\Vert^2$")
+        formula = r"$E\,\Vert m_\sigma(x + \sigma z) - x\Vert^2$"
+        panels[0].set_ylabel(f"denoising error\n{formula}")
         for axes in panels[1:]:
             axes.tick_params(labelleft=False)
-        handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=3)
-        for i, name in enumerate(runs):
-            for kind, part in _lines(auc, "kind", run=name):
-                _band(last, part, "auc", COLORS[_COLORS[kind]], "-" if i == 0 else "--")
-        last.axhline(0.5, color="0.6", lw=0.6, zorder=0)
-        _levels(last, auc, _styled(runs))
-        last.set(ylabel="AUC of membership by error", ylim=(None, 1.02))
+        legend(figure, panels[0], columns=3, title=_BANDS)
+        for run, style in zip(runs, _styles(runs), strict=True):
+            for kind, rows in _groups(auc, "kind", run=run):
+                _line(auc_panel, rows, "auc", COLORS[_COLORS[kind]], style)
+        auc_panel.axhline(0.5, color="0.6", lw=0.6, zorder=0)
+        right = auc_panel.get_yaxis_transform()
+        auc_panel.text(1, 0.49, "chance", fontsize=6, ha="right", va="top", transform=right)
+        first, *others = (label.removesuffix(" images") for label in runs.values())
+        title = ", ".join([f"solid: {first}", *(f"dashed: {label}" for label in others)])
+        _format_levels(auc_panel, auc, f"{title} images")
+        auc_panel.set(ylabel="AUC, membership inferred\nfrom denoising error", ylim=(None, 1.02))
     return figure
 
 
 def noise_level_memorization(rates: Table):
-    """Figure 2: the fraction of denoised held-out images that are memorized, with 95% intervals.
+    """Draw Figure 2: the fraction of denoised held-out images that are memorized.
 
     Args:
       rates: columns run, train_images, kind, sigma, rate, low, high.
@@ -71,77 +73,75 @@ def noise_level_memorization(rates: Table):
     Returns:
       A matplotlib Figure.
     """
-    runs = _runs(rates)
+    runs = _run_labels(rates)
     with sheet() as figure:
         axes = figure.subplots()
-        for i, (name, title) in enumerate(runs.items()):
-            for kind, part in _lines(rates, "kind", run=name):
-                style, label = "-" if i == 0 else "--", f"{kind}, {title}"
-                _band(axes, part, "rate", COLORS[_COLORS[kind]], style, label)
-        _levels(axes, rates, "")
-        axes.set(ylabel="denoised held-out images\nthat are memorized", ylim=(-0.02, 1.02))
-        handles = axes.get_legend_handles_labels()
-        title = "denoiser, number of its training images"
-        figure.legend(*handles, loc="outside lower center", ncols=2, title=title, title_fontsize=7)
+        for (run, label), style in zip(runs.items(), _styles(runs), strict=True):
+            for kind, rows in _groups(rates, "kind", run=run):
+                _line(axes, rows, "rate", COLORS[_COLORS[kind]], style, f"{kind}, {label}")
+        _format_levels(axes, rates, "")
+        axes.set(ylabel="memorized fraction of\ndenoised held-out images", ylim=(-0.02, 1.02))
+        legend(figure, axes, title=f"denoiser and its number of training images; {_BANDS}")
     return figure
 
 
 def large_noise(gaps: Table):
-    """Theorems 4.9 and 4.10: relative gaps between denoisers, on noised training images.
+    """Draw the relative gaps between denoisers on noised training images (Theorems 4.9, 4.10).
 
     Args:
       gaps: columns run, train_images, first, second, sigma, gap, low, high.
 
     Returns:
-      A matplotlib Figure: one panel for each training set.
+      A matplotlib Figure with a panel for each training set.
     """
-    runs = _runs(gaps)
+    runs = _run_labels(gaps)
     with sheet(COLUMN * (1 + (len(runs) > 1)), 2.6) as figure:
         panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-        for axes, (name, title) in zip(panels, runs.items(), strict=True):
-            for first, second, part in _lines(gaps, "first", "second", run=name):
+        for axes, (run, title) in zip(panels, runs.items(), strict=True):
+            for first, second, rows in _groups(gaps, "first", "second", run=run):
                 color, style = _PAIRS[first, second]
-                _band(axes, part, "gap", COLORS[color], style, f"{first} - {second}")
-            _levels(axes, gaps, title)
-            axes.set(yscale="log", ylim=_decades(gaps["gap"]))
-        panels[0].set_ylabel("relative gap between denoisers")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+                _line(axes, rows, "gap", COLORS[color], style, f"{first}, {second}")
+            _format_levels(axes, gaps, title)
+            axes.set(yscale="log", ylim=_log_limits(gaps["gap"]))
+        formula = r"$\sqrt{E\,\Vert a - b\Vert^2 / E\,\Vert b - c\Vert^2}$"
+        panels[0].set_ylabel("relative gap\nbetween denoisers")
+        title = f"relative gap of a, b: {formula}, c the mean image\n{_BANDS}"
+        legend(figure, panels[0], columns=3 if len(runs) > 1 else 2, title=title)
     return figure
 
 
-def _lines(table: Table, *names: str, **where) -> Iterator[tuple]:
-    """(values of `names`..., rows) for each combination in order of appearance."""
+def _groups(table: Table, *names: str, **where) -> Iterator[tuple]:
+    """(values of `names`..., rows) for each combination, in order of appearance."""
     kept = np.all([table[name] == value for name, value in where.items()], axis=0)
     keys = list(zip(*(table[name] for name in names), strict=True))
     for key in dict.fromkeys(key for key, keep in zip(keys, kept, strict=True) if keep):
-        rows = kept & np.array([other == key for other in keys])
+        rows = kept & np.array([row_key == key for row_key in keys])
         yield *map(str, key), {name: column[rows] for name, column in table.items()}
 
 
-def _band(axes, part, name, color, style, label=None):
-    axes.plot(part["sigma"], part[name], style, color=color, label=label)
-    axes.fill_between(part["sigma"], part["low"], part["high"], color=color, alpha=0.25, lw=0)
+def _line(axes, rows, name, color, style, label=None):
+    axes.plot(rows["sigma"], rows[name], style, color=color, label=label)
+    axes.fill_between(rows["sigma"], rows["low"], rows["high"], color=color, alpha=0.25, lw=0)
 
 
-def _levels(axes, table, title):
+def _format_levels(axes, table, title):
     axes.set(xscale="log", xlim=(table["sigma"].min(), table["sigma"].max()))
     axes.set_xlabel(r"noise level $\sigma$")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(title, fontsize=7)
 
 
-def _decades(values):
-    """Limits for a logarithmic axis: five decades and a little, at most."""
+def _log_limits(values):
+    """Limits of a logarithmic axis, at most about five decades."""
     return max(values[values > 0].min(), values.max() * 1e-5) / 1.5, values.max() * 2
 
 
-def _runs(table):
-    """What to call each run, by name."""
+def _run_labels(table):
+    """A label for each run: its number of training images if that is unique, else its name."""
     sizes = dict(zip(table["run"], table["train_images"], strict=True))
-    labels = {name: f"{size:,.0f} images" for name, size in sizes.items()}
-    return labels if len(set(labels.values())) == len(labels) else {name: name for name in labels}
+    labels = {run: f"{size:,.0f} images" for run, size in sizes.items()}
+    return labels if len(set(labels.values())) == len(labels) else {run: run for run in labels}
 
 
-def _styled(runs):
-    first, *others = (label.removesuffix(" images") for label in runs.values())
-    return f"{first} (solid)" + (f", {', '.join(others)} (dashed)" if others else "") + " images"
+def _styles(runs):
+    return ["-"] + ["--"] * (len(runs) - 1)

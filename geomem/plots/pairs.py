@@ -1,10 +1,11 @@
-"""Samples beside the training images that they are nearest to, on one page."""
+"""Samples beside their nearest training images, on one page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Shaped
 
 from geomem.diffusion.sampler import to_uint8
 from geomem.plots.style import COLORS, sheet
@@ -12,24 +13,24 @@ from geomem.plots.style import COLORS, sheet
 __all__ = ["PER_PAGE", "pairs"]
 
 _PAGE = (7.0, 9.4)  # inches: letter and A4 with margins
-_COLUMNS, _ROWS = 6, 12  # a row fits images that are not higher than wide
+_COLUMNS, _ROWS = 6, 12  # rows fit images that are at least as wide as high
 PER_PAGE = _COLUMNS * _ROWS
 
 
 def pairs(
-    samples: np.ndarray,
-    nearest: np.ndarray,
+    samples: Shaped[np.ndarray, "pairs height width channels"],
+    nearest: Shaped[np.ndarray, "pairs height width channels"],
     captions: Sequence[str],
     marked: Sequence[bool],
     title: str = "",
 ):
-    """Up to PER_PAGE pairs: sample left, training image right, a caption above each.
+    """Draw up to PER_PAGE pairs: sample left, training image right, a caption above each pair.
 
     Args:
-      samples, nearest: [P, H, W, C], in [-1, 1] (clipped) or uint8; in color for C = 3, else the
-        mean over channels in gray.
-      captions: [P], short.
-      marked: [P], whether the caption stands out.
+      samples, nearest: uint8, or floats that are clipped to [-1, 1]. Three channels are shown in
+        color, other images as the mean over channels in gray.
+      captions: a short text for each pair.
+      marked: whether to highlight each caption.
       title: of the page; may have several lines.
 
     Returns:
@@ -39,7 +40,7 @@ def pairs(
     rows = -(-count // _COLUMNS)
     row = _PAGE[1] / (_ROWS + 1)
     with sheet(_PAGE[0], row * (rows + 1)) as figure:
-        figure.set_layout_engine("none")  # one axes in inches: quick, however many images
+        figure.set_layout_engine("none")  # one axes in inches is fast for many images
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         width, side = _PAGE[0] / _COLUMNS, 0.47 * _PAGE[0] / _COLUMNS
@@ -50,8 +51,8 @@ def pairs(
                 extent = (x, x + side, top + height, top)
                 axes.imshow(_shown(image), interpolation="nearest", extent=extent)
             color = COLORS["vermillion"] if marked[i] else COLORS["gray"]
-            where = (left + 1.015 * side, top - 0.03)
-            axes.text(*where, captions[i], fontsize=6, color=color, ha="center", va="bottom")
+            position = left + 1.015 * side, top - 0.03
+            axes.text(*position, captions[i], fontsize=6, color=color, ha="center", va="bottom")
         axes.set(xlim=(0, _PAGE[0]), ylim=(row * (rows + 1), 0), aspect="equal")
         if title:
             axes.text(_PAGE[0] / 2, 0.1, title, fontsize=8, ha="center", va="top")

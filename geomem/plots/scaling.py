@@ -1,4 +1,4 @@
-"""Time against the number of points."""
+"""Computing time against the number of points."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from geomem.plots.style import COLORS, sheet
+from geomem.plots.style import COLORS, legend, sheet
 
 __all__ = ["time_by_points"]
 
-_LOOKS = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", ":"))
+_STYLES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", ":"))
 
 
 def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: str = ""):
-    """Measured times, each with the straight line through zero that fits it best.
+    """Draw measured times, each with the line through zero that fits it best.
 
     Args:
-      seconds: for each name of a curve, (points, seconds) pairs.
-      title: what was measured.
+      seconds: (points, seconds) pairs by the name of what was timed.
+      title: of the figure.
 
     Returns:
       A matplotlib Figure.
     """
     with sheet() as figure:
         axes = figure.subplots()
-        for (name, pairs), (color, marker, style) in zip(seconds.items(), _LOOKS, strict=False):
+        for (name, pairs), (color, marker, style) in zip(seconds.items(), _STYLES, strict=False):
             count, time = np.array(pairs).T
             slope = (count * time).sum() / (count**2).sum()
-            label = f"{name}: {1e6 * slope:.1f} µs a point"
+            label = f"{name}: {1e6 * slope:.1f} µs per point"
             axes.plot(count / 1000, time, marker, color=COLORS[color], ms=4, label=label)
             ends = np.array([0, count.max()])
             axes.plot(ends / 1000, slope * ends, style, color=COLORS[color], lw=0.8)
-        axes.set(xlabel="thousands of points on disk", ylabel="seconds", xlim=(0, None))
+        axes.set(xlabel="points on disk (thousands)", ylabel="time (seconds)", xlim=(0, None))
         axes.set_ylim(0, None)
         if title:
             axes.set_title(title, fontsize=7)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+        legend(figure, axes, columns=1, title="lines: least-squares fits through zero")
     return figure

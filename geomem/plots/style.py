@@ -1,7 +1,7 @@
-"""The look of every figure: sized for one column of a two-column paper.
+"""The style of all figures, sized for one column of a two-column paper.
 
-Colours come from the Okabe-Ito palette, which colour-blind readers can tell apart, with line styles
-that survive a gray print.
+Colors are from the Okabe-Ito palette, which color-blind readers can distinguish. Line styles also
+differ, for gray prints.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import contextlib
 import io
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from geomem import paths
 
-__all__ = ["COLORS", "COLUMN", "save", "sheet", "svg"]
+__all__ = ["COLORS", "COLUMN", "legend", "save", "sheet", "svg"]
 
 COLUMN = 3.4  # inches
 COLORS = {
@@ -26,7 +27,7 @@ COLORS = {
     "purple": "#CC79A7",
     "gray": "#666666",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,7 +41,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
-    """A new matplotlib Figure in this style, to be drawn on inside the `with` block.
+    """Yield a new matplotlib Figure, to be drawn in this style inside the `with` block.
 
     Args:
       width, height: in inches.
@@ -55,11 +56,26 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
         yield figure
 
 
+def legend(figure, axes, columns: int = 2, title: str | None = None) -> None:
+    """Put a legend below the whole figure, with each label of `axes` once."""
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    box = figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        title=title,
+        title_fontsize=7,
+    )
+    box.get_title().set_multialignment("center")
+
+
 def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Path]:
-    """Write NAME.png (300 dpi) and NAME.pdf; returns their paths."""
+    """Write NAME.png (300 dpi) and NAME.pdf to `folder` and return their paths."""
     files = [paths.as_path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in files:
-        # No creation date: the same numbers give the same bytes.
+        # Without a creation date, the same figure gives the same bytes.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
         with paths.open_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)
@@ -67,7 +83,7 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
 
 
 def svg(figure) -> bytes:
-    """The figure as SVG, its text as outlines: looks the same anywhere, without a font."""
+    """Return the figure as SVG with text as outlines, so that it does not depend on fonts."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

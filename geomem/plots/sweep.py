@@ -1,4 +1,4 @@
-"""Figure 5: what gaps memorize, laid over the curves that say where they should lie."""
+"""Figure 5: memorization after training with gaps, over the curves that define the zone."""
 
 from __future__ import annotations
 
@@ -7,48 +7,55 @@ from typing import Any
 
 import numpy as np
 
-from geomem.plots.style import COLORS, COLUMN, sheet
+from geomem.geometry.curves import Curves
+from geomem.geometry.danger_zone import Zone
+from geomem.metrics.gap_prediction import Prediction
+from geomem.plots.style import COLORS, COLUMN, legend, sheet
 
 __all__ = ["sweep"]
 
 
-def sweep(curves, zone, prediction, ends: Sequence[Mapping[str, Any]]):
-    """C and W with the zone shaded, the gaps as bars at the height of what they memorize.
+def sweep(curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Mapping[str, Any]]):
+    """Draw C and W with the danger zone, and each gap as a bar at its memorized fraction.
 
     Args:
-      curves: Curves.
-      zone: Zone, shaded.
-      prediction: Prediction, the fraction decided above each noise level.
-      ends: rows of trained arms: gap_low, gap_high, memorized, without_noise; an arm without a gap
-        is a line across.
+      curves: coverage and max posterior weight.
+      zone: shaded.
+      prediction: the predicted fraction of memorized samples for each upper edge of a gap.
+      ends: rows of the trained arms, with gap_low, gap_high, memorized and without_noise. An arm
+        without a gap is a line over all noise levels.
 
     Returns:
       A matplotlib Figure.
     """
-    with sheet(COLUMN, 3.4) as figure:
+    gray, purple = COLORS["gray"], COLORS["purple"]
+    with sheet(COLUMN, 3.6) as figure:
         axes = figure.subplots()
-        axes.axvspan(zone.low, zone.high, color=COLORS["yellow"], alpha=0.35, lw=0)
+        yellow = {"color": COLORS["yellow"], "alpha": 0.35, "lw": 0}
+        axes.axvspan(zone.low, zone.high, label="danger zone", **yellow)
         sigma = np.asarray(curves.sigma)
-        axes.plot(sigma, curves.coverage.mean, "-", color=COLORS["blue"], label="coverage")
-        axes.plot(sigma, curves.max_weight.mean, "--", color=COLORS["vermillion"], label="weight")
-        label = "decided above (no training)"
+        label = r"coverage $C_\sigma$"
+        axes.plot(sigma, curves.coverage.mean, "-", color=COLORS["blue"], label=label)
+        label = r"max posterior weight $W_\sigma$"
+        axes.plot(sigma, curves.max_weight.mean, "--", color=COLORS["vermillion"], label=label)
         decided = prediction.high, prediction.decided
+        label = r"predicted, gap up to $\sigma$"
         axes.step(*decided, ":", where="post", color=COLORS["green"], label=label)
         for row in ends:
             low, high = row["gap_low"] or sigma[0], row["gap_high"] or sigma[-1]
-            plain, cleaned = row["memorized"], row["without_noise"]
-            middle = np.sqrt(low * high)
+            memorized, cleaned = row["memorized"], row["without_noise"]
+            label = "memorized, this gap" if row["gap_low"] else "memorized, no gap"
             width = 2.0 if row["gap_low"] else 0.8
-            axes.plot([low, high], [plain, plain], "-", color=COLORS["gray"], lw=width)
+            axes.plot([low, high], [memorized] * 2, "-", color=gray, lw=width, label=label)
             if row["gap_low"]:
-                axes.plot([middle, middle], [plain, cleaned], "-", color=COLORS["gray"], lw=0.6)
-                axes.plot([middle], [cleaned], "o", color=COLORS["purple"], ms=4)
-        if ends:
-            axes.plot([], [], "-", color=COLORS["gray"], lw=2, label="gap trained: memorized")
-            label = "the same, noise removed"
-            axes.plot([], [], "o", color=COLORS["purple"], ms=4, label=label)
+                middle = np.sqrt(low * high)
+                axes.plot([middle] * 2, [memorized, cleaned], "-", color=gray, lw=0.6)
+                label = "this gap, noise removed"
+                axes.plot([middle], [cleaned], "o", color=purple, ms=4, label=label)
         axes.set(xscale="log", xlim=(0.02, 20), ylim=(-0.02, 1.02))
-        axes.set(xlabel=r"noise level $\sigma$", ylabel="probability, weight, fraction")
+        axes.set(
+            xlabel=r"noise level $\sigma$", ylabel=r"$C_\sigma$, $W_\sigma$, memorized fraction"
+        )
         axes.xaxis.set_major_formatter("{x:g}")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        legend(figure, axes)
     return figure

@@ -1,4 +1,4 @@
-"""Figure 4 and its frontier: memorization and quality of several arms along their training."""
+"""Figure 4 and its frontier: memorization and image quality of several arms during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from geomem.plots.style import COLORS, COLUMN, sheet
+from geomem.plots.style import COLORS, COLUMN, legend, sheet
 
 __all__ = ["along_training", "frontier"]
 
@@ -16,58 +16,58 @@ _MARKERS = "osDv^<>"
 
 
 def along_training(rows: Sequence[Mapping[str, Any]]):
-    """Figure 4: memorized fraction (dotted: after noise removal) and quality against training.
+    """Draw Figure 4: memorized fraction and image quality during training.
 
     Args:
-      rows: of results.csv: arm, seed, kimg, memorized, without_noise,
-        frechet, features.
+      rows: the rows of results.csv, with arm, seed, kimg, memorized, without_noise, frechet and
+        features.
 
     Returns:
-      A matplotlib Figure. Bars are standard errors over the seeds.
+      A matplotlib Figure.
     """
     with sheet(COLUMN, 4.2) as figure:
         top, bottom = figure.subplots(2, sharex=True)
-        for look, (arm, of_arm) in zip(_looks(), _by_arm(rows).items(), strict=False):
-            kimg = np.unique([row["kimg"] for row in of_arm])
+        for marker, (arm, arm_rows) in zip(_markers(), _by_arm(rows).items(), strict=False):
+            kimg = np.unique([row["kimg"] for row in arm_rows])
             for axes, key, line in (
                 (top, "memorized", "-"),
                 (top, "without_noise", ":"),
                 (bottom, "frechet", "-"),
             ):
-                mean, error = _mean(of_arm, key)
+                mean, error = _mean(arm_rows, key)
                 label = arm if line == "-" else None
-                axes.errorbar(kimg, mean, error, ls=line, label=label, lw=1.1, ms=3, **look)
+                axes.errorbar(kimg, mean, error, ls=line, label=label, lw=1.1, ms=3, **marker)
         top.set(ylabel="memorized fraction", ylim=(-0.02, 1.02))
-        bottom.set(xlabel="images seen (thousands)", ylabel=_quality(rows))
-        top.set_title("solid: as sampled; dotted: after left-over noise is removed", fontsize=7)
-        figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        bottom.set(xlabel="training images seen (thousands)", ylabel=_quality(rows))
+        top.set_title("solid: samples as they are; dotted: residual noise removed", fontsize=7)
+        legend(figure, top, title="error bars: standard errors over seeds")
     return figure
 
 
 def frontier(rows: Sequence[Mapping[str, Any]]):
-    """Memorization after noise removal against quality; each line is one arm along its training.
+    """Draw memorization (noise removed) against image quality; each line is one arm's training.
 
     Args:
       rows: as for `along_training`.
 
     Returns:
-      A matplotlib Figure. Large markers are the ends of the trainings.
+      A matplotlib Figure.
     """
     arms = _by_arm(rows)
     with sheet(COLUMN, 2.0 + 0.16 * len(arms) / 2) as figure:
         axes = figure.subplots()
-        for look, (arm, of_arm) in zip(_looks(), arms.items(), strict=False):
-            quality, memorized = (_mean(of_arm, key)[0] for key in ("frechet", "without_noise"))
-            axes.plot(quality, memorized, "-", lw=0.9, ms=2.5, alpha=0.8, **look)
-            axes.plot(quality[-1:], memorized[-1:], ls="", ms=6, label=arm, **look)
-        axes.set(xlabel=f"{_quality(rows)} (lower is better)", ylim=(-0.02, 1.02))
-        axes.set(ylabel="memorized, noise removed")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        for marker, (arm, arm_rows) in zip(_markers(), arms.items(), strict=False):
+            quality, memorized = (_mean(arm_rows, key)[0] for key in ("frechet", "without_noise"))
+            axes.plot(quality, memorized, "-", lw=0.9, ms=2.5, alpha=0.8, **marker)
+            axes.plot(quality[-1:], memorized[-1:], ls="", ms=6, label=arm, **marker)
+        axes.set(xlabel=f"{_quality(rows)}, lower is better", ylim=(-0.02, 1.02))
+        axes.set(ylabel="memorized fraction,\nresidual noise removed")
+        legend(figure, axes, title="small markers: checkpoints; large: end of training")
     return figure
 
 
-def _looks():
-    """Colors and markers that differ from arm to arm, 49 of them."""
+def _markers():
+    """49 different pairs of color and marker."""
     for shift in range(len(_MARKERS)):
         for i, color in enumerate(_ORDER):
             yield {"color": COLORS[color], "marker": _MARKERS[(i + shift) % len(_MARKERS)]}
@@ -79,7 +79,7 @@ def _by_arm(rows):
 
 
 def _mean(rows, key):
-    """Mean and standard error over seeds, [K] each, at each length of training."""
+    """Mean and standard error over seeds at each length of training."""
     columns = {}
     for row in rows:
         columns.setdefault(float(row["kimg"]), []).append(float(row[key]))

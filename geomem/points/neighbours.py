@@ -1,39 +1,41 @@
-"""Squared distances and nearest neighbours that cancellation does not reach.
+"""Squared distances and nearest neighbors without cancellation.
 
 ||y - x||^2 = ||y||^2 + ||x||^2 - 2 <y, x> costs one matrix product, but in float32 it is wrong by
-about 1e-7 (||y||^2 + ||x||^2), however close y and x are. So the product only screens, on centred
-data, and what is close is computed again from the difference y - x.
+about 1e-7 (||y||^2 + ||x||^2), however close y and x are. So the product only screens, on centered
+data, and small distances are computed again from the difference y - x.
 Memory: queries in blocks, points in chunks; never queries x points x dimensions.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
 
-from geomem.points import passes
-from geomem.points.blocks import CHUNK, gather_block, map_rows
-from geomem.points.placement import Points, Stream, as_points
-from geomem.points.products import centre, inner_products
-from geomem.points.top_candidates import (
-    Leaders,
-    after,
-    first_leader,
-    last_leader,
-    merge_leaders,
-    no_leaders,
+from geomem.points.exact import (
+    CHUNK,
+    Candidates,
+    as_queries,
+    as_rows,
+    center,
+    decode,
+    gather_block,
+    inner_products,
+    map_rows,
+    merge_candidates,
 )
+from geomem.points.visit import PlacedPoints, Search, as_points
 
 __all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
 
 _CLOSE = 1e-2  # below this fraction of ||x||^2 + ||y||^2 a squared distance is recomputed
 _CLOSE_COUNT = 4  # recomputed at once, for each row
-_NEAREST_COUNT = 8  # candidates of a pass, at least
+_CANDIDATES = 8  # of a pass, at least
 _SAFETY = 4  # the largest screening error of all points over that of the candidates
 
 
@@ -45,12 +47,12 @@ class Nearest(NamedTuple):
       index: int32 [Q, K]; of equally distant points the one with the smaller index comes first.
     """
 
-    distance: jax.Array
-    index: jax.Array
+    distance: Float[Array, "queries k"]
+    index: Int[Array, "queries k"]
 
 
-def _redone(x, points, index):
-    """||x - points[index]||^2 from differences: [Q, d], int [Q, K] -> [Q, K]."""
+def _from_differences(x, points, index):
+    """||x - points[index]||^2: [Q, d], [N, d], int [Q, K] -> [Q, K]."""
 
     def block(x, index):
         return jnp.sum((x[:, None, :] - points[index]) ** 2, axis=2)
@@ -59,10 +61,13 @@ def _redone(x, points, index):
 
 
 @jax.jit
-def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
-    """||x_i - p_j||^2, with a relative error of about 1e-5 or less however close x_i and p_j are.
+def squared_distances(
+    x: Shaped[ArrayLike, "queries dim"], points: Shaped[ArrayLike, "points dim"]
+) -> Float[Array, "queries points"]:
+    """Return ||x_i - p_j||^2 with a relative error of about 1e-5 at most, however close they are.
 
-    One matrix product; then every pair closer than a tenth of its norms is redone from differences.
+    One matrix product; then every pair closer than a tenth of its norms is computed again from
+    differences.
 
     Args:
       x: float32 [Q, d].
@@ -71,40 +76,41 @@ def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
     Returns:
       float32 [Q, N]; exactly 0 for equal rows.
     """
-    chex.assert_equal_shape_suffix((x, points), 1)
-    origin = centre(points)
-    centred, others = x - origin, points - origin
-    scale = jnp.sum(centred**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)
-    screened = jnp.maximum(scale - 2 * inner_products(centred, others), 0)
+    x, points = as_queries(x, points.shape, "x"), decode(as_rows(points, "points"))
+    origin = center(points)
+    centered, others = x - origin, points - origin
+    scale = jnp.sum(centered**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)
+    screened = jnp.maximum(scale - 2 * inner_products(centered, others), 0)
     rows = jnp.arange(len(x))[:, None]
     count = min(_CLOSE_COUNT, len(points))
 
-    def redo(state):
+    def repeat_closest(state):
         squares, pending = state
         value, index = lax.top_k(jnp.where(pending, -screened, -jnp.inf), count)
-        exact = jnp.where(value > -jnp.inf, _redone(x, points, index), squares[rows, index])
+        exact = _from_differences(x, points, index)
+        exact = jnp.where(value > -jnp.inf, exact, squares[rows, index])
         return squares.at[rows, index].set(exact), pending.at[rows, index].set(False)
 
     pending = screened < _CLOSE * scale
-    return lax.while_loop(lambda state: state[1].any(), redo, (screened, pending))[0]
+    return lax.while_loop(lambda state: state[1].any(), repeat_closest, (screened, pending))[0]
 
 
 def nearest(
-    queries: jax.Array,
-    points: jax.Array | Points | Stream,
+    queries: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
     count: int = 2,
     *,
     chunk: int = CHUNK,
 ) -> Nearest:
-    """The K = `count` nearest points of each query, exactly.
+    """Return the K = `count` nearest points of each query, exactly.
 
     Candidates come from bfloat16 products over chunks of points, their distances from differences.
-    The search goes on until four times the screening error that the candidates show rules all
-    other points out.
+    The search goes on until four times the screening error that the candidates show rules out all
+    other points.
 
     Args:
-      queries: float32 [Q, d].
-      points: float32 [N, d], N >= K; or what `placement.shard` or `placement.stream` returns.
+      queries: [Q, d] or images [Q, ...].
+      points: [N, d] or images [N, ...], N >= K; or placed points (`placement.shard`, `.stream`).
       count: K.
       chunk: points per matrix product.
 
@@ -112,60 +118,60 @@ def nearest(
       Nearest, [Q, K].
 
     Raises:
-      ValueError: fewer than K points.
+      ValueError: K outside 1..N, or shapes or types that do not fit.
     """
     points = as_points(points)
-    chex.assert_equal_shape_suffix((queries, points), 1)
-    if len(points) < count:
-        raise ValueError(f"points: {len(points)}, wanted {count} or more")
-    return passes.run(points, _NearestSearch(len(points), count), (queries,), chunk=chunk)
+    queries = as_queries(queries, points.shape, "queries")
+    if not 1 <= count <= len(points):
+        raise ValueError(f"count must be 1 to {len(points)}, the number of points, got {count}.")
+    return points.run(_nearest_search(len(points), count), (queries,), chunk=chunk)
 
 
 def two_nearest(
-    queries: jax.Array, points: jax.Array | Points | Stream, *, chunk: int = CHUNK
+    queries: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    *,
+    chunk: int = CHUNK,
 ) -> Nearest:
-    """The two nearest points of each query: `nearest` with K = 2."""
+    """Return the two nearest points of each query: `nearest` with K = 2."""
     return nearest(queries, points, 2, chunk=chunk)
 
 
 class _State(NamedTuple):
     queries: jax.Array  # [B, d]
-    norms: jax.Array  # [B, 1], from the origin
-    squares: jax.Array  # [B, K], of the nearest so far
+    norms: jax.Array  # [B, 1], squared, from the origin
+    squares: jax.Array  # [B, K], squared distances of the nearest so far
     index: jax.Array  # int32 [B, K]
-    cutoff: Leaders  # candidates come after it
-    error: jax.Array  # [B], largest screening error so far
+    cutoff: Candidates  # the next candidates come after it
+    error: jax.Array  # [B], the largest screening error so far
     done: jax.Array  # [B]
 
 
-@dataclasses.dataclass(frozen=True)
-class _NearestSearch:
-    """A `passes.Search`; the context is the origin."""
+@functools.cache
+def _nearest_search(total: int, count: int) -> Search:
+    """The search for the `count` nearest of `total` points; the context is the origin."""
 
-    total: int  # number of points
-    count: int  # how many are wanted
-
-    def start(self, origin, queries):
-        count = len(queries)
+    def start(origin, queries):
+        size = len(queries)
         return _State(
             queries,
             jnp.sum((queries - origin) ** 2, axis=1, keepdims=True),
-            jnp.full((count, self.count), jnp.inf),
-            jnp.full((count, self.count), self.total, jnp.int32),
-            first_leader(count),
-            jnp.zeros(count),
-            jnp.zeros(count, bool),
+            jnp.full((size, count), jnp.inf),
+            jnp.full((size, count), total, jnp.int32),
+            Candidates.before_all(size),
+            jnp.zeros(size),
+            jnp.zeros(size, bool),
         )
 
-    def nothing(self, origin, state):
-        # Twice those wanted: with as many, no pass could rule the other points out.
-        count = min(max(_NEAREST_COUNT, 2 * self.count), self.total)
-        return no_leaders(len(state.queries), count)
+    def empty(origin, state):
+        # Twice as many as are asked for: with as many, no pass could rule the other points out.
+        size = min(max(_CANDIDATES, 2 * count), total)
+        return (), Candidates.none(len(state.queries), size)
 
-    def update(self, origin, state):
+    def update(origin, state):
         narrow = (2 * (state.queries - origin)).astype(jnp.bfloat16)
 
-        def propose(leaders, rows, index, fresh):
+        def propose(partial, rows, index, valid):
             rows = rows - origin
             # bfloat16 is enough to propose: no distance is made of it, and its error is measured.
             products = lax.dot_general(
@@ -175,40 +181,39 @@ class _NearestSearch:
                 preferred_element_type=jnp.float32,
             )
             score = products - jnp.sum(rows**2, axis=1)
-            score = jnp.where(fresh & after(score, index, state.cutoff), score, -jnp.inf)
-            return merge_leaders(leaders, score, index)
+            score = jnp.where(valid & state.cutoff.precede(score, index), score, -jnp.inf)
+            return (), merge_candidates(partial[1], score, index)
 
         return propose
 
-    def combine(self, leaders, group):
-        return group.merge(leaders)
+    def combine(partial, group):
+        return (), group.merge(partial[1])
 
-    def leaders(self, leaders):
-        return leaders
-
-    def redo(self, origin, state, leaders, rows, here, group):
+    def recheck(origin, state, candidates, rows, owned, group):
         squares = jnp.sum((state.queries[:, None, :] - rows) ** 2, axis=2)
-        squares = group.only(squares, here)
-        return jnp.where(leaders.score > -jnp.inf, squares, jnp.inf)
+        return jnp.where(candidates.score > -jnp.inf, group.share(squares, owned), jnp.inf)
 
-    def advance(self, state, leaders, squares):
-        found = leaders.score > -jnp.inf
-        gap = jnp.where(found, jnp.abs(state.norms - leaders.score - squares), 0)
+    def advance(state, partial, squares):
+        _, candidates = partial
+        valid = candidates.score > -jnp.inf
+        gap = jnp.where(valid, jnp.abs(state.norms - candidates.score - squares), 0)
         error = jnp.maximum(state.error, gap.max(axis=1))
         # Sorted by distance, then by index.
         squares = jnp.concatenate([state.squares, squares], axis=1)
-        index = jnp.concatenate([state.index, leaders.index], axis=1)
+        index = jnp.concatenate([state.index, candidates.index], axis=1)
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
-        last = last_leader(leaders)
-        # Written so that a NaN, which no further search removes, counts as done.
-        open_ = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error <= squares[:, self.count - 1]
+        last = candidates.last()
+        unseen = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error  # at least, for all others
         return state._replace(
-            squares=squares[:, : self.count],
-            index=index[:, : self.count],
+            squares=squares[:, :count],
+            index=index[:, :count],
             cutoff=last,
             error=error,
-            done=~open_,
+            # Written so that a NaN, which no further search removes, counts as done.
+            done=~(unseen <= squares[:, count - 1]),
         )
 
-    def result(self, origin, state, partial, group):
+    def result(origin, state, group):
         return Nearest(jnp.sqrt(state.squares), state.index)
+
+    return Search(start, empty, update, combine, recheck, advance, result)

@@ -1,94 +1,68 @@
-# ruff: noqa: D102 (the methods of a search are documented in `passes.Search`)
-"""The search behind the posterior: screened by products, decided by differences.
+"""The posterior's mean and largest weights: products screen all points, differences decide.
 
-Centred products screen all points. The leading candidates are redone relative to the best one, x_r,
-by ||y - x_j||^2 - ||y - x_r||^2 = <x_r - x_j, (y - x_r) + (y - x_j)>, which is small where the
-weights are not (`differences`). By how much redoing changes the candidates shows the screening
-error, and more are redone until four times that error cannot matter on the weight of all others.
+Products of centered rows give every logit with a screening error. The leading candidates of a pass
+are checked again relative to the best one (`exact.log_weight_ratios`). By how much their logits
+change shows the screening error, and the search goes on with the next candidates until four times
+that error cannot matter on the weight of all other points.
 
-Over several devices each keeps the weighted sum of its own points; what they tell each other in a
-pass are peaks, totals and candidates, and the row of each query's best candidate.
+Over several devices each keeps the weighted sum of its own points. In a pass they exchange peaks,
+totals, candidates, and the row of each query's best candidate.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from geomem.points.differences import log_weight_ratios
-from geomem.points.products import inner_products
-from geomem.points.top_candidates import (
-    Leaders,
-    after,
-    first_leader,
-    last_leader,
-    merge_leaders,
-    no_leaders,
-)
+from geomem.points.exact import Candidates, inner_products, log_weight_ratios, merge_candidates
+from geomem.points.visit import Search
 
-__all__ = ["CANDIDATES", "Found", "PosteriorSearch", "aligned", "settled"]
+__all__ = ["LOWEST", "LogSums", "Softmax", "add_log_sums", "softmax_search"]
 
-CANDIDATES = 16  # redone at once, for each query
+LOWEST = float(np.finfo(np.float32).min)  # stands for -inf where sums must not become NaN
+_CANDIDATES = 16  # checked at once, for each query
 _LOG_TOLERANCE = math.log(4e-5)  # of the weight at risk times the safe error
 _SAFETY = 4  # the largest error of N points over the largest among the candidates
+_INFORMATIVE = 4  # candidates with different logits; fewer (copies) say nothing about the error
+_APRIORI = 10 * 2.0**-24  # then: the largest rounding error of a product, relative to the norms
 _LOG_NEGLIGIBLE = -30.0
 _ROUNDING = 1e-6
-_LOWEST = jnp.finfo(jnp.float32).min
 
 
-def aligned(exact, score, baseline):
-    """(baseline, largest error): exact logits against score - baseline, [B, K] each, -inf for none.
-
-    A NaN baseline is set to the mean difference, so that the candidates' common error drops out.
-    """
-    gap = score - exact
-    found = score != -jnp.inf
-    mean = jnp.mean(gap, axis=1, where=found, keepdims=True)
-    baseline = jnp.where(jnp.isnan(baseline), mean, baseline)
-    return baseline, jnp.max(jnp.abs(gap - baseline), axis=1, where=found, initial=0, keepdims=True)
-
-
-def settled(log_share, error):
-    """Whether logits with this `error` may serve for points with this share of the weight."""
-    error = _SAFETY * error
-    log_expm1 = error + jnp.log(-jnp.expm1(-error))
-    # Written so that a NaN, which no further search removes, counts as settled.
-    return ~(log_share + log_expm1 > _LOG_TOLERANCE)
-
-
-class _Sums(NamedTuple):
-    """sum_j exp(l_j) = exp(peak) total and sum_j exp(l_j) (x_j - origin) = exp(peak) moment."""
-
-    peak: jax.Array  # [B, 1]
-    total: jax.Array  # [B, 1]
-    moment: jax.Array  # [B, d], or [B, 0] where the mean is not asked for
-
-
-def _sums(logit, moment):
-    """_Sums of logits [B, K], of which -inf marks none; moment: weights [B, K] -> [B, d]."""
-    peak = jnp.maximum(logit.max(axis=1, keepdims=True), _LOWEST)
-    weight = jnp.exp(logit - peak)
-    return _Sums(peak, weight.sum(axis=1, keepdims=True), moment(weight))
-
-
-def _added(a, b):
-    peak = jnp.maximum(a.peak, b.peak)
-    left, right = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
-    return _Sums(peak, left * a.total + right * b.total, left * a.moment + right * b.moment)
-
-
-class Found(NamedTuple):
-    """What a search found.
+class LogSums(NamedTuple):
+    """Running sums that do not overflow: sum_j exp(l_j) = exp(peak) total.
 
     Attributes:
-      mean: [Q, d], or [Q, 0] where it was not asked for.
+      peak: [...], the largest logit so far.
+      total: [...].
+      moment: [..., d], exp(peak) moment = sum_j exp(l_j) (x_j - origin); None if not needed.
+    """
+
+    peak: jax.Array
+    total: jax.Array
+    moment: jax.Array | None
+
+
+def add_log_sums(a: LogSums, b: LogSums) -> LogSums:
+    """Return the sums over the points of both."""
+    peak = jnp.maximum(a.peak, b.peak)
+    left, right = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+    return LogSums(peak, *jax.tree.map(lambda x, y: left * x + right * y, a[1:], b[1:]))
+
+
+class Softmax(NamedTuple):
+    """The result of the search.
+
+    Attributes:
+      mean: [Q, d], the posterior mean, or [Q, 0] if it was not asked for.
       weight: [Q, K], the largest posterior weights, descending.
-      index: int32 [Q, K], their points.
+      index: int32 [Q, K], the points that have them.
     """
 
     mean: jax.Array
@@ -99,135 +73,162 @@ class Found(NamedTuple):
 class _State(NamedTuple):
     y: jax.Array  # [B, d]
     variance: jax.Array  # [B, 1]
-    redone: _Sums  # over the candidates so far, by exact logits relative to the reference
-    rest: _Sums  # over all other points, by screened logits; both moments of this device's points
-    best: Leaders  # by exact logits
+    checked: LogSums  # [B, 1] and [B, d]: over candidates so far, by logits relative to reference
+    rest: LogSums  # over all other points, by screened logits; moments of this device's points
+    best: Candidates  # by checked logits
     reference: jax.Array  # [B, d], the best-screened point
-    baseline: jax.Array  # [B, 1], screened less exact logits
-    error: jax.Array  # [B, 1], largest deviation from it so far
-    cutoff: Leaders  # candidates come after it
+    baseline: jax.Array  # [B, 1], screened minus checked logits
+    error: jax.Array  # [B, 1], the largest deviation from it so far
+    informative: jax.Array  # [B, 1], how many candidates it was measured on, without copies
+    scale: jax.Array  # [B, 1], ||y - origin||^2 / sigma^2, of which rounding is a fraction
+    cutoff: Candidates  # the next candidates come after it
     done: jax.Array  # [B]
 
 
-class _Redone(NamedTuple):
+class _Checked(NamedTuple):
     reference: jax.Array
-    exact: jax.Array  # [B, K]
-    sums: _Sums  # by exact logits
-    screened: _Sums  # of the same points, by screened logits
+    logit: jax.Array  # [B, K], relative to the reference
+    sums: LogSums  # by these logits
+    screened: LogSums  # of the same points, by screened logits
 
 
-@dataclasses.dataclass(frozen=True)
-class PosteriorSearch:
-    """A `passes.Search` for the posterior's mean and largest weights; the context is the origin.
+@functools.cache
+def softmax_search(total: int, *, mean: bool, top: int) -> Search:
+    """Return the search for the posterior mean and the `top` largest weights among `total` points.
 
-    Attributes:
-      total: number of points.
-      mean: whether the mean is wanted.
-      top: how many of the largest weights are wanted.
+    Its queries are (y [Q, d], sigma [Q]), its context is the origin [d], its result is a Softmax.
     """
 
-    total: int
-    mean: bool
-    top: int
-
-    def start(self, origin, y, sigma):
+    def start(origin, y, sigma):
         count, dim = y.shape
         return _State(
             y=y,
             variance=(sigma**2)[:, None],
-            redone=_no_sums(count, dim * self.mean),
-            rest=_no_sums(count, dim * self.mean),
-            best=no_leaders(count, self.top),
+            checked=_no_sums(count, dim * mean),
+            rest=_no_sums(count, dim * mean),
+            best=Candidates.none(count, top),
             reference=jnp.zeros_like(y),
             baseline=jnp.full((count, 1), jnp.nan),
             error=jnp.zeros((count, 1)),
-            cutoff=first_leader(count),
+            informative=jnp.zeros((count, 1), jnp.int32),
+            scale=jnp.sum(((y - origin) / sigma[:, None]) ** 2, axis=1, keepdims=True),
+            cutoff=Candidates.before_all(count),
             done=jnp.zeros(count, bool),
         )
 
-    def nothing(self, origin, state):
-        leaders = no_leaders(len(state.y), min(max(CANDIDATES, self.top), self.total))
-        return _no_sums(*state.rest.moment.shape), leaders
+    def empty(origin, state):
+        candidates = Candidates.none(len(state.y), min(max(_CANDIDATES, top), total))
+        return _no_sums(*state.rest.moment.shape), candidates
 
-    def update(self, origin, state):
-        """Sums over the points after the cutoff by screened logits, and the leaders among them."""
-        centred, dim = state.y - origin, state.rest.moment.shape[1]
+    def update(origin, state):
+        """Sums over the points after the cutoff by screened logits, and their best candidates."""
+        centered, dim = state.y - origin, state.rest.moment.shape[1]
 
-        def screen(partial, rows, index, fresh):
-            sums, leaders = partial
+        def screen(partial, rows, index, valid):
+            sums, candidates = partial
             rows = rows - origin
-            logit = inner_products(centred, rows) - jnp.sum(rows**2, axis=1) / 2
+            logit = inner_products(centered, rows) - jnp.sum(rows**2, axis=1) / 2
             logit = logit / state.variance
-            logit = jnp.where(fresh & after(logit, index, state.cutoff), logit, -jnp.inf)
+            logit = jnp.where(valid & state.cutoff.precede(logit, index), logit, -jnp.inf)
             new = _sums(logit, lambda weight: inner_products(weight, rows[:, :dim].T))
-            return _added(sums, new), merge_leaders(leaders, logit, index)
+            return add_log_sums(sums, new), merge_candidates(candidates, logit, index)
 
         return screen
 
-    def combine(self, partial, group):
-        sums, leaders = partial
+    def combine(partial, group):
+        sums, candidates = partial
         peak = group.max(sums.peak)
         scale = jnp.exp(sums.peak - peak)
-        return _Sums(peak, group.sum(scale * sums.total), scale * sums.moment), group.merge(leaders)
+        sums = LogSums(peak, group.sum(scale * sums.total), scale * sums.moment)
+        return sums, group.merge(candidates)
 
-    def leaders(self, partial):
-        return partial[1]
-
-    def redo(self, origin, state, leaders, rows, here, group):
+    def recheck(origin, state, candidates, rows, owned, group):
         dim = state.rest.moment.shape[1]
         first = jnp.isnan(state.baseline)
-        best = group.only(rows[:, 0], here[:, :1])
-        reference = jnp.where(first, best, state.reference)
-        if group.axis is not None:  # nothing to be precise about in other devices' rows
-            rows = jnp.where(here[:, :, None], rows, reference[:, None])
+        reference = jnp.where(first, group.share(rows[:, 0], owned[:, :1]), state.reference)
+        if group.axis is not None:  # rows of other devices need no precision
+            rows = jnp.where(owned[:, :, None], rows, reference[:, None])
         sigma = jnp.sqrt(state.variance[:, 0])
-        exact = group.only(log_weight_ratios(state.y, sigma, reference, rows), here)
-        exact = jnp.where(leaders.score == -jnp.inf, -jnp.inf, exact)
-        centred = rows[:, :, :dim] - origin[:dim]
+        logit = group.share(log_weight_ratios(state.y, sigma, reference, rows), owned)
+        logit = jnp.where(candidates.score == -jnp.inf, -jnp.inf, logit)
+        centered = rows[:, :, :dim] - origin[:dim]
 
         def moment(weight):
-            return jnp.sum(jnp.where(here, weight, 0)[:, :, None] * centred, axis=1)
+            return jnp.sum(jnp.where(owned, weight, 0)[:, :, None] * centered, axis=1)
 
-        return _Redone(reference, exact, _sums(exact, moment), _sums(leaders.score, moment))
+        return _Checked(reference, logit, _sums(logit, moment), _sums(candidates.score, moment))
 
-    def advance(self, state, partial, redone):
-        sums, leaders = partial
-        screened = redone.screened
-        baseline, error = aligned(redone.exact, leaders.score, state.baseline)
-        error = jnp.maximum(error, state.error)
-        # All sums less the candidates' (both have the best candidate as their peak), unless what
-        # is left, at most `bound`, cannot be told from rounding.
-        bound = leaders.score[:, -1:] + math.log(self.total)
-        left = bound - sums.peak > _LOG_NEGLIGIBLE
-        rest = _Sums(
-            jnp.where(left, sums.peak - baseline, _LOWEST),
-            jnp.where(left, jnp.maximum(sums.total - screened.total, 0), 0),
-            jnp.where(left, sums.moment - screened.moment, 0),
+    def advance(state, partial, checked):
+        sums, candidates = partial
+        baseline, error, informative = _screening_error(state, candidates.score, checked)
+        # All sums minus the candidates' (both have the best candidate as their peak), unless what
+        # remains, at most `bound`, cannot be told from rounding.
+        bound = candidates.score[:, -1:] + math.log(total)
+        remains = bound - sums.peak > _LOG_NEGLIGIBLE
+        rest = LogSums(
+            jnp.where(remains, sums.peak - baseline, LOWEST),
+            jnp.where(remains, jnp.maximum(sums.total - checked.screened.total, 0), 0),
+            jnp.where(remains, sums.moment - checked.screened.moment, 0),
         )
-        new = _added(state.redone, redone.sums)
-        both = _added(new, rest)
-        share = jnp.where(left, sums.peak + jnp.log(rest.total + _ROUNDING * sums.total), bound)
+        new = add_log_sums(state.checked, checked.sums)
+        both = add_log_sums(new, rest)
+        share = sums.peak + jnp.log(rest.total + _ROUNDING * sums.total)
+        share = jnp.where(remains, share, bound) - baseline - both.peak - jnp.log(both.total)
         return state._replace(
-            redone=new,
+            checked=new,
             rest=rest,
-            best=_better(state.best, redone.exact, leaders.index),
-            reference=redone.reference,
+            best=_better(state.best, checked.logit, candidates.index),
+            reference=checked.reference,
             baseline=baseline,
             error=error,
-            cutoff=last_leader(leaders),
-            done=settled(share - baseline - both.peak - jnp.log(both.total), error)[:, 0],
+            informative=informative,
+            cutoff=candidates.last(),
+            done=_is_settled(state, share, error, informative)[:, 0],
         )
 
-    def result(self, origin, state, partial, group):
-        both = _added(state.redone, state.rest)
+    def result(origin, state, group):
+        both = add_log_sums(state.checked, state.rest)
         weight = jnp.exp(state.best.score - both.peak) / both.total
         weight = jnp.where(both.total > 0, weight, jnp.nan)  # a NaN query has no candidates
         moment = group.sum(both.moment)
-        return Found(origin[: moment.shape[1]] + moment / both.total, weight, state.best.index)
+        return Softmax(origin[: moment.shape[1]] + moment / both.total, weight, state.best.index)
+
+    return Search(start, empty, update, combine, recheck, advance, result)
+
+
+def _screening_error(state, score, checked):
+    """(baseline, largest error so far, on how many candidates that differ): [B, 1] each."""
+    gap = score - checked.logit
+    valid = score != -jnp.inf
+    # The candidates' common error drops out.
+    mean = jnp.mean(gap, axis=1, where=valid, keepdims=True)
+    baseline = jnp.where(jnp.isnan(state.baseline), mean, state.baseline)
+    error = jnp.max(jnp.abs(gap - baseline), axis=1, where=valid, initial=0, keepdims=True)
+    ordered = jnp.sort(checked.logit, axis=1)
+    differ = (ordered != jnp.roll(ordered, 1, axis=1)) & (ordered != 0) & (ordered != -jnp.inf)
+    informative = state.informative + differ.sum(axis=1, keepdims=True)
+    return baseline, jnp.maximum(error, state.error), informative
+
+
+def _is_settled(state, log_share, error, informative):
+    """Whether screened logits may serve for points with this share of the weight."""
+    error = _SAFETY * error
+    apriori = _APRIORI * state.scale
+    error = jnp.where(informative < _INFORMATIVE, jnp.maximum(error, apriori), error)
+    log_expm1 = error + jnp.log(-jnp.expm1(-error))
+    # Written so that a NaN, which no further search removes, counts as settled.
+    return ~(log_share + log_expm1 > _LOG_TOLERANCE)
+
+
+def _sums(logit, moment):
+    """LogSums of logits [B, K], of which -inf marks none; moment: weights [B, K] -> [B, d]."""
+    peak = jnp.maximum(logit.max(axis=1, keepdims=True), LOWEST)
+    weight = jnp.exp(logit - peak)
+    return LogSums(peak, weight.sum(axis=1, keepdims=True), moment(weight))
 
 
 def _no_sums(count, dim):
-    return _Sums(jnp.full((count, 1), _LOWEST), jnp.zeros((count, 1)), jnp.zeros((count, dim)))
+    return LogSums(jnp.full((count, 1), LOWEST), jnp.zeros((count, 1)), jnp.zeros((count, dim)))
 
 
 def _better(best, score, index):
@@ -236,4 +237,4 @@ def _better(best, score, index):
     index = jnp.concatenate([best.index, index], axis=1)
     score, index = lax.sort((-score, index), dimension=1, num_keys=2)
     count = best.score.shape[1]
-    return Leaders(-score[:, :count], index[:, :count])
+    return Candidates(-score[:, :count], index[:, :count])

@@ -1,4 +1,4 @@
-"""Augmentation: the labels describe the transformation, as a float64 loop applies it."""
+"""Augmentation: the labels describe the transformation, which a float64 loop applies."""
 
 import functools
 
@@ -19,7 +19,7 @@ def _blob(height, width, x, y):
 
 
 def _distance(image, goal):
-    """How far from `goal` (x, y) the bump's centroid is, in a window that excludes its mirrors."""
+    """Distance of the bump's centroid from `goal` (x, y), in a window without its mirror images."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     near = np.hypot(columns - goal[0], rows - goal[1]) < 9
     mass = np.where(near, np.asarray(image[..., 0], np.float64), 0)
@@ -30,9 +30,9 @@ def _distance(image, goal):
 
 
 def _transform(labels, offset, sides, sign):
-    """Where a point at `offset` (x, y) from the centre goes, read off the labels.
+    """Where the labels say that a point at `offset` (x, y) from the center goes.
 
-    The published labels leave open whether an axis is stretched or shrunk: `sign`.
+    The published labels do not tell whether an axis is stretched or shrunk: `sign`.
     """
     x_flip, y_flip, scale, cos1, sin, stretch_cos, stretch_sin, shift_x, shift_y = labels
     x, y = offset * [1 - 2 * x_flip, 1 - 2 * y_flip]
@@ -47,26 +47,26 @@ def _transform(labels, offset, sides, sign):
     return np.array([x + shift_x / 8 * sides[0], y + shift_y / 8 * sides[1]])
 
 
-def test_labels_tell_where_a_point_went():
+def test_labels_describe_the_transformation():
     height, width, offset = 48, 40, np.array([3.0, -4.0])
     center = np.array([width - 1, height - 1]) / 2
     image, checked = _blob(height, width, *(center + offset)), 0
     for key in KEYS[:60]:
-        moved, labels = ALWAYS(key, image)
+        transformed, labels = ALWAYS(key, image)
         labels = np.asarray(labels, np.float64)
         goals = [center + _transform(labels, offset, (width, height), s) for s in (1, -1)]
         if np.all(goals > np.array(9)) and np.all(goals < np.array([width, height]) - 9):
-            assert min(_distance(moved, goal) for goal in goals) < 0.3
+            assert min(_distance(transformed, goal) for goal in goals) < 0.3
             checked += 1
     assert checked > 15
 
 
-def test_rates_and_label_moments():
+def test_labels_have_the_documented_rates_and_moments():
     image = np.zeros((4, 4, 1), np.float32)
     labels = np.asarray(jax.jit(jax.vmap(augment.augment, (0, None)))(KEYS, image)[1])
     assert labels.shape == (4000, augment.LABELS)
     active = (labels != 0).mean(0)
-    # x-flip half the time; y-flip a coin of those 12%; the others 12%.
+    # x-flip: 50%; y-flip: half of 12%; the others: 12%.
     np.testing.assert_allclose(active, [0.5, 0.06, *[0.12] * 7], atol=0.02)
     shift, scale = labels[labels[:, 7] != 0, 7:].ravel(), labels[labels[:, 2] != 0, 2]
     assert np.std(shift) == pytest.approx(1, abs=0.1)
@@ -87,15 +87,16 @@ def test_flips_and_untouched_images_are_exact():
 
 
 def test_resampling_is_exact_on_pixels_and_mirrors_the_border():
+    resample = jax.jit(augment._resample)
     image = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
-    same = augment._resample(image, np.eye(2), np.zeros(2))
+    same = resample(image, np.eye(2), np.zeros(2))
     np.testing.assert_allclose(same, image, atol=1e-6)
-    shifted = augment._resample(image, np.eye(2), np.array([2.0, -1.0]))
+    shifted = resample(image, np.eye(2), np.array([2.0, -1.0]))
     mirrored = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
     np.testing.assert_allclose(shifted, mirrored[4:10, 1:6], atol=1e-6)
-    quarter = augment._resample(image[:5], np.array([[0.0, 1.0], [-1.0, 0.0]]), np.zeros(2))
+    quarter = resample(image[:5], np.array([[0.0, 1.0], [-1.0, 0.0]]), np.zeros(2))
     np.testing.assert_allclose(quarter, np.rot90(image[:5], k=-1), atol=1e-5)
     # Cubic convolution reproduces quadratics between the pixels (away from the border).
     ramp = (np.arange(8.0) ** 2)[None, :, None] * np.ones((8, 1, 1))
-    half = augment._resample(ramp.astype(np.float32), np.eye(2), np.array([0.5, 0.0]))
+    half = resample(ramp.astype(np.float32), np.eye(2), np.array([0.5, 0.0]))
     np.testing.assert_allclose(half[4, 2:7, 0], (np.arange(2, 7) - 0.5) ** 2, atol=1e-5)

@@ -1,4 +1,4 @@
-"""sigma <-> timestep <-> flow time by round trip and by definition; shares against plain counts."""
+"""Conversions against their definitions; shares of training noise against plain counts."""
 
 import itertools
 
@@ -19,14 +19,14 @@ def alpha_bars(betas):
 
 
 @pytest.mark.parametrize("name", BETAS)
-def test_ddpm_levels_by_definition(name):
+def test_ddpm_sigmas_match_the_definition(name):
     sigmas = conventions.ddpm_sigmas(BETAS[name])
     remaining = alpha_bars(BETAS[name])
     np.testing.assert_allclose(sigmas, np.sqrt((1 - remaining) / remaining), rtol=1e-9)
     assert (np.diff(sigmas) > 0).all()
 
 
-def test_published_ends_of_the_betas():
+def test_betas_match_the_published_schedules():
     assert BETAS["linear"][[0, -1]] == pytest.approx([1e-4, 0.02])
     # cos^2 form: abar after all T steps but the clipped last ones, from its closed form.
     times = (np.arange(1, 900) / 1000 + 0.008) / 1.008 * np.pi / 2
@@ -36,22 +36,21 @@ def test_published_ends_of_the_betas():
 
 
 @pytest.mark.parametrize("name", BETAS)
-def test_timesteps_round_trip(name, rng):
-    steps = np.concatenate([np.arange(1000), rng.uniform(0, 999, 200)])
-    sigmas = conventions.timestep_to_sigma(steps, BETAS[name])
-    np.testing.assert_allclose(conventions.sigma_to_timestep(sigmas, BETAS[name]), steps, atol=1e-8)
-    levels = np.geomspace(0.02, 100, 50)
-    steps = conventions.sigma_to_timestep(levels, BETAS[name])
-    np.testing.assert_allclose(
-        conventions.timestep_to_sigma(steps, BETAS[name]), levels, rtol=1e-10
-    )
-    # Beyond the ends there is no timestep: clipped.
+def test_timesteps_match_the_definition(name, rng):
+    sigmas = conventions.ddpm_sigmas(BETAS[name])
+    # Fractional timesteps are linear in ln sigma.
+    whole, fraction = rng.integers(0, 999, 200), rng.uniform(size=200)
+    between = sigmas[whole] ** (1 - fraction) * sigmas[whole + 1] ** fraction
+    for levels, steps in ((sigmas, np.arange(1000)), (between, whole + fraction)):
+        timesteps = conventions.sigma_to_timestep(levels, BETAS[name])
+        np.testing.assert_allclose(timesteps, steps, atol=1e-8)
+    # Levels beyond the ends are clipped.
     assert conventions.sigma_to_timestep(1e-9, BETAS[name]) == 0
     assert conventions.sigma_to_timestep(1e9, BETAS[name]) == 999
 
 
 @pytest.mark.parametrize("name", BETAS)
-def test_intervals_hold_the_levels_between(name):
+def test_intervals_contain_the_levels_between_their_edges(name):
     sigmas = conventions.ddpm_sigmas(BETAS[name])
     for low, high in ((0.5, 5.0), (sigmas[10], sigmas[20]), (1e-6, 1e9), (1e-6, 1e-5)):
         inside = [t for t in range(1000) if low <= sigmas[t] <= high]
@@ -60,19 +59,19 @@ def test_intervals_hold_the_levels_between(name):
         assert noise.share(low, high) == pytest.approx(len(inside) / 1000, abs=1e-12)
 
 
-def test_flow_time_round_trip_and_meaning(rng):
+def test_flow_time_matches_the_definition(rng):
     times = rng.uniform(0, 0.999, 100)
-    sigmas = conventions.flow_time_to_sigma(times)
+    sigmas = times / (1 - times)
     np.testing.assert_allclose(conventions.sigma_to_flow_time(sigmas), times, rtol=1e-12)
-    assert conventions.flow_time_to_sigma(0.5) == 1
     image, eps = rng.normal(size=(2, 100))
     mixed = (1 - times) * image + times * eps
     np.testing.assert_allclose(mixed / (1 - times), image + sigmas * eps, rtol=1e-9)
 
 
-def test_shares_against_draws(rng):
-    """What trainers draw, by their own recipes; 4 standard errors of 400,000 draws."""
+def test_shares_match_draws(rng):
+    """Draws as the recipes make them; 4 standard errors of 400,000 draws."""
     count = 400_000
+    uniform, logit_normal = rng.uniform(size=count), 1 / (1 + np.exp(-rng.normal(size=count)))
     draws = {
         "EDM, lognormal": np.exp(rng.normal(-1.2, 1.2, count)),
         "DDPM, linear betas": conventions.ddpm_sigmas(BETAS["linear"])[
@@ -81,10 +80,8 @@ def test_shares_against_draws(rng):
         "DDPM, cosine betas": conventions.ddpm_sigmas(BETAS["cosine"])[
             rng.integers(1000, size=count)
         ],
-        "flow matching, uniform t": conventions.flow_time_to_sigma(rng.uniform(size=count)),
-        "flow matching, logit-normal t": conventions.flow_time_to_sigma(
-            1 / (1 + np.exp(-rng.normal(size=count)))
-        ),
+        "flow matching, uniform t": uniform / (1 - uniform),
+        "flow matching, logit-normal t": logit_normal / (1 - logit_normal),
     }
     noises = conventions.usual_training_noise()
     assert [noise.name for noise in noises] == list(draws)
@@ -98,6 +95,8 @@ def test_shares_against_draws(rng):
 
 
 @pytest.mark.parametrize("betas", [[0.1, 1.0], [0.0, 0.1], [0.1], [[0.1, 0.2]]])
-def test_bad_betas_are_named(betas):
-    with pytest.raises(ValueError, match="betas: wanted two or more numbers between 0 and 1"):
+def test_rejects_bad_betas(betas):
+    with pytest.raises(
+        ValueError, match=r"^betas must be a 1D array of two or more numbers between 0 and 1, got"
+    ):
         conventions.ddpm_sigmas(np.array(betas))

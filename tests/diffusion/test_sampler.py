@@ -37,7 +37,7 @@ def test_samples_match_the_reference(name):
         assert np.abs(x - oracle[method]).max() <= 1e-4 * np.abs(oracle[method]).max()
 
 
-def test_a_float64_state_is_nearer_still():
+def test_float64_state_is_more_accurate():
     denoiser, params = edm_weights.load(DATA / "songunet_gray8.npz")
     oracle = load_oracle("gray8")
     with jax.enable_x64(True):
@@ -61,7 +61,7 @@ def test_order_of_convergence_on_gaussian_data(method, order):
         exact = mu + (x0 - mu) * np.sqrt((v + low**2) / (v + high**2))
         steps, errors = [32, 64, 128, 256], []
         for count in steps:
-            grid = grids.log_grid(count + 1, low, high)[:-1]
+            grid = np.geomspace(high, low, count + 1)
             x = sampler.solve(denoiser, x0, grid, method=method)
             assert x.dtype == jnp.float64
             errors.append(np.sqrt(np.mean((x - exact) ** 2)))
@@ -71,16 +71,16 @@ def test_order_of_convergence_on_gaussian_data(method, order):
 
 @pytest.mark.parametrize("method", ["euler", "heun"])
 @pytest.mark.parametrize("churn", [sampler.Churn(), sampler.Churn(amount=10, sigma_max=50)])
-def test_the_empirical_denoiser_ends_on_training_images(method, churn):
+def test_empirical_denoiser_ends_on_training_images(method, churn):
     x = sampler.generate(EMPIRICAL, range(64), (4, 4, 1), GRID, method=method, churn=churn)
     distances = np.linalg.norm((x[:, None] - IMAGES[None]).reshape(64, 20, -1), axis=-1)
     assert distances.min(1).max() < 1e-5
     assert len(set(distances.argmin(1))) > 10  # and on many of them
 
 
-def test_churn_keeps_the_noise_level():
-    # Raising sigma adds exactly the missing variance: from x = 0 at sigma, to sigma' at std
-    # sqrt(sigma'^2 - sigma^2); a denoiser that returns x leaves that untouched.
+def test_churn_adds_the_missing_variance():
+    # From x = 0 at sigma, noise of std sqrt(sigma'^2 - sigma^2) raises the level to sigma'. A
+    # denoiser that returns x leaves it untouched.
     keys = jax.random.split(jax.random.key(0), 4000)
     churn = sampler.Churn(amount=1e9, noise=1.5)
     x = sampler.solve(
@@ -89,7 +89,7 @@ def test_churn_keeps_the_noise_level():
     assert np.std(x) == pytest.approx(1.5 * 2.0, rel=0.01)  # sqrt((2 sqrt 2)^2 - 2^2) = 2
 
 
-def test_an_image_depends_on_its_seed_alone():
+def test_image_depends_only_on_its_seed():
     seeds = [7, 3, 11, 2, 5, 19, 23, 0, 1, 42]
     churn = sampler.Churn(amount=5)
     whole = sampler.generate(EMPIRICAL, seeds, (4, 4, 1), GRID, churn=churn)
@@ -110,9 +110,9 @@ def test_swap_uses_each_denoiser_on_its_steps():
     assert calls == expected
 
 
-def test_swap_of_empirical_denoisers_ends_on_the_last_ones_images():
-    other = _empirical(jnp.asarray(-IMAGES))
-    swapped = sampler.swap(EMPIRICAL, other, [16, 17])
+def test_swapped_trajectory_ends_on_the_last_denoisers_images():
+    negative = _empirical(jnp.asarray(-IMAGES))
+    swapped = sampler.swap(EMPIRICAL, negative, [16, 17])
     x = sampler.generate(swapped, range(8), (4, 4, 1), GRID, method="euler")
     distances = np.linalg.norm((x[:, None] + IMAGES[None]).reshape(8, 20, -1), axis=-1)
     assert distances.min(1).max() < 1e-5
@@ -128,7 +128,7 @@ def test_all_steps_share_one_compilation():
         sampler.solve(denoiser, x, sigmas, method="euler")
 
 
-def test_eight_bit_images_are_truncated():
+def test_to_uint8_truncates():
     values = np.array([-2, -1, 0, 1 / 127.5, 0.999, 1, 3])
     np.testing.assert_array_equal(sampler.to_uint8(values), [0, 0, 128, 129, 255, 255, 255])
 
@@ -136,19 +136,22 @@ def test_eight_bit_images_are_truncated():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sigmas": [1.0, 2.0]}, "sigmas: wanted two or more descending"),
-        ({"sigmas": [1.0]}, "sigmas: wanted two or more descending"),
-        ({"method": "rk4"}, "method: 'rk4', wanted euler or heun"),
-        ({"churn": sampler.Churn(1.0)}, "keys: None, wanted one key per image"),
-        ({"denoiser": sampler.swap(EMPIRICAL, EMPIRICAL, [18])}, "steps: 18, wanted .* 0 to 17"),
+        ({"sigmas": [1.0, 2.0]}, "^sigmas must be two or more descending noise levels"),
+        ({"sigmas": [1.0]}, "^sigmas must be two or more descending noise levels"),
+        ({"method": "rk4"}, "^method must be 'euler' or 'heun', got 'rk4'"),
+        ({"churn": sampler.Churn(1.0)}, "^keys must hold one key per image .*, got None"),
+        (
+            {"denoiser": sampler.swap(EMPIRICAL, EMPIRICAL, [18])},
+            "^steps of a swap must be between 0 and 17, got 18",
+        ),
     ],
 )
-def test_bad_input_is_named(arguments, message):
+def test_rejects_bad_arguments(arguments, message):
     call = {"denoiser": EMPIRICAL, "x": jnp.ones((1, 4, 4, 1)), "sigmas": GRID} | arguments
     with pytest.raises(ValueError, match=message):
         sampler.solve(**call)
 
 
-def test_seeds_are_wanted():
-    with pytest.raises(ValueError, match="seeds: none, wanted 1 or more"):
+def test_rejects_no_seeds():
+    with pytest.raises(ValueError, match=r"^seeds must hold at least one seed, got none"):
         sampler.generate(EMPIRICAL, [], (4, 4, 1), GRID)

@@ -1,14 +1,11 @@
-"""Noise schedules against their closed-form CDF, computed here from scipy alone."""
+"""Noise schedules against their closed-form CDF, computed from SciPy alone."""
 
 import itertools
 import json
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.stats
 
 from geomem.diffusion import grids, schedules
@@ -30,10 +27,10 @@ CASES = {
 
 
 def _cdf(gaps):
-    """CDF of the lognormal with each (low, high) kept by a factor, from first principles."""
+    """CDF of the lognormal with the density in each (low, high) multiplied by a factor."""
     normal = scipy.stats.norm(-1.2, 1.2)
 
-    def unnormalised(sigma):
+    def unnormalized(sigma):
         sigma = np.asarray(sigma, float)
         value = normal.cdf(np.log(sigma))
         for low, high, keep in gaps:
@@ -41,11 +38,11 @@ def _cdf(gaps):
             value = value - (1 - keep) * inside
         return value
 
-    return lambda sigma: unnormalised(sigma) / unnormalised(1e30)
+    return lambda sigma: unnormalized(sigma) / unnormalized(1e30)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_million_draws_follow_the_closed_cdf(name):
+def test_draws_follow_the_cdf(name):
     schedule, gaps = CASES[name]
     draws = np.asarray(schedule.sample(jax.random.key(0), (1_000_000,)), np.float64)
     assert np.isfinite(draws).all()
@@ -56,20 +53,9 @@ def test_a_million_draws_follow_the_closed_cdf(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_density_integrates_to_one_and_mass_is_the_cdf(name):
+def test_mass_matches_the_cdf(name):
     schedule, gaps = CASES[name]
     cdf = _cdf(gaps)
-    edges = [1e-6, *schedule.edges, 1e5]
-
-    def density(log_sigma):
-        return np.exp(log_sigma + schedule.log_density(np.exp(log_sigma)))
-
-    with jax.enable_x64(True):
-        pieces = [
-            scipy.integrate.quad(density, np.log(a) + 1e-9, np.log(b) - 1e-9, limit=200)[0]
-            for a, b in itertools.pairwise(edges)
-        ]
-    assert sum(pieces) == pytest.approx(1, abs=1e-6)
     for low, high in [(0.01, 0.12), (0.5, 4.0), (2.0, 90.0), (0.0, np.inf)]:
         expected = cdf(high if high < 1e30 else 1e30) - (cdf(low) if low else 0)
         assert schedule.mass(low, high) == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -77,36 +63,26 @@ def test_density_integrates_to_one_and_mass_is_the_cdf(name):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("probability", [1e-6, 0.3, 0.999])
-def test_quantiles_invert_the_mass(name, probability):
+def test_quantile_inverts_mass(name, probability):
     schedule, _ = CASES[name]
     assert schedule.mass(0, schedule.quantile(probability)) == pytest.approx(probability, abs=1e-9)
 
 
 def test_far_tails_are_accurate():
-    # What is left of the base is its last 1.2% on the right: every draw is a tail quantile.
+    # The gap leaves the right 1.2% of the base: every draw is a tail quantile.
     low, high = 1e-6, 4.5
     schedule = schedules.gap(BASE, low, high)
     draws = np.asarray(schedule.sample(jax.random.key(1), (1_000_000,)), np.float64)
     tail = scipy.stats.norm(-1.2, 1.2).sf
     quantiles = tail(np.log(draws)) / tail(np.log(high))
     assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
-    # ... to its end: the smallest of a million uniforms is about 1e-6.
+    # Accurate to the tail's end: the smallest of a million uniforms is about 1e-6.
     assert 1e-8 < quantiles.min() < 1e-5
-    # and on the left, mirrored about the median
+    # The same in the left tail, mirrored about the median.
     mirrored = schedules.gap(BASE, np.exp(-2.4) / high, 1e6)
     left = np.asarray(mirrored.sample(jax.random.key(2), (1_000_000,)), np.float64)
     quantiles = scipy.stats.norm(-1.2, 1.2).cdf(np.log(left)) / tail(np.log(high))
     assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
-
-
-@hypothesis.given(
-    center=st.floats(0.005, 50), mass=st.floats(0.01, 0.95), keep=st.sampled_from([0.0, 0.5])
-)
-@hypothesis.settings(deadline=None, max_examples=50)
-def test_equal_mass_gap_holds_the_mass_around_its_center(center, mass, keep):
-    low, high = schedules.equal_mass_gap(BASE, center, mass, keep).edges
-    assert BASE.mass(low, high) == pytest.approx(mass, rel=1e-6)
-    assert np.sqrt(low * high) == pytest.approx(center, rel=1e-9)
 
 
 def test_dummy_draws_like_its_base_and_marks_the_interval():
@@ -119,30 +95,29 @@ def test_dummy_draws_like_its_base_and_marks_the_interval():
     assert not BASE.is_dummy(draws).any()
 
 
-def test_schedules_share_one_program(count_compilations):
+def test_schedules_share_one_compilation(count_compilations):
     sample = jax.jit(lambda levels, key: levels.sample(key, (4,)))
     key = jax.random.key(0)
     sample(BASE.levels(), key)
     levels = [schedule.levels() for schedule, _ in CASES.values()]
     with count_compilations() as compiled:
-        draws = [sample(each, key) for each in levels]
+        draws = [sample(arrays, key) for arrays in levels]
     assert not compiled
     for (schedule, _), drawn in zip(CASES.values(), draws, strict=True):
         np.testing.assert_allclose(drawn, schedule.sample(key, (4,)), rtol=1e-6)
 
 
-def test_edm_grid_is_the_papers():
+def test_edm_grid_matches_the_paper():
     grid = grids.edm_grid(18)
     root = [80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7)) for i in range(18)]
     np.testing.assert_allclose(grid, [*(r**7 for r in root), 0], rtol=1e-12)
-    # PAPER: the medium steps 6..13 are about 8.4 down to 0.14.
+    # The paper's medium steps 6..13 are about 8.4 down to 0.14.
     assert grid[6] == pytest.approx(8.4, abs=0.05)
     assert grid[13] == pytest.approx(0.14, abs=0.005)
-    assert np.ptp(np.diff(np.log(grids.log_grid(10)[:-1]))) < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sampling_grids_step_over_gaps(name):
+def test_sampling_grid_skips_gaps(name):
     schedule, intervals = CASES[name]
     empty = [(low, high) for low, high, keep in intervals if keep == 0]
     assert schedule.gaps == tuple(empty)
@@ -157,29 +132,29 @@ def test_sampling_grids_step_over_gaps(name):
     assert set(over) == set(grid[~inside] if crossed else grid) | set(itertools.chain(*crossed))
 
 
-def test_neighbouring_gaps_are_one():
+def test_adjacent_gaps_are_merged():
     schedule = schedules.gap(schedules.gap(BASE, 0.1, 0.2), 0.2, 3.0)
     assert schedule.gaps == ((0.1, 3.0),)
 
 
-def test_edges_may_be_numpys_numbers():
-    found = schedules.gap(BASE, np.float32(0.5), np.int64(5))
-    assert found == schedules.gap(BASE, 0.5, 5)
+def test_edges_may_be_numpy_numbers():
+    schedule = schedules.gap(BASE, np.float32(0.5), np.int64(5))
+    assert schedule == schedules.gap(BASE, 0.5, 5)
 
 
-def test_zone_files(tmp_path):
+def test_reads_zone_files(tmp_path):
     path = tmp_path / "zone.json"
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
     assert flags.read_zone(path) == (0.3, 4)
-    for text, what in [
+    for text, message in [
         ('{"low": null, "high": null}', "must hold a danger zone, got .* low and high are null"),
         ('{"low": 1}', "must be a JSON file with low and high, got"),
         ("[1, 2]", "must be a JSON file with low and high, got"),
         ("not json", "must be a JSON file with low and high, got"),
-        ('{"low": "a", "high": "b"}', "wanted 0 < low < high"),
+        ('{"low": "a", "high": "b"}', "must satisfy 0 < low < high"),
     ]:
         path.write_text(text)
-        with pytest.raises(ValueError, match=what):
+        with pytest.raises(ValueError, match=message):
             flags.read_zone(path)
     with pytest.raises(
         ValueError, match=r"gap_from must be a readable file, got nowhere\.json \(No such file"
@@ -190,22 +165,23 @@ def test_zone_files(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedules.gap(BASE, 2, 1), "gap: 2 to 1, wanted 0 < low < high"),
-        (lambda: schedules.gap(BASE, 1, 1), "gap: 1 to 1, wanted"),
-        (lambda: schedules.gap(BASE, -1, 1), "gap: -1 to 1, wanted"),
-        (lambda: schedules.gap(BASE, float("nan"), 1), "gap: nan to 1, wanted"),
-        (lambda: schedules.gap(BASE, 1e-3, 1e3), "leaves 0.00% .* wanted at least 1%"),
-        (lambda: schedules.gap(BASE, 1, 2, keep=1), "keep: 1, wanted a factor in"),
-        (lambda: schedules.dummy(BASE, 2, 1), "dummy: 2 to 1"),
-        (lambda: schedules.equal_mass_gap(BASE, 0, 0.5), "center: 0, wanted"),
-        (lambda: schedules.equal_mass_gap(BASE, 1, 1), "mass: 1, wanted"),
-        (lambda: BASE.quantile(1), "probability: 1, wanted"),
-        (lambda: schedules.lognormal(std=0), "std: 0, wanted"),
-        (lambda: grids.edm_grid(1), "steps: 1, wanted 2 or more"),
-        (lambda: grids.edm_grid(18, 80, 0.002), "sigma_min, sigma_max: 80 to 0.002"),
+        (lambda: schedules.gap(BASE, 2, 1), "^gap must satisfy 0 < low < high, got 2 to 1"),
+        (lambda: schedules.gap(BASE, 1, 1), "^gap must .*, got 1 to 1"),
+        (lambda: schedules.gap(BASE, -1, 1), "^gap must .*, got -1 to 1"),
+        (lambda: schedules.gap(BASE, float("nan"), 1), "^gap must .*, got nan to 1"),
+        (lambda: schedules.gap(BASE, 1e-3, 1e3), "^gap must leave at least 1% .* leaves 0.00%"),
+        (lambda: schedules.gap(BASE, 1, 2, keep=1), r"^keep must be in \[0, 1\), got 1"),
+        (lambda: schedules.dummy(BASE, 2, 1), "^dummy must .*, got 2 to 1"),
+        (lambda: BASE.quantile(1), "^probability must be between 0 and 1, got 1"),
+        (lambda: schedules.lognormal(std=0), "^std must be positive, got 0"),
+        (lambda: grids.edm_grid(1), "^steps must be at least 2, got 1"),
+        (
+            lambda: grids.edm_grid(18, 80, 0.002),
+            "^sigma_min and sigma_max must .*, got 80 and 0.002",
+        ),
     ],
 )
-def test_bad_input_is_named(make, message):
+def test_rejects_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)

@@ -14,7 +14,7 @@ IMAGES = jax.tree.map(jnp.asarray, training_step.load_images(PIXELS))
 
 
 class Scaled:
-    """The denoiser D(x) = w x: small enough for closed forms."""
+    """The denoiser D(x) = w x, which has closed forms."""
 
     sigma_data = 0.5
 
@@ -30,6 +30,17 @@ def _recipe(**changes):
     return training_step.Recipe(schedules.lognormal(-1.2, 0.3), **(fields | changes))
 
 
+def _draws(recipe, seed):
+    """20,000 training examples: clean images, noise, sigma and labels."""
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return training_step._draw(key, IMAGES, recipe, recipe.schedule.levels())[:4]
+
+    return draw(jax.random.split(jax.random.key(seed), 20_000))
+
+
 def _leaf_error(a, b):
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(b))
     return max(
@@ -38,7 +49,7 @@ def _leaf_error(a, b):
     )
 
 
-def test_loss_has_the_closed_form_expectation():
+def test_loss_matches_its_closed_form_expectation():
     # D = w x: E |D - x|^2 = (1 - w)^2 |x|^2 + w^2 sigma^2 d, weighted (sigma^2 + s^2)/(sigma s)^2.
     keys = jax.random.split(jax.random.key(0), 20_000)
     value = jax.jit(lambda keys: training_step.loss(Scaled(), {"w": 0.7}, keys, IMAGES, _recipe()))(
@@ -85,21 +96,23 @@ def test_steps_follow_adam_and_the_averaging_rule():
         assert host.metrics["loss"] == pytest.approx(window, rel=1e-4)
 
 
-def test_several_steps_in_one_dispatch_are_the_same_steps():
+def test_steps_in_one_dispatch_equal_single_steps():
     update = training_step.make_update(Scaled(), _recipe())
     images = training_step.replicate(IMAGES)
     start = training_step.init(Scaled(), _recipe(), (8, 8, 1))
-    one = training_step.replicate(start)
+    single = training_step.replicate(start)
     for _ in range(4):
-        one = update(one, images, 1)
-    four = update(training_step.replicate(start), images, 4)
-    chex.assert_trees_all_close(training_step.unreplicate(four), training_step.unreplicate(one))
+        single = update(single, images, 1)
+    scanned = update(training_step.replicate(start), images, 4)
+    chex.assert_trees_all_close(
+        training_step.unreplicate(scanned), training_step.unreplicate(single)
+    )
 
 
 @pytest.fixture(scope="module")
 def network_runs():
-    """Parameters after one step, and a function that makes more, with every option on."""
-    network = unet.UNet(8, (1,), 1, (), dropout=0.3, augment_dim=9, patch=2)
+    """The initial state, and a function that takes a step, with every random option on."""
+    network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2)
     denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5, lr=1e-3)
     start = training_step.init(denoiser, recipe, (8, 8, 1))
     updates = {n: training_step.make_update(denoiser, recipe, jax.devices()[:n]) for n in (1, 2, 8)}
@@ -112,17 +125,17 @@ def network_runs():
     return start, step
 
 
-def test_one_two_and_eight_devices_take_the_same_step(network_runs):
+def test_a_step_does_not_depend_on_the_number_of_devices(network_runs):
     start, step = network_runs
-    one = step(start, 1)
-    assert _leaf_error(one.params, start.params) > 5e-4  # a step that moves
+    expected = step(start, 1)
+    assert _leaf_error(expected.params, start.params) > 5e-4  # the step changes the parameters
     for devices in (2, 8):
-        other = step(start, devices)
-        assert _leaf_error(other.params, one.params) <= 1e-6
-        assert _leaf_error(other.ema, one.ema) <= 1e-6
+        state = step(start, devices)
+        assert _leaf_error(state.params, expected.params) <= 1e-6
+        assert _leaf_error(state.ema, expected.ema) <= 1e-6
 
 
-def test_a_checkpoint_moves_from_one_to_eight_to_two_devices(network_runs, tmp_path):
+def test_checkpoints_move_between_one_eight_and_two_devices(network_runs, tmp_path):
     start, step = network_runs
     state = start
     for count, devices in enumerate((1, 8, 2), 1):
@@ -132,13 +145,14 @@ def test_a_checkpoint_moves_from_one_to_eight_to_two_devices(network_runs, tmp_p
             assert saved.steps()[-1] == count
             restored, state = saved.restore(jax.eval_shape(lambda: start))
             assert restored == state.step == count
-    once = start
+    expected = start
     for _ in range(3):
-        once = step(once, 1)
-    assert _leaf_error(state.params, once.params) <= 1e-5  # Adam amplifies rounding over 3 steps
+        expected = step(expected, 1)
+    # Adam amplifies rounding errors over 3 steps.
+    assert _leaf_error(state.params, expected.params) <= 1e-5
 
 
-def test_nothing_is_compiled_after_the_first_step():
+def test_compiles_only_at_the_first_step():
     traced = []
 
     class Counted(Scaled):
@@ -158,7 +172,7 @@ def test_nothing_is_compiled_after_the_first_step():
     assert first == len(traced) > 0
 
 
-def test_a_gradient_that_is_not_finite_does_not_end_the_run():
+def test_ignores_gradients_that_are_not_finite():
     class Broken(Scaled):
         def __call__(self, params, x, sigma, augment_labels=None, dropout_keys=None):
             return x + jnp.sqrt(params["w"] - params["w"])  # value 0, gradient NaN
@@ -173,11 +187,8 @@ def test_a_gradient_that_is_not_finite_does_not_end_the_run():
     assert np.isfinite(host.metrics["loss"])
 
 
-def test_examples_are_uniform_draws_of_the_data_and_unit_noise():
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    clean, noise, sigma, labels, _ = jax.vmap(
-        lambda key: training_step._draw(key, IMAGES, _recipe(), _recipe().schedule.levels())
-    )(keys)
+def test_examples_are_uniform_draws_with_unit_noise():
+    clean, noise, sigma, labels = _draws(_recipe(), seed=1)
     flat, truth = np.asarray(clean).reshape(20_000, -1), (PIXELS / 127.5 - 1).reshape(20, -1)
     nearest = np.abs(flat[:, None, :8] - truth[None, :, :8]).sum(-1).argmin(1)
     np.testing.assert_allclose(flat, truth[nearest], atol=1e-6)
@@ -188,12 +199,9 @@ def test_examples_are_uniform_draws_of_the_data_and_unit_noise():
     assert labels is None
 
 
-def test_the_dummy_rule_replaces_images_inside_its_interval_only():
+def test_dummy_images_replace_only_those_inside_the_interval():
     recipe = training_step.Recipe(schedules.dummy(schedules.lognormal(), 0.2, 0.6), augment=0)
-    keys = jax.random.split(jax.random.key(2), 20_000)
-    clean, _, sigma, _, _ = jax.vmap(
-        lambda key: training_step._draw(key, IMAGES, recipe, recipe.schedule.levels())
-    )(keys)
+    clean, _, sigma, _ = _draws(recipe, seed=2)
     truth = PIXELS / 127.5 - 1
     corner = np.abs(np.asarray(clean)[:, None, :2, :2] - truth[None, :, :2, :2]).max((2, 3, 4))
     real = corner.min(1) < 1e-6
@@ -204,6 +212,6 @@ def test_the_dummy_rule_replaces_images_inside_its_interval_only():
     np.testing.assert_allclose(dummies.std(0), truth.std(0), atol=0.05)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="batch: 12, wanted a multiple of the 8 devices"):
+def test_rejects_a_batch_that_devices_cannot_share():
+    with pytest.raises(ValueError, match=r"^batch must be a multiple of the 8 devices, got 12"):
         training_step.make_update(Scaled(), _recipe(batch=12))

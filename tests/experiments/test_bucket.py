@@ -70,7 +70,7 @@ denoising_error.run(denoising_error.Config(plot_only="gs://geomem/errors"))
 denoiser_swap.run(denoiser_swap.Config(
     memorizing=run, generalizing=run, samples=2, out="gs://geomem/swap"))
 tiny = dataclasses.replace(
-    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
+    train.PRESETS["digits_fourier"], num_train=32, channels=8, multipliers=(1,), kimg=0.256,
     log_every=2, checkpoint_every=2,
 )
 evaluation = EvaluationSettings(samples=8, steps=4)

@@ -60,8 +60,10 @@ def test_the_command_writes_its_files_and_says_so(finished):
         "figure.png",
         "figure.pdf",
     }
-    assert "figure.png" in process.stdout
-    assert process.stdout.splitlines()[-1].startswith("Danger zone at threshold 0.5: sigma from")
+    lines = process.stdout.splitlines()
+    wrote = {line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")}
+    assert wrote == {str(path) for path in out.iterdir()}
+    assert lines[-len(wrote) - 1].startswith("Danger zone at threshold 0.5: sigma from")
     with Image.open(out / "figure.png") as image:
         assert image.size[0] > 900  # 3.4 inches at 300 dpi
 
@@ -90,7 +92,7 @@ def test_plot_only_draws_again(finished, tmp_path):
     (out / "figure.pdf").unlink()
     assert danger_zone.run(Config(plot_only=str(out))) is None
     assert (out / "figure.pdf").read_bytes() == before
-    with pytest.raises(ValueError, match=r"plot_only: .* is not a danger-zone run"):
+    with pytest.raises(ValueError, match=r"plot_only must be a danger-zone run, got .*"):
         danger_zone.run(Config(plot_only=str(tmp_path)))
 
 
@@ -139,7 +141,7 @@ def test_all_devices_and_streams_give_the_curves_of_one_device(tmp_path, monkeyp
     assert "streamed" not in said
     monkeypatch.setattr(danger_zone.placement, "_memory", lambda device: 1000)
     streamed, said = found()
-    assert "90 images are more than the memory here holds: streamed" in said
+    assert "90 images do not fit in memory and are streamed" in said
     monkeypatch.setattr(danger_zone.placement, "place", lambda split: split.images.reshape(90, 64))
     one, _ = found()
     for curves in (sharded, streamed):
@@ -161,25 +163,28 @@ def test_explicit_and_edm_grids(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sigmas": (0.0, 1.0)}, "sigma: 0, wanted finite and > 0"),
-        ({"sigmas": (float("nan"),)}, "sigma: nan, wanted finite and > 0"),
-        ({"sigmas": (2.0, 1.0)}, "sigmas: 2 before 1, wanted ascending"),
+        ({"sigmas": (0.0, 1.0)}, "sigma must be positive and finite, got 0"),
+        ({"sigmas": (float("nan"),)}, "sigma must be positive and finite, got nan"),
+        ({"sigmas": (2.0, 1.0)}, "sigmas must be ascending, got 2 before 1"),
         ({"num_sigmas": 0}, "num_sigmas must be 2 or more, got 0"),
         ({"sigma_min": 0.0}, "sigma_min and sigma_max must be .*, got 0 and 80"),
         ({"sigma_max": 0.01}, "sigma_min and sigma_max must be .*, got 0.02 and 0.01"),
-        ({"rho": 0.0}, "rho: 0, wanted > 0"),
-        ({"shell_c": 0.0}, "shell_c: 0, wanted finite and > 0"),
-        ({"threshold": 1.0}, "threshold: 1, wanted between 0 and 1"),
+        ({"rho": 0.0}, "rho must be positive, got 0"),
+        ({"shell_c": 0.0}, "shell_c must be positive and finite, got 0"),
+        ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1"),
         ({"num_train": 901}, r"count \(--num-train\): 901, wanted 1 to 900"),
-        ({"num_train": 1}, "train, heldout: 1 and 40 points, wanted at least 2 and 1"),
-        ({"bootstrap": 0}, "bootstrap: 0, wanted 1 or more"),
+        ({"num_train": 1}, "train must hold at least 2 points, got 1"),
+        ({"bootstrap": 0}, "bootstrap must be at least 1, got 0"),
         ({"classes": ("car",)}, "classes must be among those of digits .*, got 'car'"),
         ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),
-        ({"protocol": "paper", "num_train": 99}, "num_train: 99, wanted 100 to 900"),
-        ({"radius": -1.0, "band": "low"}, "radius: -1 leaves no frequency"),
+        (
+            {"protocol": "paper", "num_train": 99},
+            "num_train must be between 100 and 900 .* 99",
+        ),
+        ({"radius": -1.0, "band": "low"}, "radius must leave a frequency in the low band, got -1"),
     ],
 )
-def test_bad_settings_are_named(tmp_path, changes, message):
+def test_rejects_bad_settings(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         danger_zone.run(small(tmp_path, **changes))
     assert "\n" not in str(error.value)
@@ -194,7 +199,7 @@ def test_copies_are_reported(tmp_path, capsys):
     )
     danger_zone.run(config)
     warnings = capsys.readouterr().err
-    assert "warning: 1 of 60 training images repeat another one exactly" in warnings
+    assert "warning: 1 of 60 training images are exact copies of others" in warnings
     assert "warning: 40 of 40 held-out images are also training images" in warnings
 
 

@@ -57,7 +57,7 @@ def test_files_hold_the_result(planted):
     with open(folder / "samples.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["nearest"]) for row in rows[:30]] == list(range(30))
-    assert [int(row["memorized"]) for row in rows] == report.found.memorized.astype(int).tolist()
+    assert [int(row["memorized"]) for row in rows] == report.samples.memorized.astype(int).tolist()
     noise = [float(row["noise"]) for row in rows[:20]]
     assert np.median(noise) == pytest.approx(0.03, rel=0.25)
     assert json.loads((folder / "run.json").read_text())["data"]["train"]["count"] == 64
@@ -74,7 +74,7 @@ def test_reads_folder_of_8_bit_images(planted, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
     config = Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL)
     found = evaluate.run(config)
-    np.testing.assert_array_equal(found.report.found.index[:30, 0], report.found.index[:30, 0])
+    np.testing.assert_array_equal(found.report.samples.index[:30, 0], report.samples.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
     # --resize is then the samples' alone: named data sets have their size.
     enlarged = dataclasses.replace(config, resize=16)
@@ -107,12 +107,12 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
         num_heldout=8,
     )
     report, scores, _ = evaluate.run(config)
-    assert report.found.index[:, 0].tolist() == [3, 7]
+    assert report.samples.index[:, 0].tolist() == [3, 7]
     assert report.memorized.count == 2
     assert scores == {}
     # Weights that the user names are used, or their mistake is said.
     monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "absent.pth"))
-    with pytest.raises(ValueError, match=r"inception: no weights at .*absent\.pth"):
+    with pytest.raises(ValueError, match=r"inception must be .* no weights at .*absent\.pth"):
         evaluate.run(config)
 
 
@@ -156,9 +156,9 @@ def test_rejects_other_bad_input(planted, tmp_path):
             "samples must be an existing file or folder, got .*none",
         ),
         ({"samples": "nowhere.npz"}, "samples must be an existing file or folder, got nowhere.npz"),
-        ({"num_heldout": 3}, "heldout: 3 images, wanted 4 or more"),
-        ({"run": str(tmp_path)}, "run: .* is not a run folder"),
-        ({"threshold": 0.0}, "threshold: 0, wanted"),
+        ({"num_heldout": 3}, "heldout must hold 4 or more images, got 3"),
+        ({"run": str(tmp_path)}, "^run must be the folder of a training run, got"),
+        ({"threshold": 0.0}, "threshold must be in .0, 1., got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.run(Config(**{**config, **changes}))

@@ -124,6 +124,19 @@ def direct_coverage(key, train, heldout, draws):
     )
 
 
+def test_plain_max_weight_is_the_definition(small):
+    """W (Def. 4.1) against the float64 posterior of the same noise."""
+    train, _ = small
+    key = jax.random.key(4)
+    for sigma in SMALL_SIGMAS:
+        expected = np.zeros(30)
+        for draw in jax.random.split(key, 3):
+            y = train + sigma * jax.random.normal(draw, train.shape)
+            expected += np.exp(oracles.log_weights(y, train, sigma)).max(axis=1) / 3
+        weight = curves.plain_max_weight(key, train, sigma, draws=3)
+        np.testing.assert_allclose(weight, expected, atol=2e-5)
+
+
 def direct_weight(rng, train, draws):
     """W and the own weight by noising every point, with the exact posterior."""
     rows = []
@@ -162,6 +175,11 @@ def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
     largest, own, _, _ = _curve_kernels.weight_sweep(
         jax.random.key(3), jnp.arange(30), frame.of_points(), sigmas=SMALL_SIGMAS, draws=draws
     )
+    plain = [
+        curves.plain_max_weight(jax.random.key(4), train, sigma, draws=200).mean()
+        for sigma in SMALL_SIGMAS
+    ]
+    np.testing.assert_allclose(largest.mean(axis=0), plain, atol=4.5 * 0.35 / np.sqrt(6000))
     wanted = direct_weight(rng, train, 200)
     np.testing.assert_allclose(largest.mean(axis=0), wanted[0], atol=4.5 * 0.35 / np.sqrt(6000))
     np.testing.assert_allclose(own.mean(axis=0), wanted[1], atol=4.5 * 0.35 / np.sqrt(6000))
@@ -176,8 +194,8 @@ def test_reduced_coordinates_keep_all_inner_products(cifar):
     assert frame.missing == 3072 - 201
     for query, coordinates in zip(heldout, np.float64(frame.query_coordinates), strict=True):
         wanted = np.float64(query) - train
-        found = coordinates - np.float64(point_coordinates)
-        np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, rtol=1e-4, atol=1e-3)
+        offsets = coordinates - np.float64(point_coordinates)
+        np.testing.assert_allclose(offsets @ offsets.T, wanted @ wanted.T, rtol=1e-4, atol=1e-3)
 
 
 def test_noise_has_the_same_norm_in_both_frames(small):
@@ -194,6 +212,42 @@ def test_noise_has_the_same_norm_in_both_frames(small):
         assert norms.shape == (2000, 12)
         assert norms.mean() == pytest.approx(50, abs=5 * np.sqrt(100 / norms.size))
         assert norms.var() == pytest.approx(100, rel=0.1)
+
+
+def test_refinement_is_of_the_same_curve(small):
+    """An extra level gives what the same level of a grid gives: same noise, same resamples."""
+    train, heldout = small
+    key = jax.random.key(0)
+    refined = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=3)
+    for name in ("coverage", "max_weight"):
+        extra = getattr(refined, f"{name}_refinement")
+        assert extra.sigma.shape == (3,)
+        assert ((extra.sigma > SMALL_SIGMAS[0]) & (extra.sigma < SMALL_SIGMAS[-1])).all()
+        direct = getattr(curves.estimate(key, train, heldout, extra.sigma, refine=0), name)
+        np.testing.assert_allclose(extra.mean, direct.mean, atol=1e-6)
+        np.testing.assert_allclose(extra.replicates, direct.replicates, atol=1e-6)
+    plain = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=0)
+    assert plain.coverage_refinement is plain.max_weight_refinement is None
+    np.testing.assert_allclose(refined.coverage.mean, plain.coverage.mean)
+    np.testing.assert_allclose(refined.max_weight.replicates, plain.max_weight.replicates)
+
+
+def test_images_of_any_kind_are_welcome(rng):
+    """uint8 or float, NumPy or JAX, images or vectors: the same curves."""
+    pixels = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    images = (pixels / 127.5 - 1).astype(np.float32)
+    rows = images.reshape(30, -1)
+    expected = curves.estimate_curves(rows[:20], rows[20:], SMALL_SIGMAS, seed=3, bootstrap=5)
+    direct = curves.estimate(jax.random.key(3), rows[:20], rows[20:], SMALL_SIGMAS, bootstrap=5)
+    for kind in (pixels, images, np.float64(rows), jnp.asarray(images), jnp.asarray(pixels)):
+        result = curves.estimate_curves(kind[:20], kind[20:], SMALL_SIGMAS, seed=3, bootstrap=5)
+        for ours, wanted in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    np.testing.assert_array_equal(direct.coverage.mean, expected.coverage.mean)
+    assert repr(expected) == "Curves(3 noise levels from 0.3 to 3, 5 bootstrap replicates)"
+    assert repr(expected.coverage) == "Estimate(3 noise levels, 5 replicates)"
+    default = curves.estimate_curves(pixels[:20], pixels[20:], bootstrap=1)
+    np.testing.assert_allclose(default.sigma, np.geomspace(0.02, 80, 32), rtol=1e-6)
 
 
 def test_blocks_change_nothing(small, monkeypatch):
@@ -261,16 +315,16 @@ def test_one_compilation_for_each_shape(small, count_compilations):
 @pytest.mark.parametrize(
     ("sigmas", "message"),
     [
-        ([], "sigmas: shape"),
-        ([[1.0]], "sigmas: shape"),
-        ([0.0, 1.0], "sigma: 0, wanted finite and > 0"),
-        ([-1.0], "sigma: -1, wanted finite and > 0"),
-        ([1.0, np.nan], "sigma: nan, wanted finite and > 0"),
-        ([2.0, 1.0], "sigmas: 2 before 1, wanted ascending"),
-        ([1.0, 1.0], "sigmas: 1 before 1, wanted ascending"),
+        ([], r"sigmas must have shape \[S\] with S >= 1, got shape \(0,\)\."),
+        ([[1.0]], r"sigmas must have shape \[S\] with S >= 1, got shape \(1, 1\)\."),
+        ([0.0, 1.0], "sigma must be positive and finite, got 0"),
+        ([-1.0], "sigma must be positive and finite, got -1"),
+        ([1.0, np.nan], "sigma must be positive and finite, got nan"),
+        ([2.0, 1.0], r"sigmas must be ascending, got 2 before 1\."),
+        ([1.0, 1.0], r"sigmas must be ascending, got 1 before 1\."),
     ],
 )
-def test_bad_grids_are_named(small, sigmas, message):
+def test_rejects_bad_noise_levels(small, sigmas, message):
     with pytest.raises(ValueError, match=message):
         curves.estimate(jax.random.key(0), *small, np.array(sigmas))
 
@@ -278,24 +332,41 @@ def test_bad_grids_are_named(small, sigmas, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"draws_coverage": 0}, "draws_coverage: 0, wanted 1 or more"),
-        ({"draws_weight": -1}, "draws_weight: -1, wanted 1 or more"),
-        ({"shell_c": 0.0}, "shell_c: 0, wanted finite and > 0"),
-        ({"bootstrap": 0}, "bootstrap: 0, wanted 1 or more"),
-        ({"num_base": 31}, "num_base: 31, wanted 1 to 30"),
+        ({"draws_coverage": 0}, r"draws_coverage must be at least 1, got 0\."),
+        ({"draws_weight": -1}, r"draws_weight must be at least 1, got -1\."),
+        ({"shell_c": 0.0}, r"shell_c must be positive and finite, got 0\."),
+        ({"bootstrap": 0}, r"bootstrap must be at least 1, got 0\."),
+        ({"refine": -1}, r"refine must not be negative, got -1\."),
+        ({"num_base": 31}, r"num_base must be between 1 and 30, got 31\."),
     ],
 )
-def test_bad_settings_are_named(small, change, message):
+def test_rejects_bad_settings(small, change, message):
     with pytest.raises(ValueError, match=message):
         curves.estimate(jax.random.key(0), *small, SMALL_SIGMAS, **change)
 
 
-def test_bad_points_are_named(small):
-    train, heldout = small
-    with pytest.raises(ValueError, match="wanted at least 2 and 1"):
-        curves.estimate(jax.random.key(0), train[:1], heldout, SMALL_SIGMAS)
-    with pytest.raises(ValueError, match=r"heldout: shape \(12, 49\), wanted \[N, 50\]"):
-        curves.estimate(jax.random.key(0), train, heldout[:, :49], SMALL_SIGMAS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda train, heldout: (train[:1], heldout), "train must hold at least 2 points, got 1"),
+        (lambda train, heldout: (train, heldout[:0]), "heldout must hold at least 1 point, got 0"),
+        (
+            lambda train, heldout: (train, heldout[:, :49]),
+            r"heldout must have 50 columns like train, got shape \(12, 49\)\.",
+        ),
+        (
+            lambda train, heldout: (train[0], heldout),
+            r"train must have shape \[N, d\] or \[N, H, W",
+        ),
+        (
+            lambda train, heldout: (np.int32(train), heldout),
+            r"train must hold uint8 or float values, got int32\.",
+        ),
+    ],
+)
+def test_rejects_bad_points(small, change, message):
+    with pytest.raises(ValueError, match=message):
+        curves.estimate(jax.random.key(0), *change(*small), SMALL_SIGMAS)
 
 
 def test_weights_agree_with_the_posterior(cifar):

@@ -35,8 +35,10 @@ def test_the_two_bands_make_up_everything(rng, height, width, radius):
     np.testing.assert_allclose(sum(parts), images, atol=1e-5)
 
 
-def test_bad_bands_are_named():
-    with pytest.raises(ValueError, match="band: 'middle', wanted 'low' or 'high'"):
+def test_rejects_bad_bands():
+    with pytest.raises(ValueError, match=r"band must be 'low' or 'high', got 'middle'\."):
         frequency_bands.fourier_band(8, 8, 2, "middle")
-    with pytest.raises(ValueError, match="radius: 100 leaves no frequency in the high band"):
+    with pytest.raises(
+        ValueError, match=r"radius must leave a frequency in the high band, got 100\."
+    ):
         frequency_bands.fourier_band(8, 8, 100, "high")

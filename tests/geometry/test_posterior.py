@@ -130,6 +130,91 @@ def test_sigma_for_each_query_and_vmap_over_sigma(cifar, rng):
     np.testing.assert_allclose(denoised, wanted, atol=BAR)
 
 
+def test_plain_definitions_are_the_float64_loops(cifar, rng):
+    train, heldout = cifar[0][:200], cifar[1]
+    for sigma in np.float32([2, 5, 20]):
+        y = noised(train, heldout, sigma, rng)
+        weights = np.exp(oracles.log_weights(y, train, sigma))
+        np.testing.assert_allclose(posterior.plain_weights(y, train, sigma), weights, atol=2e-4)
+        mean = weights @ np.float64(train)
+        np.testing.assert_allclose(posterior.plain_denoise(y, train, sigma), mean, atol=2e-3)
+
+
+def with_copies(rng, copies, dim, apart, total=64):
+    """Points of which the first `copies` are equal and the next is `apart` from them."""
+    points = rng.standard_normal((total, dim)).astype(np.float32)
+    points[:copies] = points[0]
+    direction = rng.standard_normal(dim)
+    points[copies] = points[0] + np.float32(apart * direction / np.linalg.norm(direction))
+    return points
+
+
+@pytest.mark.parametrize("sigma", [0.003, 0.01, 0.1])
+def test_exact_copies_do_not_end_the_search_early(rng, sigma):
+    """Sixteen copies fill all candidates of a pass, and show no screening error."""
+    y_noise = rng.standard_normal((40, 3072))
+    for trial in range(8):
+        points = with_copies(rng, 16, 3072, sigma)
+        y = np.float32(points[:1] + sigma * y_noise[trial])
+        exact = np.exp(oracles.log_weights(y, points, np.float32(sigma)))
+        top = posterior.top_weights(y, points, sigma, 17)
+        ordered = np.take_along_axis(exact, np.asarray(top.index), 1)
+        assert np.abs(ordered - top.weight).max() <= BAR
+        assert np.abs(posterior.denoise(y, points, sigma) - exact @ np.float64(points)).max() <= BAR
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    copies=st.sampled_from([1, 15, 16, 17, 50]),
+    dim=st.sampled_from([2, 64, 768]),
+    sigma=st.sampled_from([0.001, 0.01, 0.1, 1.0, 10.0]),
+)
+def test_copies_and_batches_change_no_result(seed, copies, dim, sigma):
+    rng = np.random.default_rng(seed)
+    points = with_copies(rng, copies, dim, sigma)
+    picks = rng.integers(0, 64, 8)
+    y = np.float32(points[picks] + sigma * rng.standard_normal((8, dim)))
+    weights = np.exp(oracles.log_weights(y, points, np.float32(sigma)))
+    mean = np.asarray(posterior.denoise(y, points, sigma))
+    assert np.abs(mean - weights @ np.float64(points)).max() <= BAR
+    assert np.abs(posterior.max_weight(y, points, sigma) - weights.max(axis=1)).max() <= BAR
+    # A query's result does not depend on the batch around it.
+    alone = np.concatenate([posterior.denoise(y[i : i + 1], points, sigma) for i in (0, 5)])
+    np.testing.assert_allclose(alone, mean[[0, 5]], rtol=0, atol=2e-6)
+
+
+def test_images_and_stored_pixels_are_welcome(cifar):
+    images = cifar[0][:40].reshape(-1, 32, 32, 3)
+    stored = np.uint8(np.rint((images + 1) * 127.5))
+    y = images[:3] + np.float32(0.5)
+    mean = posterior.denoise(y, images, 2.0)
+    assert mean.shape == y.shape
+    rows = posterior.denoise(y.reshape(3, -1), images.reshape(40, -1), 2.0)
+    np.testing.assert_array_equal(np.reshape(mean, (3, -1)), rows)
+    np.testing.assert_allclose(posterior.denoise(y, stored, 2.0), mean, atol=1e-5)
+    np.testing.assert_allclose(posterior.weights(y, stored, 2.0).sum(axis=1), 1, rtol=1e-5)
+    double = posterior.denoise(np.float64(y), np.float64(images), 2.0)
+    np.testing.assert_array_equal(double, mean)
+
+
+def test_rejects_unusable_arrays(cifar):
+    train = cifar[0][:10]
+    for y, points, message in (
+        (
+            train[:2],
+            np.zeros((0, 3072)),
+            r"points must be \[N, d\] or images \[N, ...\], got shape",
+        ),
+        (train[:0], train, r"y must be \[N, d\] or images \[N, ...\], got shape \(0, 3072\)"),
+        (np.int32(train[:2]), train, "y must hold floats or uint8, got int32"),
+        (train[:2, :5], train, r"y must have 3072 values a row like the points, got \(2, 5\)"),
+    ):
+        for function in (posterior.log_weights, posterior.denoise):
+            with pytest.raises(ValueError, match=message):
+                function(y, points, 1.0)
+
+
 points_strategy = st.integers(0, 2**32 - 1).map(
     lambda seed: np.random.default_rng(seed).standard_normal((40, 6)).astype(np.float32)
 )
@@ -196,10 +281,10 @@ def test_a_query_that_is_not_finite_spoils_nothing_but_itself(cifar, bad):
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
-def test_bad_sigma_is_named(cifar, sigma):
+def test_rejects_bad_sigma(cifar, sigma):
     train, heldout = cifar
     for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
-        with pytest.raises(ValueError, match=r"sigma: .*, wanted finite and > 0"):
+        with pytest.raises(ValueError, match=r"sigma must be positive and finite, got"):
             function(heldout[:2], train, sigma)
 
 

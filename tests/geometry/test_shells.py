@@ -58,8 +58,8 @@ def test_radii_follow_the_lemma_and_clamp():
 
 
 @pytest.mark.parametrize("c", [0.0, -1.0, float("nan"), float("inf")])
-def test_bad_c_is_named(c):
-    with pytest.raises(ValueError, match=r"shell_c: .*, wanted finite and > 0"):
+def test_rejects_bad_c(c):
+    with pytest.raises(ValueError, match=r"shell_c must be positive and finite, got .*\."):
         shells.radii(10, c)
 
 

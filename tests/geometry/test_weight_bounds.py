@@ -75,8 +75,8 @@ def test_bounds_by_hand():
 
 
 @pytest.mark.parametrize(("delta", "q"), [(0.1, 0.85), (0.2, 0.4), (1.0, 0.9), (0.1, 1.0)])
-def test_bad_constants_are_named(delta, q):
-    with pytest.raises(ValueError, match=r"delta, q: .*, wanted 1/2 < q < 1 and 1 - q < delta < 1"):
+def test_rejects_bad_constants(delta, q):
+    with pytest.raises(ValueError, match=r"delta and q must satisfy 1/2 < q < 1 and 1 - q < delta"):
         weight_bounds.own_weight_upper_bound(np.ones(3), np.arange(1, 4), 1.0, delta, q)
 
 

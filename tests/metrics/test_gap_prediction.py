@@ -1,4 +1,4 @@
-"""What a gap can remove, against the two denoisers' own flows."""
+"""The predicted memorization against the two denoisers' own flows."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from geomem.metrics import gap_prediction
 
 GRID = grids.edm_grid(12)
 SEEDS = range(48)
+HIGHS = (90.0, 1.0, 0.003)
 
 
 @pytest.fixture(scope="module")
@@ -17,41 +18,47 @@ def digits():
     return dataset.train[:32], np.concatenate([dataset.train[:32], dataset.test])
 
 
-def test_what_is_decided_grows_as_the_edge_falls(digits):
-    found = gap_prediction.predict(*digits, (90.0, 1.0, 0.003), GRID, seeds=SEEDS)
-    rates = [rate.rate for rate in found.rate]
-    # From the start on the pool's own flow: a copy of each of its images is as likely as another.
+@pytest.fixture(scope="module")
+def prediction(digits):
+    """At HIGHS, and at two more edges between the same two levels."""
+    high, low = GRID[5:7]
+    return gap_prediction.predict(
+        *digits, (*HIGHS, low, low + 0.9 * (high - low)), GRID, seeds=SEEDS
+    )
+
+
+def test_lower_edges_decide_more_samples(prediction):
+    rates = [rate.rate for rate in prediction.rate[:3]]
+    # With the highest edge, the flow is the pool's, which ends on each of its images alike.
     assert rates[0] < 0.25
     assert rates[0] <= rates[1] <= rates[2] == 1
-    assert found.chance == found.rate[0]
-    np.testing.assert_allclose(found.decided[[0, 2]], (0, 1))
-    assert found.memorized.shape == (3, len(SEEDS))
+    assert prediction.chance == prediction.rate[0]
+    np.testing.assert_allclose(prediction.decided[[0, 2]], (0, 1))
+    assert prediction.memorized.shape == (5, len(SEEDS))
 
 
-def test_copies_by_chance_are_taken_out(digits):
-    """Half of a small pool are training images: its own flow ends on them as often."""
+def test_subtracts_copies_by_chance(digits, prediction):
+    """Half of a small pool are training images, so its own flow often ends on them."""
     train, pool = digits
-    found = gap_prediction.predict(train, pool[:64], (90.0, 1.0, 0.003), GRID, seeds=SEEDS)
-    assert found.chance.rate > 0.3
-    np.testing.assert_allclose(found.decided[[0, 2]], (0, 1))
-    large = gap_prediction.predict(train, pool, (1.0,), GRID, seeds=SEEDS)
-    assert abs(found.decided[1] - large.decided[0]) < 0.3
+    small = gap_prediction.predict(train, pool[:64], HIGHS, GRID, seeds=SEEDS)
+    assert small.chance.rate > 0.3
+    np.testing.assert_allclose(small.decided[[0, 2]], (0, 1))
+    assert abs(small.decided[1] - prediction.decided[1]) < 0.3
 
 
-def test_a_pool_of_the_training_images_is_refused(digits):
+def test_edges_between_the_same_levels_share_a_flow(prediction):
+    assert (prediction.memorized[3] == prediction.memorized[4]).all()
+
+
+def test_rejects_a_pool_of_training_images_only(digits):
     train, _ = digits
-    with pytest.raises(ValueError, match="pool: 32 images, whose own flow always ends on training"):
+    message = "pool must hold many images beside the training images, got 32 images"
+    with pytest.raises(ValueError, match=message):
         gap_prediction.predict(train, train, (0.5,), GRID, seeds=SEEDS)
 
 
-def test_edges_between_the_same_levels_share_a_flow(digits):
-    high, low = GRID[5:7]
-    found = gap_prediction.predict(*digits, (low, low + 0.9 * (high - low)), GRID, seeds=SEEDS)
-    assert (found.memorized[0] == found.memorized[1]).all()
-
-
-def test_bad_input_is_named(digits):
-    with pytest.raises(ValueError, match="highs: none"):
+def test_rejects_bad_input(digits):
+    with pytest.raises(ValueError, match="highs must not be empty"):
         gap_prediction.predict(*digits, (), GRID)
-    with pytest.raises(ValueError, match="pool: images of"):
+    with pytest.raises(ValueError, match="pool must be images of shape"):
         gap_prediction.predict(digits[0], digits[1][:, :4], (1.0,), GRID)

@@ -1,9 +1,11 @@
-"""Flags, rates and comparisons against float64 loops and closed forms."""
+"""Flags, indices and scores against float64 loops and closed forms."""
 
 import numpy as np
 import oracles
 import pytest
 
+from geomem import data
+from geomem.diffusion import grids, sampler
 from geomem.experiments.benchmarks import timing
 from geomem.geometry import posterior
 from geomem.metrics import memorization
@@ -12,10 +14,8 @@ from geomem.points.neighbours import two_nearest
 
 @pytest.fixture(scope="module")
 def digits():
-    from geomem import data
-
-    loaded = data.load("digits")
-    return loaded.train[:128], loaded.test
+    dataset = data.load("digits")
+    return dataset.train[:128], dataset.test
 
 
 def near_the_threshold(rng, points, count, spread, ratio=1 / 3):
@@ -27,9 +27,9 @@ def near_the_threshold(rng, points, count, spread, ratio=1 / 3):
     return np.float32(p + ratios / (1 + ratios) * (q - p))
 
 
-@pytest.mark.parametrize("copied", [0, memorization._COPIED])
-def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, monkeypatch, copied):
-    monkeypatch.setattr(memorization, "_COPIED", copied)
+@pytest.mark.parametrize("resident", [0, memorization._RESIDENT_BYTES])
+def test_equals_the_float64_loop_on_10000_queries(rng, monkeypatch, resident):
+    monkeypatch.setattr(memorization, "_RESIDENT_BYTES", resident)
     points = rng.standard_normal((300, 48)).astype(np.float32)
     queries = np.concatenate(
         [
@@ -38,114 +38,121 @@ def test_flags_and_indices_are_those_of_a_float64_loop_on_10000_queries(rng, mon
             points[rng.integers(300, size=2500)]
             + rng.uniform(0, 1, (2500, 1)).astype("f") * rng.standard_normal((2500, 48), "f"),
             rng.standard_normal((2000, 48), "f"),
-            near_the_threshold(rng, points, 500, 1e-7, ratio=1),  # which is the nearer one?
+            near_the_threshold(rng, points, 500, 1e-7, ratio=1),  # d1 is nearly d2
         ]
     )
     assert len(queries) == 10_000
     index, flags = oracles.memorized(queries, points, 1 / 3)
-    found = memorization.measure(queries, points)
-    np.testing.assert_array_equal(found.memorized, flags)
-    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_array_equal(memorization.plain_memorized(queries, points), flags)
+    result = memorization.measure(queries, points)
+    np.testing.assert_array_equal(result.memorized, flags)
+    np.testing.assert_array_equal(result.index, index)
     distance, _ = oracles.two_nearest(queries, points)
-    np.testing.assert_allclose(found.distance, distance, rtol=2e-6)
-    np.testing.assert_allclose(found.ratio, distance[:, 0] / distance[:, 1], rtol=4e-6)
-    # The queries do test it: float32 distances alone get some of these flags wrong.
+    np.testing.assert_allclose(result.distance, distance, rtol=2e-6)
+    np.testing.assert_allclose(result.ratio, distance[:, 0] / distance[:, 1], rtol=4e-6)
+    # The queries are hard: float32 distances alone get some of these flags wrong.
     near = flags[:5000]
     assert 0.2 < near.mean() < 0.8
     single = two_nearest(queries[:5000], points).distance
     assert (np.asarray(single[:, 0] < single[:, 1] / 3) != near).mean() > 0.01
 
 
-def test_images_in_host_memory_are_not_copied_as_a_whole(rng):
+def test_streams_images_from_host_memory(rng):
     train = rng.random((65_536, 2048), np.float32)
     samples = train[:8] + np.float32(1e-3)
-    assert memorization.measure(samples, train).memorized.all()  # compiles, too
-    grown = timing.peak_growth(lambda: memorization.measure(samples, train))
-    assert grown is None or grown < 0.75 * train.nbytes
+    assert memorization.measure(samples, train).memorized.all()  # also compiles
+    growth = timing.peak_growth(lambda: memorization.measure(samples, train))
+    assert growth is None or growth < 0.75 * train.nbytes
 
 
-def test_a_copy_of_a_duplicate_is_a_copy():
+def test_a_copy_of_a_duplicate_counts():
     train = np.zeros((4, 2, 2, 1), np.float32)
     train[2:] = np.float32([0, 1])[:, None, None, None]  # 0, 0, 0, 1
     samples = train[[0, 3]] + np.float32(1e-3)
-    found = memorization.measure(samples, train)
-    np.testing.assert_array_equal(found.index, [[0, 3], [3, 0]])
-    np.testing.assert_array_equal(found.memorized, [True, True])
+    result = memorization.measure(samples, train)
+    np.testing.assert_array_equal(result.index, [[0, 3], [3, 0]])
+    np.testing.assert_array_equal(result.memorized, [True, True])
     literal = memorization.measure(samples, train, distinct=False)
     np.testing.assert_array_equal(literal.index, [[0, 1], [3, 0]])
     np.testing.assert_array_equal(literal.memorized, [False, True])
     np.testing.assert_array_equal(literal.ratio[0], 1)
+    np.testing.assert_array_equal(literal.memorized, memorization.plain_memorized(samples, train))
     exact = memorization.measure(train[:1], train, distinct=False)
     assert exact.ratio[0] == 1
     assert not exact.memorized[0]
 
 
-def test_a_ratio_at_the_threshold_is_not_below_it():
+def test_a_ratio_at_the_threshold_does_not_count():
     train = np.float32([[0.0], [4.0], [100.0]])
-    found = memorization.measure(np.float32([[1.0]]), train)
-    assert found.ratio[0] == 1 / 3
-    assert not found.memorized[0]
+    result = memorization.measure(np.float32([[1.0]]), train)
+    assert result.ratio[0] == 1 / 3
+    assert not result.memorized[0]
 
 
-def test_a_scaled_and_shifted_data_set_gives_the_same_flags(digits, rng):
+def test_flags_do_not_depend_on_scale_and_shift(digits, rng):
     train, _ = digits
     samples = train[:50] + 0.1 * rng.standard_normal((50, 8, 8, 1)).astype(np.float32)
-    found = memorization.measure(samples, train)
+    result = memorization.measure(samples, train)
     moved = memorization.measure(4 * samples + 2, 4 * train + 2)
-    np.testing.assert_array_equal(found.memorized, moved.memorized)
-    np.testing.assert_array_equal(found.index, moved.index)
+    np.testing.assert_array_equal(result.memorized, moved.memorized)
+    np.testing.assert_array_equal(result.index, moved.index)
 
 
-def test_an_embedding_takes_the_place_of_the_pixels(digits):
+def test_measures_distances_in_an_embedding(digits):
     train, heldout = digits
-    found = memorization.measure(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
+    result = memorization.measure(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
     index, flags = oracles.memorized(heldout[:20].mean(axis=(2, 3)), train.mean(axis=(2, 3)), 1 / 3)
-    np.testing.assert_array_equal(found.index, index)
-    np.testing.assert_array_equal(found.memorized, flags)
+    np.testing.assert_array_equal(result.index, index)
+    np.testing.assert_array_equal(result.memorized, flags)
 
 
-def test_samples_of_the_empirical_denoiser_are_copies_and_held_out_images_are_not(digits, rng):
-    from geomem.diffusion import grids, sampler
-
+def test_report_on_samples_of_the_empirical_denoiser(digits, rng):
     train, heldout = digits
     denoiser = posterior.empirical_denoiser(train)
     noise = 80 * rng.standard_normal((64, 8, 8, 1)).astype(np.float32)
     samples = sampler.solve(denoiser, noise, grids.edm_grid(18), method="euler")
-    found = memorization.report(samples, train, heldout)
-    assert found.memorized[:2] == (64, 64)
-    assert found.without_noise[:2] == (64, 64)
-    assert found.adaptive[:2] == (64, 64)
-    assert found.memorized_heldout.rate < 0.01
-    assert found.without_noise_heldout.rate < 0.01
-    assert found.noise_mean < 0.005
-    assert 20 < found.copied <= 64
+    result = memorization.report(samples, train, heldout)
+    assert result.memorized[:2] == (64, 64)
+    assert result.without_noise[:2] == (64, 64)
+    assert result.adaptive[:2] == (64, 64)
+    assert result.memorized_heldout.rate < 0.01
+    assert result.without_noise_heldout.rate < 0.01
+    assert result.noise_mean < 0.005
+    assert 20 < result.copied <= 64
     alone = memorization.measure(samples, train)
-    np.testing.assert_array_equal(found.found.index, alone.index)
-    np.testing.assert_array_equal(found.found.memorized, alone.memorized)
-    np.testing.assert_allclose(found.found.distance, alone.distance, rtol=2e-6)
+    np.testing.assert_array_equal(result.samples.index, alone.index)
+    np.testing.assert_array_equal(result.samples.memorized, alone.memorized)
+    np.testing.assert_allclose(result.samples.distance, alone.distance, rtol=2e-6)
     score = memorization.adaptive_score(samples, train)
-    np.testing.assert_array_equal(found.adaptive_score, score)
-    assert set(found.summary()) == set(found._fields[:9])
+    np.testing.assert_array_equal(result.adaptive_score, score)
+    assert set(result.summary()) == set(result._fields[:9])
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"samples": np.zeros((2, 8, 8, 1), np.uint8)}, "samples: uint8 values, wanted floats"),
-        ({"samples": np.zeros((2, 4, 4, 1), "f")}, "samples: shape"),
-        ({"train": np.zeros((1, 8, 8, 1), "f")}, "samples, train: 2 and 1 images"),
-        ({"train": np.zeros((3, 8, 8, 1), "f")}, "train: 3 copies of one image"),
-        ({"samples": np.full((2, 8, 8, 1), np.nan, "f")}, "samples: 2 of 2 are not finite"),
-        ({"threshold": 2.0}, "threshold: 2, wanted"),
+        (
+            {"samples": np.zeros((2, 8, 8, 1), np.uint8)},
+            "samples must be floats.*, got uint8",
+        ),
+        ({"samples": np.zeros((2, 4, 4, 1), "f")}, "samples must be images of shape"),
+        ({"samples": np.zeros((0, 8, 8, 1), "f")}, "samples must hold 1 or more images, got 0"),
+        ({"train": np.zeros((1, 8, 8, 1), "f")}, "train must hold 2 or more images, got 1"),
+        ({"train": np.zeros((3, 8, 8, 1), "f")}, "2 or more different images, got 3 copies"),
+        (
+            {"samples": np.full((2, 8, 8, 1), np.nan, "f")},
+            "samples must be finite, got .* 2 of 2",
+        ),
+        ({"threshold": 2.0}, r"threshold must be in \(0, 1\], got 2"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(digits, bad, message):
+def test_rejects_bad_input(digits, bad, message):
     arguments = {"samples": np.zeros((2, 8, 8, 1), "f"), "train": digits[0], **bad}
     with pytest.raises(ValueError, match=message):
         memorization.measure(**arguments)
 
 
-def test_the_adaptive_score_is_that_of_a_loop(digits):
+def test_adaptive_score_equals_the_loop(digits):
     train, heldout = digits
     squares = oracles.squared_distances(heldout[:30].reshape(30, -1), train.reshape(128, -1))
     nearest = np.sort(np.sqrt(squares), axis=1)[:, :50]

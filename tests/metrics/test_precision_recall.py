@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against a float64 loop, ties and duplicates included."""
+"""Precision, recall, density and coverage against a float64 loop, with ties and duplicates."""
 
 import numpy as np
 import oracles
@@ -23,39 +23,41 @@ def loop(samples, reference, k):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_is_the_loop(rng, k):
+def test_equals_the_loop(rng, k):
     reference = np.float32(rng.standard_normal((333, 8)))
     samples = np.float32(0.3 + 0.8 * rng.standard_normal((150, 8)))
-    found = precision_recall(samples, reference, k, chunk=64)
-    np.testing.assert_allclose(found[:4], loop(samples, reference, k), atol=1e-7)
-    assert found[4:] == (k, 150, 333)
-    assert 0 < found.recall < 1
+    result = precision_recall(samples, reference, k, chunk=64)
+    np.testing.assert_allclose(result[:4], loop(samples, reference, k), atol=1e-7)
+    assert result[4:] == (k, 150, 333)
+    assert 0 < result.recall < 1
 
 
-def test_ties_and_duplicates_are_the_loops(rng):
-    """On a lattice distances tie exactly, and points repeat: a ball holds its boundary."""
+def test_equals_the_loop_with_ties_and_duplicates(rng):
+    """On a lattice, distances tie exactly and points repeat; balls are closed."""
     reference = np.float32(rng.integers(0, 4, (333, 8)))
     samples = np.float32(rng.integers(1, 5, (150, 8)))
-    found = precision_recall(samples, reference, 5, chunk=64)
-    np.testing.assert_allclose(found[:4], loop(samples, reference, 5), atol=1e-7)
+    result = precision_recall(samples, reference, 5, chunk=64)
+    np.testing.assert_allclose(result[:4], loop(samples, reference, 5), atol=1e-7)
 
 
-def test_a_set_with_itself_and_with_one_far_away(rng):
+def test_identical_and_distant_sets(rng):
     points = np.float32(100 + rng.standard_normal((120, 5)))
     same = precision_recall(points, points, 4)
-    # Each of the k + 1 points in a ball, its centre included, is a sample.
+    # A ball contains k + 1 samples, including its center.
     np.testing.assert_allclose(same[:4], [1, 1, 5 / 4, 1])
     np.testing.assert_allclose(precision_recall(points + 50, points, 4)[:4], 0)
 
 
-def test_bad_input_is_named(rng):
+def test_rejects_bad_input(rng):
     points = rng.standard_normal((5, 2))
-    with pytest.raises(ValueError, match="neighbours: 5, wanted 1 to 4"):
+    with pytest.raises(ValueError, match="k must be from 1 to 4 for sets of 5, got 5"):
         precision_recall(points, points, 5)
-    with pytest.raises(ValueError, match=r"reference: features \(3,\), wanted \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"reference must have 2 features like samples, got shape \(6, 3\)"
+    ):
         precision_recall(points, np.ones((6, 3)))
     broken = np.where(points == points[1, 1], np.nan, points)
-    with pytest.raises(ValueError, match="reference: 1 of 5 are not finite, wanted finite values"):
+    with pytest.raises(ValueError, match="reference must be finite, got NaN or inf in 1 of 5"):
         precision_recall(points, broken)
-    with pytest.raises(ValueError, match="samples: 1 of 5 are not finite"):
+    with pytest.raises(ValueError, match="samples must be finite, got NaN or inf in 1 of 5"):
         precision_recall(broken, points)

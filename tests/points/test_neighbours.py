@@ -5,7 +5,8 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.points import blocks, neighbours, top_candidates
+from geomem.points import neighbours
+from geomem.points.exact import Candidates, map_rows, merge_candidates
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_values_that_are_not_finite_do_not_hang(rng, bad):
     assert not np.isfinite(neighbours.squared_distances(queries, points)[1]).any()
 
 
-def test_two_nearest_wants_two_points():
-    with pytest.raises(ValueError, match="points: 1, wanted 2 or more"):
+def test_two_nearest_rejects_a_single_point():
+    with pytest.raises(ValueError, match="count must be 1 to 1, the number of points, got 2"):
         neighbours.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
 
 
@@ -74,14 +75,14 @@ def test_one_compilation_for_each_shape(count_compilations, rng):
 
 @pytest.mark.parametrize("size", [1024, 512, 500])  # with and without preselection by groups
 @pytest.mark.parametrize("ties", [True, False])
-def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
+def test_candidates_are_the_first_of_the_sorted_points(rng, size, ties):
     score = rng.standard_normal((5, 3 * size)).astype(np.float32)
     if ties:
         score = np.round(score, 1)
-    best = top_candidates.no_leaders(5, 32)
+    best = Candidates.none(5, 32)
     for start in range(0, 3 * size, size):
         part = slice(start, start + size)
-        best = top_candidates.merge_leaders(best, score[:, part], np.arange(3 * size)[part])
+        best = merge_candidates(best, score[:, part], np.arange(3 * size)[part])
     order = np.argsort(-score, axis=1, kind="stable")[:, :32]
     np.testing.assert_array_equal(best.index, order)
     np.testing.assert_array_equal(best.score, np.take_along_axis(score, order, 1))
@@ -90,7 +91,7 @@ def test_leaders_are_the_first_of_the_sorted_points(rng, size, ties):
 def test_map_rows_fills_up_the_last_block(rng):
     rows = rng.standard_normal((10, 3)).astype(np.float32)
     np.testing.assert_array_equal(
-        jax.jit(lambda x: blocks.map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
+        jax.jit(lambda x: map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
     )
 
 

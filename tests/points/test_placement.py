@@ -1,21 +1,17 @@
 """Points over 8 devices and from disk: the same numbers as on one device, and as float64 loops."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import oracles
+import processes
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import geomem
 from geomem import data
 from geomem.geometry import curves, posterior
 from geomem.points import neighbours, placement
+from geomem.points.streaming import Stream
+from geomem.points.visit import Points, as_points
 
 SIGMAS = np.float32([0.002, 0.02, 0.14, 0.5, 1, 2, 3, 5, 8, 12, 20, 80])
 COUNT = 997  # 8 does not divide it, nor do the streams' steps
@@ -134,7 +130,7 @@ def test_an_array_that_is_already_sharded_stays_where_it_is(points, noised):
     placed = jax.device_put(points[:992], sharding)
     found = posterior.denoise(noised[6], placed, SIGMAS[6])
     assert relative(found, posterior.denoise(noised[6], points[:992], SIGMAS[6])) <= 1e-6
-    assert placement.as_points(placed).mesh is sharding.mesh
+    assert as_points(placed).mesh is sharding.mesh
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +158,12 @@ def test_stored_images_are_decoded_on_the_device(stored):
         if len(rows) == 300:
             np.testing.assert_allclose(posterior.denoise(y, placed, 0.5), wanted, atol=1e-6)
         index = np.arange(0, len(rows), 7)
-        np.testing.assert_array_equal(placement.as_points(placed).take(index), rows[index])
+        np.testing.assert_array_equal(as_points(placed).take(index), rows[index])
 
 
 def test_every_stored_value_is_decoded_as_by_the_data(stored):
     values = np.arange(256, dtype=np.uint8)[:, None]
-    found = placement.as_points(values).take(np.arange(256))
+    found = as_points(values).take(np.arange(256))
     np.testing.assert_array_equal(found, data.to_float(values))
 
 
@@ -193,28 +189,28 @@ def test_queries_that_are_not_finite_do_not_hang(points, noised):
 
 
 def test_bad_input_is_named(points):
-    with pytest.raises(ValueError, match=r"points: int64 of shape \(4,\), wanted uint8 or float"):
+    with pytest.raises(
+        ValueError, match=r"points must hold uint8 or floats \[N, ...\], got int64 of shape \(4,\)"
+    ):
         placement.shard(np.arange(4))
-    with pytest.raises(ValueError, match=r"points: shape \(2, 2, 2\), wanted \[N, d\]"):
+    with pytest.raises(ValueError, match=r"y must have 4 values a row like the points, got"):
         posterior.denoise(points[:2], np.zeros((2, 2, 2)), 1.0)
-    with pytest.raises(ValueError, match=r"mesh: axes \('points', 'queries'\), wanted one axis"):
+    with pytest.raises(
+        ValueError, match=r"mesh must have one axis for a stream, got \('points', 'queries'\)"
+    ):
         placement.stream(points, grid(4, 2))
-    with pytest.raises(ValueError, match="points: sharded or streamed, wanted an array"):
+    with pytest.raises(ValueError, match="points must be an array, got placed points"):
         posterior.weights(points[:2], placement.shard(points), 1.0)
-    with pytest.raises(ValueError, match="k: 998, wanted 1 to 997"):
+    with pytest.raises(ValueError, match="k must be 1 to 997, the number of points, got 998"):
         posterior.top_weights(points[:2], points, 1.0, 998)
     streamed = placement.stream(points)
-    with pytest.raises(ValueError, match="points: a stream inside of a JAX transformation"):
+    with pytest.raises(ValueError, match="points must not be a stream inside a JAX transformation"):
         jax.jit(lambda y: posterior.denoise(y, streamed, 1.0))(points[:2])
 
 
 WORKER = """
-import sys
-import jax, numpy as np
-port, process, folder = sys.argv[1:]
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-assert jax.device_count() == 8 and jax.local_device_count() == 4
+import numpy as np
+(folder,) = arguments
 from geomem.geometry import curves, posterior
 from geomem.points import neighbours, placement
 y = np.load(f"{folder}/y.npy")
@@ -236,22 +232,7 @@ for name, place in (("sharded", placement.shard), ("streamed", placement.stream)
 def test_two_processes_equal_one(points, noised, tmp_path):
     np.save(tmp_path / "points.npy", points)
     np.save(tmp_path / "y.npy", noised[6])
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(i), str(tmp_path)],
-            env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-            cwd=pathlib.Path(geomem.__file__).parents[1],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in processes:
-        error = process.communicate(timeout=200)[1]
-        assert process.returncode == 0, error
+    processes.run_two(WORKER, tmp_path)
     y = noised[6]
     top, nearest = posterior.top_weights(y, points, 2.0, 5), neighbours.two_nearest(y, points)
     weight, *_ = curves.estimate_weight(
@@ -271,11 +252,11 @@ def test_two_processes_equal_one(points, noised, tmp_path):
 
 def test_points_are_placed_where_there_is_room(stored, monkeypatch):
     path, points = stored
-    assert isinstance(placement.place(path), placement.Points)
+    assert isinstance(placement.place(path), Points)
     monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is too little
-    assert isinstance(placement.place(path), placement.Stream)
+    assert isinstance(placement.place(path), Stream)
     single = placement.place(points, grid(1))
-    assert isinstance(single, placement.Stream)
+    assert isinstance(single, Stream)
     monkeypatch.undo()
     single = placement.place(path, grid(1))
     np.testing.assert_array_equal(single.rows, points)

@@ -1,4 +1,4 @@
-"""Audit a data set: duplicates, danger zone, training noise, advice; one offline HTML page."""
+"""Audit a data set: duplicates, danger zone, training noise and advice on one HTML page."""
 
 from geomem.experiments.audit.command import Config, Result, run
 

@@ -1,67 +1,70 @@
-"""Is training a diffusion model on these images risky, where, and what should be changed?
+"""Can a diffusion model memorize these images, at which noise levels, and what should be changed?
 
-Run: python -m geomem.experiments.audit DATA [--out DIR]
+Run: geomem audit DATA [--out DIR]
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomem import paths
 from geomem.diffusion import conventions
-from geomem.experiments.audit import findings, page
+from geomem.experiments.audit import findings, page, verdict
 from geomem.experiments.common import flags, results
 from geomem.experiments.common.arguments import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
 from geomem.geometry import growth as growth_lib
 from geomem.metrics import duplicates
-from geomem.plots import audit_figures as audit_plot
-from geomem.plots import style
+from geomem.plots import audit_figures, style
 from geomem.plots import zone as zone_plot
 
 __all__ = ["Config", "Result", "run"]
 
-_WIDE = 0.5  # threshold of the wider gap that is offered beside the zone
-_GROWTH_LEAST = 64  # images, so that an eighth of them says something
+_WIDE = 0.5  # threshold of the wider zone that the page also reports
+_GROWTH_LEAST = 64  # training images, so that the smallest subsample has 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(flags.CurveFlags):
-    """Is training a diffusion model on this data risky, where, and what should be changed?
+    """Can a diffusion model memorize these images, at which noise levels, and what helps?
 
-    Looks for copies, measures the danger zone and how it moves with the number of images, and how
-    much of usual training noise falls into it. Writes one HTML page that opens offline, audit.json,
+    Finds duplicates, the danger zone, how it changes with the number of images, and how much of
+    common training noise falls into it. Writes one HTML page that opens offline, audit.json,
     zone.json, curves.csv, run.json and the figures.
     """
 
     dataset: str = flag(REQUIRED, "data", positional=True)
-    """A folder of PNG/JPEG images, an .npy or .npz file, cifar10_sample, cifar10, digits,
-    celeba_gray or tfds:NAME."""
-    duplicate_threshold: float = 1 / 3
-    """Near-duplicates: closer than this fraction of the typical distance to a nearest neighbour."""
-    max_noised: int | None = None
-    """At most so many held-out images, and training images, are noised, at random; default 2,000,
-    beyond 50,000 training images fewer, down to 500, to bound the time."""
-    growth: bool = True
-    """Measure subsamples too: how the zone moves with the number of images."""
-    seed: int = 0
+    """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
+    celeba_gray, digits and tfds:NAME."""
+    growth: bool = flag(True, "curves")
+    """Also measure random subsamples, to see how the zone changes with the number of images."""
+    out: str = flag("runs/audit", "output")
+    """Folder for the page and its files."""
+    duplicate_threshold: float = flag(1 / 3, "advanced")
+    """Images are near-duplicates if they are closer than this fraction of the typical distance to a
+    nearest neighbor."""
+    max_noised: int | None = flag(None, "advanced")
+    """Largest number of held-out images, and of training images, to which noise is added; default:
+    2,000, and fewer, down to 500, beyond 50,000 training images."""
+    seed: int = flag(0, "advanced")
     """Seed of the noise, the subsamples and the bootstrap."""
-    out: str = "runs/audit"
-    """Folder for the report and its files."""
 
 
 class Result(NamedTuple):
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
       report: the content of audit.json.
-      page: the HTML file.
+      page: path of the HTML file.
     """
 
     report: dict[str, Any]
@@ -69,92 +72,96 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Measure, write the page and its files, print the answer.
+    """Audit the images, write the page and its files, and print the answers.
 
     Raises:
-      ValueError: unusable configuration or data, in one line.
+      ValueError: unusable configuration or data.
     """
     sigmas = _check(config)
     folder, phases = results.make_folder(config.out), results.Phases()
     with phases("data"):
         _say(f"reading {config.dataset}")
         dataset = flags.load(config)
+        max_noised = config.max_noised or _default_noised(len(dataset.train_split))
     with phases("duplicates"):
-        copies = _scan(config, dataset)
-        noised = config.max_noised or _noised(len(dataset.train_split))
-        train, heldout = _different(config, dataset, copies, noised)
+        copies = _find_duplicates(config, dataset)
+        train, heldout = _drop_duplicates(config, dataset, copies, max_noised)
     with phases("curves"):
-        curves = _estimate(config, train, heldout, sigmas, noised)
+        curves = _estimate(config, train, heldout, sigmas, max_noised)
         zone, wide = (danger_zone.find(curves, t) for t in (config.threshold, _WIDE))
     with phases("growth"):
-        few = min(500, noised)
-        grown = _grow(config, train, heldout, curves, few)
+        few = min(500, max_noised)
+        subsamples = _measure_subsamples(config, train, heldout, curves, few)
+    data_facts = findings.dataset(config, dataset, train, heldout, max_noised)
     report = {
-        "dataset": findings.dataset(config, dataset, train, heldout, noised),
+        "dataset": data_facts,
         "duplicates": findings.copies(config, dataset, copies),
         "zone": zone._asdict(),
         "wider_zone": wide._asdict(),
-        "growth": findings.growth(grown, few),
+        "growth": findings.growth(subsamples, few),
         "training_noise": findings.training_noise(zone, wide),
-        "recommendation": findings.recommendation(config, zone, len(dataset.train_split)),
+        "recommendation": findings.recommendation(config, zone, data_facts),
+        "checkpoints": findings.checkpoints(config, data_facts["train"]),
         "verdict": findings.verdict(zone),
     }
     with phases("files"):
-        figures = _draw(folder, curves, zone, grown)
+        figures = _draw(folder, curves, zone, subsamples)
         flags.write_curves(folder / "curves.csv", curves)
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
-    settings = dataclasses.asdict(config) | {"dataset": findings.base_name(config.dataset)}
-    if isinstance(config.heldout, str):
-        settings["heldout"] = findings.base_name(config.heldout)
-    facts = {
-        "config": settings,
-        "data": results.dataset_facts(dataset),
-        "environment": results.environment(),
-        "seconds": phases.seconds,
-    }
-    results.write_json(folder / "run.json", facts)
+    run_facts = results.run_facts(config, phases, data=results.dataset_facts(dataset))
+    run_facts["config"] |= _without_folders(config)
+    results.write_json(folder / "run.json", run_facts)
     path = folder / "audit.html"
-    text = page.render(report, facts, figures, _thumbnails(dataset, copies))
-    path.write_text(text, encoding="utf-8")
-    print(f"\n{page.headline(report)}")
-    for question, answer in page.answers(report):
-        print(f"{question} {answer}")
-    for file in sorted(folder.iterdir()):
-        print(f"wrote {file}")
+    paths.write_whole(path, page.render(report, run_facts, figures, _thumbnails(dataset, copies)))
+    print(f"\n{verdict.headline(report)}")
+    for question, answer in verdict.answers(report):
+        print(f"\n{question}\n{textwrap.fill(answer, 88)}")
     return Result(report, path)
 
 
 def _check(config):
     for name in ("threshold", "duplicate_threshold"):
         if not 0 < getattr(config, name) < 1:
-            raise ValueError(f"{name}: {getattr(config, name):g}, wanted between 0 and 1")
+            raise ValueError(f"{name} must be between 0 and 1, got {getattr(config, name):g}.")
     if config.max_noised is not None and config.max_noised < 1:
-        raise ValueError(f"max_noised: {config.max_noised}, wanted 1 or more")
+        raise ValueError(f"max_noised must be positive, got {config.max_noised}.")
     return flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
 
 
-def _noised(count):
-    """How many images to noise beside `count` training images."""
+def _default_noised(count):
+    """How many images to add noise to, of `count` training images, to limit the time."""
     return min(2000, max(500, 100_000_000 // count))
 
 
+def _without_folders(config):
+    """Paths in the configuration without the folders, which describe the machine."""
+    named = {"dataset": config.dataset, "heldout": config.heldout}
+    return {k: findings.base_name(v) for k, v in named.items() if isinstance(v, str)}
+
+
 def _say(text):
-    """What begins now, for whoever waits."""
+    """Print the phase that begins."""
     print(text, flush=True)
 
 
-def _scan(config, dataset):
-    """Copies among training and held-out images together: a held-out copy of one matters too."""
-    _say(f"copies: every pair of {len(dataset.train_split) + len(dataset.test_split):,} images")
-    both = np.concatenate([dataset.train_split.pixels, dataset.test_split.pixels])
-    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=True)
+def _bars():
+    """Whether to show progress bars: on a terminal, but not in log files and notebooks."""
+    return sys.stderr.isatty()
 
 
-def _different(config, dataset, copies, noised):
-    """One image of each group, as stored; held-out ones that no training image is a copy of.
+def _find_duplicates(config, dataset):
+    """Duplicates among training and held-out images together."""
+    train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
+    _say(f"duplicates: comparing every pair of {len(train) + len(heldout):,} images")
+    both = np.concatenate([train, heldout])
+    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=_bars())
 
-    Shuffled, because the first ones are noised where not all are.
+
+def _drop_duplicates(config, dataset, copies, max_noised):
+    """One image of each group, as stored; held-out ones only if no training image is in the group.
+
+    The images are shuffled, because noise is added to the first ones.
     """
     first = copies.group == np.arange(len(copies.group))
     count = len(dataset.train_split)
@@ -163,20 +170,21 @@ def _different(config, dataset, copies, noised):
     heldout = rng.permutation(np.flatnonzero(first[count:]))
     if len(train) < 2 or len(heldout) < 1:
         raise ValueError(
-            f"dataset: {len(train)} different training and {len(heldout)} different held-out "
-            "image(s), wanted 2 and 1 or more"
+            "dataset must have at least 2 training images and 1 held-out image without "
+            f"duplicates, got {len(train)} and {len(heldout)}."
         )
     return [
         jnp.asarray(split.pixels[kept].reshape(len(kept), -1))
-        for split, kept in ((dataset.train_split, train), (dataset.test_split, heldout[:noised]))
+        for split, kept in (
+            (dataset.train_split, train),
+            (dataset.test_split, heldout[:max_noised]),
+        )
     ]
 
 
-def _estimate(config, train, heldout, sigmas, noised):
-    base = min(len(train), noised)
-    _say(
-        f"curves: {len(heldout):,} held-out and {base:,} training images noised, of {len(train):,}"
-    )
+def _estimate(config, train, heldout, sigmas, max_noised):
+    base = min(len(train), max_noised)
+    _say(f"curves: adding noise to {len(heldout):,} held-out and {base:,} training images")
     return jax.block_until_ready(
         curves_lib.estimate(
             jax.random.key(config.seed),
@@ -185,16 +193,16 @@ def _estimate(config, train, heldout, sigmas, noised):
             sigmas,
             num_base=base,
             shell_c=config.shell_c,
-            progress=True,
+            progress=_bars(),
         )
     )
 
 
-def _grow(config, train, heldout, curves, noised):
-    """The zone on subsamples, or None."""
+def _measure_subsamples(config, train, heldout, curves, noised):
+    """The zone on random subsamples, or None if that is turned off or the images are too few."""
     if not config.growth or len(train) < _GROWTH_LEAST:
         return None
-    _say(f"growth: the same on subsamples, {noised:,} images of both kinds noised in each")
+    _say(f"growth: the same on subsamples, with noise added to {noised:,} images of each kind")
     return growth_lib.measure(
         jax.random.key(config.seed + 1),
         train,
@@ -203,30 +211,30 @@ def _grow(config, train, heldout, curves, noised):
         threshold=config.threshold,
         noised=noised,
         shell_c=config.shell_c,
-        progress=True,
+        progress=_bars(),
     )
 
 
-def _draw(folder, curves, zone, grown):
-    """Write the figures; returns them as SVG by name."""
+def _draw(folder, curves, zone, subsamples):
+    """Write the figures and return them as {name: SVG}."""
     edges = findings.edges(zone)
     drawn = {
-        "curves": zone_plot.danger_zone(flags.columns(curves), zone._asdict()),
-        "training_noise": audit_plot.training_noise(conventions.usual_training_noise(), edges),
+        "curves": zone_plot.danger_zone(curves, zone),
+        "training_noise": audit_figures.training_noise(conventions.usual_training_noise(), edges),
     }
-    if grown is not None:
-        drawn["growth"] = audit_plot.growth(grown, growth_lib.extrapolate(grown))
+    if subsamples is not None:
+        drawn["growth"] = audit_figures.growth(subsamples)
     for name, figure in drawn.items():
         style.save(figure, folder, name)
     return {name: style.svg(figure) for name, figure in drawn.items()}
 
 
 def _thumbnails(dataset, copies):
-    """PNG files of the first images of the first groups."""
-    train, test = dataset.train_split.pixels, dataset.test_split.pixels
+    """PNG files of the first images of the first groups of duplicates."""
+    train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
 
-    def small(i):
-        return audit_plot.thumbnail(train[i] if i < len(train) else test[i - len(train)])
+    def thumbnail(i):
+        return audit_figures.thumbnail(train[i] if i < len(train) else heldout[i - len(train)])
 
     groups = copies.groups()[: page.GROUPS]
-    return [[small(i) for i in group[: page.ABREAST]] for group in groups]
+    return [[thumbnail(i) for i in group[: page.ABREAST]] for group in groups]

@@ -1,10 +1,11 @@
-"""The content of audit.json: what an audit measured, as plain values."""
+"""The content of audit.json: the results of an audit as plain values."""
 
 from __future__ import annotations
 
 import math
 import pathlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,15 +13,16 @@ import numpy as np
 
 from geomem.data import Dataset, sources
 from geomem.diffusion import conventions
-from geomem.experiments.train.configuration import PRESETS
+from geomem.experiments.train.presets import PRESETS
 from geomem.geometry import growth as growth_lib
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.growth import Growth
 from geomem.metrics.duplicates import Duplicates
-from geomem.points.groups import decode
+from geomem.points.exact import decode
 
 __all__ = [
     "base_name",
+    "checkpoints",
     "copies",
     "dataset",
     "edges",
@@ -30,22 +32,23 @@ __all__ = [
     "verdict",
 ]
 
-_FEW = 200  # images, below which the report warns of its own numbers
-_SMALL = 10_000  # images, up to which EDM's own recipe, for 50,000, is far too long
+_FEW = 200  # training images; with fewer, the page warns that its numbers are rough
+_SMALL = 10_000  # training images up to which the preset edm_small is long enough
+_KEPT = 40  # checkpoints: all of an edm_small run, to choose the stopping time from
 
 
 def base_name(path: str) -> str:
-    """A path without the folders above it, which say more about a machine than about the data."""
+    """Return a path's last part: the folders above it describe the machine, not the data."""
     return pathlib.Path(path).name
 
 
 def edges(zone: Zone) -> tuple[float, float] | None:
-    """(low, high), or None where there is no zone."""
+    """Return (low, high), or None if there is no zone."""
     return None if zone.low is None else (zone.low, zone.high)
 
 
 def verdict(zone: Zone) -> str:
-    """risky, borderline or none: how sure it is that there is a zone."""
+    """Return "risky", "borderline" or "none", by how many bootstrap replicates have a zone."""
     if zone.low is not None and zone.confidence >= 0.95:
         return "risky"
     return "borderline" if zone.confidence > 0.05 else "none"
@@ -54,13 +57,13 @@ def verdict(zone: Zone) -> str:
 def dataset(
     config: Any, images: Dataset, train: jax.Array, heldout: jax.Array, noised: int
 ) -> dict[str, Any]:
-    """What the data is.
+    """Return the facts about the data.
 
     Args:
-      config: of the audit.
+      config: configuration of the audit.
       images: the data set.
-      train, heldout: the points that were measured, as stored: [N, d], [M, d].
-      noised: at most so many of the training images were noised.
+      train, heldout: the points without duplicates, as stored: [N, d], [M, d].
+      noised: largest number of training images that were noised.
     """
     split = images.train_split
     mean, square = (np.asarray(part, np.float64).mean() for part in _moments(train))
@@ -83,28 +86,29 @@ def dataset(
 
 @jax.jit
 def _moments(points):
-    """Means of each image's values and of their squares, without a float copy of all images."""
+    """Means of each image's values and of their squares; no float copy of all images is made."""
     values = decode(points)
     return values.mean(axis=1), (values**2).mean(axis=1)
 
 
-def copies(config: Any, images: Dataset, found: Duplicates) -> dict[str, Any]:
-    """The groups of copies, by the names of their images."""
+def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, Any]:
+    """Return the groups of duplicates, by the names of their images."""
     names, count = _names(config, images), len(images.train_split)
+    exact = duplicates.exact
     groups = [
         {
             "images": [names[i] for i in group],
             "held_out": [bool(i >= count) for i in group],
-            "exact": bool((found.exact[group] == found.exact[group[0]]).all()),
-            "distance": float(found.distance[group].max()),
+            "exact": bool((exact[group] == exact[group[0]]).all()),
+            "distance": float(duplicates.distance[group].max()),
         }
-        for group in found.groups()
+        for group in duplicates.groups()
     ]
     return {
-        "typical_distance": found.typical,
-        "cutoff": found.cutoff,
-        "exact_copies": int((found.exact != np.arange(len(found.exact))).sum()),
-        "near_pairs": found.pairs,
+        "typical_distance": duplicates.typical,
+        "cutoff": duplicates.cutoff,
+        "exact_copies": int((exact != np.arange(len(exact))).sum()),
+        "near_pairs": duplicates.pairs,
         "images_in_groups": sum(len(group["images"]) for group in groups),
         "groups_in_training": sum(not all(group["held_out"]) for group in groups),
         "groups_over_both": sum(len(set(group["held_out"])) > 1 for group in groups),
@@ -113,7 +117,7 @@ def copies(config: Any, images: Dataset, found: Duplicates) -> dict[str, Any]:
 
 
 def _names(config, images):
-    """What to call the images, training then held-out: files by name, others by index."""
+    """Names of the training, then the held-out images: file names, or indices of arrays."""
     path = pathlib.Path(config.dataset).expanduser()
     files = sources.image_paths(path) if sources.is_folder(config.dataset) else None
 
@@ -124,20 +128,30 @@ def _names(config, images):
     return name(images.train_split, files) + name(images.test_split, files and same_source)
 
 
-def growth(grown: Growth | None, noised: int) -> dict[str, Any] | None:
-    """The zone on subsamples, in each of which `noised` images were noised, and its line."""
-    if grown is None:
+def growth(subsamples: Growth | None, noised: int) -> dict[str, Any] | None:
+    """Return the zone on subsamples and the slope of its width, or None if it was not measured.
+
+    Args:
+      subsamples: the zone on each subsample.
+      noised: largest number of images of each kind that were noised in a subsample.
+    """
+    if subsamples is None:
         return None
-    closing = growth_lib.extrapolate(grown)
-    columns = {name: value for name, value in grown._asdict().items() if name != "threshold"}
-    return {name: value.tolist() for name, value in columns.items()} | {
+    columns = {name: value for name, value in subsamples._asdict().items() if name != "threshold"}
+    line = growth_lib.extrapolate(subsamples)
+    return {
+        # JSON has no NaN: an edge outside the measured noise levels is null.
+        **{
+            name: [None if math.isnan(value) else value for value in column.tolist()]
+            for name, column in columns.items()
+        },
         "noised": noised,
-        "closing": closing and closing._asdict(),
+        "closing": line and {"slope": line.slope, "slope_interval": list(line.slope_interval)},
     }
 
 
 def training_noise(zone: Zone, wide: Zone) -> list[dict[str, Any]]:
-    """The share of each usual recipe's training steps in both zones."""
+    """Return the share of each usual recipe's training steps in both zones."""
     return [
         {
             "name": noise.name,
@@ -148,32 +162,66 @@ def training_noise(zone: Zone, wide: Zone) -> list[dict[str, Any]]:
     ]
 
 
-def recommendation(config: Any, zone: Zone, count: int) -> dict[str, Any] | None:
-    """The gap in each recipe's own terms, `count` training images; None where there is no zone."""
+def checkpoints(config: Any, count: int) -> list[str]:
+    """Return commands that train without a gap, sample a checkpoint and look for copies."""
+    first = PRESETS[_preset(config, count)].checkpoint_every
+    return [
+        f"{_train(config, count)} --keep-checkpoints {_KEPT} --out runs/base",
+        f"geomem sample --run runs/base --step {first} --count 512 --out samples.npz",
+        "geomem evaluate --run runs/base --samples samples.npz",
+    ]
+
+
+def recommendation(config: Any, zone: Zone, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the gap in each recipe's own units, or None if there is no zone.
+
+    Args:
+      config: configuration of the audit.
+      zone: the danger zone.
+      facts: the result of `dataset`.
+    """
     if zone.low is None:
         return None
     low, high = (float(f"{edge:.3g}") for edge in (zone.low, zone.high))
     betas = {"linear": conventions.linear_betas(), "cosine": conventions.cosine_betas()}
     steps = {name: conventions.timesteps_between(low, high, b) for name, b in betas.items()}
     times = [float(conventions.sigma_to_flow_time(edge)) for edge in (low, high)]
+    network = _gap_network(config, facts)
     return {
         "gap": [low, high],
         "keep": 0.0,
         "edm_sigma": [low, high],
         "ddpm_timesteps": {n: [s.start, s.stop - 1] if s else None for n, s in steps.items()},
         "flow_time": [round(time, 4) for time in times],
-        "command": _command(config, low, high, count),
+        "command": f"{_train(config, facts['train'])}{network} --gap {low:g} {high:g} "
+        "--out runs/gap",
     }
 
 
-def _command(config, low, high, count):
-    """Training on the same images with the gap."""
-    small = "digits_gap" if config.dataset == "digits" else "edm_small"
-    preset = small if count <= _SMALL else "edm_cifar10"
-    words = ["python -m geomem.experiments.train", preset, "--dataset", shlex.quote(config.dataset)]
+def _train(config, count):
+    """The command that trains on the audited images."""
+    preset = _preset(config, count)
+    words = ["geomem train", preset, "--dataset", shlex.quote(config.dataset)]
     for name in ("heldout", "heldout_seed", "resize", "subset_seed"):
         if (value := getattr(config, name)) != getattr(PRESETS[preset], name):
             words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
     if config.classes:
         words += ["--classes", *(shlex.quote(name) for name in config.classes)]
-    return " ".join([*words, f"--num-train {count} --gap {low:g} {high:g} --out runs/gap"])
+    return " ".join([*words, f"--num-train {count}"])
+
+
+def _preset(config, count):
+    small = "digits_fourier" if config.dataset == "digits" else "edm_small"
+    return small if count <= _SMALL else "edm_cifar10"
+
+
+def _gap_network(config, facts):
+    """Flags that give another preset what a gap needed in experiments/gap_sweep.
+
+    These are digits_fourier's: a Fourier embedding of the noise level that also scales channels,
+    and EDM's training noise scaled to the standard deviation of the data.
+    """
+    if _preset(config, facts["train"]) == "digits_fourier":
+        return ""
+    mean = PRESETS["edm_small"].noise_mean + math.log(facts["standard_deviation"] / 0.5)
+    return f" --embedding fourier --adaptive-scale True --sigma-data 0 --noise-mean {mean:.3g}"

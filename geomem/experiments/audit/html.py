@@ -1,4 +1,4 @@
-"""The few HTML elements that an audit's page is made of; all text that comes in is escaped."""
+"""The HTML elements of an audit's page; every text passed in is escaped."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import base64
 import html
 from collections.abc import Sequence
 
-__all__ = ["code", "facts", "image", "paragraphs", "pictures", "table"]
+__all__ = ["code", "facts", "image", "paragraphs", "pictures", "steps", "table"]
 
 
-def paragraphs(*texts: str, soft: bool = False) -> str:
-    """One <p> for each text that is not empty; `soft` for what matters less."""
-    start = '<p class="soft">' if soft else "<p>"
-    return "".join(f"{start}{html.escape(text)}</p>" for text in texts if text)
+def paragraphs(*texts: str) -> str:
+    """Return one <p> for each text that is not empty."""
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts if text)
+
+
+def steps(items: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return a numbered list of (bold lead, paragraphs)."""
+    lines = (f"<li><b>{html.escape(lead)}</b>{paragraphs(*texts)}</li>" for lead, texts in items)
+    return f"<ol>{''.join(lines)}</ol>"
 
 
 def image(content: bytes, kind: str, description: str) -> str:
-    """A picture inside the page: PNG (kind "png") or SVG ("svg+xml")."""
+    """Return an embedded picture, PNG (kind "png") or SVG (kind "svg+xml")."""
     source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return f'<img src="{source}" alt="{html.escape(description)}">'
 
 
 def pictures(files: Sequence[bytes], names: Sequence[str], note: str) -> str:
-    """A row of small PNG pictures with their names, and a note at its end."""
-    cells = [
-        f"<div>{image(content, 'png', name)}<span>{html.escape(name)}</span></div>"
-        for content, name in zip(files, names, strict=False)
-    ]
-    return f'<div class="group">{"".join(cells)}<p class="soft">{html.escape(note)}</p></div>'
+    """Return a row of small PNG pictures, and beside it a note and one name per line."""
+    row = "".join(image(file, "png", name) for file, name in zip(files, names, strict=False))
+    lines = "".join(f"<span>{html.escape(name)}</span>" for name in names)
+    text = f'<div class="names"><p>{html.escape(note)}</p>{lines}</div>'
+    return f'<div class="group"><div>{row}</div>{text}</div>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column is text, the others are numbers."""
+    """Return a table: text in the first column, numbers in the others."""
 
     def cells(tag, row):
         numbers = (f'<{tag} class="number">{html.escape(cell)}</{tag}>' for cell in row[1:])
@@ -42,11 +46,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of names and texts."""
+    """Return a table of names and texts."""
     lines = (f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
     return f'<table class="facts">{"".join(lines)}</table>'
 
 
 def code(title: str, text: str) -> str:
-    """A titled block to copy from."""
+    """Return a titled block of code to copy from."""
     return f"<h3>{html.escape(title)}</h3><pre><code>{html.escape(text)}</code></pre>"

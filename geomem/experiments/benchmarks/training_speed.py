@@ -25,9 +25,9 @@ import numpy as np
 
 from geomem.diffusion import training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import results
+from geomem.experiments.common import flags, results
 from geomem.experiments.common.arguments import flag
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.train import configuration, loop, presets
 
 __all__ = ["Config", "run"]
 
@@ -88,7 +88,7 @@ def _time_training(config, compute, scratch):
     shape = (256, config.side, config.side, config.image_channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.save(scratch / "images.npy", pixels)
-    preset = run_folder.PRESETS[config.preset]
+    preset = presets.PRESETS[config.preset]
     batch = config.batch or preset.batch
     training = dataclasses.replace(
         preset,
@@ -102,12 +102,12 @@ def _time_training(config, compute, scratch):
         checkpoint_every=3 * config.steps,
         samples=0,
     )
-    split = configuration.load_data(training).train_split
+    split = flags.load(training).train_split
     denoiser, recipe = configuration.build(
         configuration.facts(configuration.resolve(training), split)
     )
     bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
-    speed = run_folder.run(training).images_per_second
+    speed = loop.run(training).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
     peak, peak_source = _peak(compute)
     return {

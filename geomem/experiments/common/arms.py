@@ -17,7 +17,8 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.common import flags
+from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
 
@@ -115,9 +116,9 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
     features = frechet.PIXELS
     if settings.inception is not None:
         features = network.features(weights.load(settings.inception))
-    if not run_folder.run(config).finished:
+    if not loop.run(config).finished:
         raise ValueError(f"{config.out} was stopped; run the same command again to finish it.")
-    dataset = configuration.load_data(config)
+    dataset = flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
@@ -224,7 +225,7 @@ class _EvaluationCache:
             return "at" in archive and str(archive["at"]) == self._key(step, sigmas)
 
     def put_samples(self, step, sigmas, images, report):
-        nearest = report.found
+        nearest = report.samples
         with paths.open_whole(self._samples) as file:
             np.savez_compressed(
                 file,

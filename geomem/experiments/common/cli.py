@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -49,7 +50,8 @@ def main(
     """
     parsed: Any = None
     try:
-        switches = _OVERWRITE if "out" in config.__dataclass_fields__ and not resumes else {}
+        names = [field.name for field in dataclasses.fields(config)]
+        switches = _OVERWRITE if "out" in names and not resumes else {}
         parsed, given = arguments.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
         )
@@ -60,8 +62,8 @@ def main(
             run(parsed)
             for path in paths.written():
                 print(f"wrote {path}")
-    except KeyboardInterrupt:
-        interrupted(parsed and getattr(parsed, "out", None), resumes)
+    except KeyboardInterrupt as interruption:
+        interrupted(parsed and getattr(parsed, "out", None), resumes, str(interruption))
     except (ValueError, OSError) as error:
         fail(_with_flags(str(error), config))
     except Exception as error:
@@ -85,8 +87,10 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def interrupted(out: paths.AnyPath | None = None, resumes: bool = False) -> NoReturn:
-    """Print what an interrupted command kept and how to go on, and exit with code 130."""
+def interrupted(
+    out: paths.AnyPath | None = None, resumes: bool = False, message: str = ""
+) -> NoReturn:
+    """Print `message` or else what the command kept and how to go on; exit with code 130."""
     files = paths.written()
     if resumes and out is not None and paths.as_path(out).exists():
         kept = f"{out} keeps what was finished; the same command resumes."
@@ -94,7 +98,7 @@ def interrupted(out: paths.AnyPath | None = None, resumes: bool = False) -> NoRe
         kept = f"{len(files)} files were written, last {files[-1]}; the same command starts anew."
     else:
         kept = "nothing was kept."
-    print(f"\ninterrupted; {kept}", file=sys.stderr, flush=True)
+    print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: to take down the interpreter under a running XLA program can crash.
     os._exit(130)
@@ -144,6 +148,6 @@ def _with_flags(message, config):
     subject, must, rest = message.partition(" must ")
     if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
         return message
-    for name in config.__dataclass_fields__:
-        subject = re.sub(rf"(?<![\w-]){name}\b", arguments.option(name), subject)
+    for field in dataclasses.fields(config):
+        subject = re.sub(rf"(?<![\w-]){field.name}\b", arguments.option(field.name), subject)
     return subject + must + rest

@@ -19,11 +19,10 @@ import jax
 import numpy as np
 
 from geomem import paths
-from geomem.diffusion import checkpoints
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import flags, results
 from geomem.experiments.common.arguments import flag
-from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.train import configuration, loop, presets, run_folder
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
 from geomem.plots import style
@@ -78,7 +77,7 @@ class ComparisonFlags:
 
 # Noise at all levels that are measured; long enough for the error at the largest to settle.
 _DIGITS = dataclasses.replace(
-    run_folder.PRESETS["digits"],
+    presets.PRESETS["digits"],
     noise_mean=0.0,
     noise_std=2.0,
     batch=128,
@@ -95,8 +94,8 @@ PRESET_RUNS = {
         "digits_900_all_noise": dataclasses.replace(_DIGITS, num_train=900),
     },
     "cifar10": {
-        "cifar10_1k": run_folder.PRESETS["edm_small"],
-        "cifar10_50k": dataclasses.replace(run_folder.PRESETS["edm_small"], num_train=None),
+        "cifar10_1k": presets.PRESETS["edm_small"],
+        "cifar10_50k": dataclasses.replace(presets.PRESETS["edm_small"], num_train=None),
     },
 }
 
@@ -219,7 +218,7 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
       ValueError: the training was stopped.
     """
     folder = paths.as_path(runs) / name
-    result = run_folder.run(dataclasses.replace(recipe, out=str(folder)))
+    result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
         raise ValueError(
             f"{folder} was stopped at step {result.step}; run the same command again to finish it."
@@ -235,9 +234,9 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     """
     folder = paths.as_path(folder)
     network, params, _ = run_folder.load(folder)
-    facts = checkpoints.read_facts(folder)
+    facts = run_folder.read_facts(folder)
     recipe = configuration.from_facts(facts)
-    dataset = configuration.load_data(recipe)
+    dataset = flags.load(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(f"{folder} was trained on other images than {recipe.dataset} holds now.")
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))

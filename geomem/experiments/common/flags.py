@@ -18,7 +18,6 @@ from geomem.geometry.curves import Curves
 __all__ = [
     "CurveFlags",
     "ImageFlags",
-    "columns",
     "load",
     "noise_levels",
     "read_zone",
@@ -130,27 +129,8 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def columns(curves: Curves) -> dict[str, np.ndarray]:
-    """Return the columns of curves.csv, [S] each."""
-    fields = {
-        "sigma": curves.sigma,
-        "coverage": curves.coverage.mean,
-        "coverage_low": curves.coverage.low,
-        "coverage_high": curves.coverage.high,
-        "coverage_lower_bound": curves.coverage_lower_bound,
-        "coverage_upper_bound": curves.coverage_upper_bound,
-        "max_weight": curves.max_weight.mean,
-        "max_weight_low": curves.max_weight.low,
-        "max_weight_high": curves.max_weight.high,
-        "own_weight": curves.own_weight,
-        "own_weight_lower_bound": curves.own_weight_lower_bound,
-        "own_weight_upper_bound": curves.own_weight_upper_bound,
-    }
-    return {name: np.asarray(values) for name, values in fields.items()}
-
-
 def write_curves(path: pathlib.Path, curves: Curves) -> None:
     """Write curves.csv, one row per noise level."""
-    fields = columns(curves)
+    fields = curves.columns()
     levels = np.stack(list(fields.values()), axis=1).tolist()
     results.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

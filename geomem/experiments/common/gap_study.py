@@ -14,7 +14,7 @@ from geomem import data
 from geomem.experiments.common import flags, parallel, results
 from geomem.experiments.common.arguments import flag
 from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
-from geomem.experiments.train import configuration
+from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
 from geomem.metrics.inception import weights
 
@@ -71,10 +71,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "digits": Preset(configuration.PRESETS["digits_gap"], EvaluationSettings(512), 3, (0.8, 0.5)),
+    "digits": Preset(presets.PRESETS["digits_fourier"], EvaluationSettings(512), 3, (0.8, 0.5)),
     "cifar10": Preset(
         dataclasses.replace(
-            configuration.PRESETS["edm_small"],
+            presets.PRESETS["edm_small"],
             classes=("automobile",),
             num_train=2000,
             kimg=20_000,

@@ -215,12 +215,12 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     paths.write_whole(path, text.getvalue())
 
 
-def write_run(folder: pathlib.Path, config: Any, phases: Phases, **facts: Any) -> None:
+def write_run(folder: pathlib.Path, config: Any, phases: Phases, /, **facts: Any) -> None:
     """Write `run_facts` to run.json."""
     write_json(folder / "run.json", run_facts(config, phases, **facts))
 
 
-def run_facts(config: Any, phases: Phases, **facts: Any) -> dict[str, Any]:
+def run_facts(config: Any, phases: Phases, /, **facts: Any) -> dict[str, Any]:
     """Return the command, its configuration (a dataclass), `facts`, environment and seconds."""
     settings = dataclasses.asdict(config)
     about = {"command": _command(config), "config": settings, "config_sha256": _digest(settings)}

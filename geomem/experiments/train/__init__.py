@@ -1,6 +1,8 @@
-"""Train an EDM denoiser, with or without a gap in its noise levels, and load what was trained."""
+"""Train an EDM denoiser, with or without a gap in its noise levels, and load trained ones."""
 
-from geomem.experiments.train.configuration import PRESETS, Config
-from geomem.experiments.train.run_folder import Result, load, run
+from geomem.experiments.train.configuration import Config
+from geomem.experiments.train.loop import Result, run
+from geomem.experiments.train.presets import PRESETS
+from geomem.experiments.train.run_folder import load
 
 __all__ = ["PRESETS", "Config", "Result", "load", "run"]

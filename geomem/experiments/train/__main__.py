@@ -1,8 +1,9 @@
 """`python -m geomem.experiments.train PRESET`."""
 
 from geomem.experiments.common import cli
-from geomem.experiments.train.configuration import ABOUT, PRESETS, Config
-from geomem.experiments.train.run_folder import run
+from geomem.experiments.train.configuration import Config
+from geomem.experiments.train.loop import run
+from geomem.experiments.train.presets import ABOUT, PRESETS
 
 __all__ = []
 

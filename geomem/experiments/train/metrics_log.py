@@ -1,4 +1,4 @@
-"""A run's metrics over time: `metrics.jsonl` and TensorBoard events, cut back when it resumes."""
+"""A run's metrics over time: `metrics.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 
 from geomem import paths
 
-__all__ = ["Journal"]
+__all__ = ["MetricsLog"]
 
 
-class Journal:
-    """Writes one line per window of steps.
+class MetricsLog:
+    """Write one line per window of steps.
 
-    A run that was killed has lines from after its last checkpoint: they are cut, and written again
-    by the resumed run, so that the file is that of a run that nothing interrupted.
+    A killed run has lines from after its last checkpoint. They are removed when the run resumes,
+    which writes them again, so that the file equals that of an uninterrupted run.
 
     Args:
       folder: the run folder, local or in a bucket.
-      step: the step that the run starts from.
+      step: the step that the run starts or resumes from.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
@@ -31,28 +31,28 @@ class Journal:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """Record `metrics`; `speed` goes to TensorBoard only, since no two runs share it."""
+        """Record `metrics`; `speed` goes to TensorBoard only, because it differs between runs."""
         self._text += json.dumps({"step": step, **metrics}) + "\n"
-        paths.write_whole(self._path, self._text)  # in a bucket nothing can be appended
+        paths.write_whole(self._path, self._text)  # a bucket cannot append
         for name, value in {**metrics, **speed}.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the events."""
+        """Close the TensorBoard events."""
         self._events.close()
 
 
 def _until(path, step):
-    """The lines up to `step`, without a last one that was only half written."""
+    """The lines of a file up to `step`, without a last one that is only half written."""
     if not path.exists():
         return ""
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            whole = line.endswith("\n") and json.loads(line)["step"] <= step
+            valid = line.endswith("\n") and json.loads(line)["step"] <= step
         except (json.JSONDecodeError, KeyError, TypeError):
-            whole = False
-        if not whole:
+            valid = False
+        if not valid:
             break
         kept.append(line)
     return "".join(kept)

@@ -1,8 +1,8 @@
 """The Inception network of the FID: Inception-v3 of the TensorFlow graph of 2015-12-05, in Flax.
 
-It is not torchvision's: average pools leave the padding out, the last block pools by maximum,
-images are resized as TensorFlow 1 did, and the last layer has 1,008 classes. Its weights:
-`weights`.
+It differs from torchvision's: average pools exclude the padding, the last block uses a max pool,
+images are resized as in TensorFlow 1, and the last layer has 1,008 classes. `weights` loads its
+published weights.
 
 Source: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500).
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
 
 from geomem.diffusion.sampler import to_uint8
 from geomem.metrics.features import Features
@@ -29,7 +30,7 @@ _SIDE = 299
 
 
 class _Unit(nn.Module):
-    """Convolution (batch normalization folded in) and ReLU; stride 2 goes without padding."""
+    """Convolution (with folded batch normalization) and ReLU; stride 2 uses no padding."""
 
     channels: int
     kernel: tuple[int, int]
@@ -50,19 +51,21 @@ class _Unit(nn.Module):
 
 
 class Inception(nn.Module):
-    """uint8 images -> features at five depths."""
+    """Maps uint8 images to features at five depths."""
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Extract.
+    def __call__(
+        self, images: UInt8[Array, "batch height width 3"]
+    ) -> dict[str, Float[Array, "batch features"]]:
+        """Return the features at each tap.
 
         Args:
-          images: uint8 [B, H, W, 3], of any size.
+          images: of any size.
 
         Returns:
-          float32 by name of TAPS: feat_64 and feat_192 behind the two early max pools, feat_768
-          behind Mixed_6e, feat_2048 (what FID uses) and feat_logits_unbiased [B, 1008], the last
-          layer without its bias. The first four are means over positions.
+          Features by the names in TAPS: feat_64 and feat_192 after the two early max pools,
+          feat_768 after Mixed_6e, feat_2048 (used by FID), and feat_logits_unbiased with 1,008
+          features, the last layer without its bias. The first four are means over positions.
         """
         taps = {}
         x = (_resize(images.astype(jnp.float32)) - 128) / 128
@@ -86,21 +89,21 @@ class Inception(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches side by side. A branch is a chain of pools, units, and tuples of units side by side.
+    """Parallel branches. A branch is a chain of pools, units, and tuples of parallel units.
 
-    A unit is (name, channels, kernel height, kernel width) and, when it is not 1, the stride.
+    A unit is (name, channels, kernel height, kernel width) and the stride, if it is not 1.
     """
 
     branches: tuple
 
     @nn.compact
     def __call__(self, x):
-        def step(x, what):
-            if callable(what):
-                return what(x)
-            if not isinstance(what[0], str):
-                return jnp.concatenate([step(x, unit) for unit in what], axis=-1)
-            name, channels, height, width, *stride = what
+        def step(x, layer):
+            if callable(layer):
+                return layer(x)
+            if not isinstance(layer[0], str):
+                return jnp.concatenate([step(x, unit) for unit in layer], axis=-1)
+            name, channels, height, width, *stride = layer
             return _Unit(channels, (height, width), *stride, name=name)(x)
 
         chains = [functools.reduce(step, branch, x) for branch in self.branches]
@@ -205,42 +208,42 @@ _BLOCKS = {
 
 
 def _resize(images):
-    """Bilinear to 299 x 299 as in TensorFlow 1: output i lies at input i (size / 299)."""
+    """Resize to 299 x 299 bilinearly as in TensorFlow 1: output i is at input i (size / 299)."""
     for axis in (2, 1):
         size = images.shape[axis]
-        place = np.arange(_SIDE, dtype=np.float32) * np.float32(size / _SIDE)
-        low = np.int32(place)
+        position = np.arange(_SIDE, dtype=np.float32) * np.float32(size / _SIDE)
+        low = np.int32(position)
         shape = [1] * images.ndim
         shape[axis] = _SIDE
         before = jnp.take(images, low, axis)
         after = jnp.take(images, np.minimum(low + 1, size - 1), axis)
-        images = before + (after - before) * (place - low).reshape(shape)
+        images = before + (after - before) * (position - low).reshape(shape)
     return images
 
 
 def features(params: Mapping, tap: str = "feat_2048", batch: int = 128) -> Features:
-    """Inception features as a feature space, on all of this process's devices.
+    """Return Inception features as a feature space, computed on all local devices.
 
     Args:
-      params: as from `weights.load`.
-      tap: one of TAPS; only the default makes FID.
+      params: as returned by `weights.load`.
+      tap: one of TAPS; only the default gives FID.
       batch: images at once, rounded up to a multiple of the devices.
 
     Returns:
-      Features of uint8 images, or float32 ones in [-1, 1] that are made uint8 as EDM's samples
-      are. One-channel images are repeated over three.
+      Features of images: uint8, or float32 in [-1, 1] (converted to uint8 like EDM's samples). One
+      channel is repeated three times.
 
     Raises:
-      ValueError: an unknown tap.
+      ValueError: if `tap` is unknown.
     """
     if tap not in TAPS:
-        raise ValueError(f"tap: {tap}, wanted one of {', '.join(TAPS)}")
+        raise ValueError(f"tap must be one of {', '.join(TAPS)}, got {tap}.")
     devices = jax.local_devices()
     batch = -(-batch // len(devices)) * len(devices)
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    # Only the tap that is asked for is computed.
+    # XLA removes all computation behind the chosen tap.
     apply = jax.jit(lambda params, images: Inception().apply({"params": params}, images)[tap])
 
     def extract(images):

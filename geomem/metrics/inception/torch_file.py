@@ -1,8 +1,8 @@
-"""Tensors from files of PyTorch, read without PyTorch and without running what is in them.
+"""Read tensors from PyTorch files without PyTorch, and without running code in the file.
 
-A `.pth` is a pickle, and a pickle can call anything. Here it may only name what a state dict of
-tensors is made of; tensors become records (storage, offset, shape, strides), checked against the
-bytes that are there before any of them is looked at.
+A `.pth` file is a pickle, and a pickle can call any function. This reader admits only the few names
+that a state dict of tensors needs. Tensors become records (storage, offset, shape, strides), which
+are checked against the stored bytes before any value is read.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 
 
 def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The named tensors of an `.npz`, `.safetensors`, or PyTorch (`.pth`, `.pt`) file.
+    """Load the named tensors of an `.npz`, `.safetensors` or PyTorch (`.pth`, `.pt`) file.
 
     Args:
-      path: the file. Of PyTorch's, both formats: the zip archive and, before version 1.6, the
-        sequence of pickles.
+      path: the file; both PyTorch formats work: the zip archive, and the sequence of pickles that
+        was used before version 1.6.
 
     Returns:
-      The tensors by name; other entries of a state dict are left out.
+      The tensors by name; other entries of a state dict are ignored.
 
     Raises:
-      ValueError: no such file, or one that is damaged, or that asks for anything but tensors.
+      ValueError: if the file is missing or damaged, or asks for anything but tensors.
     """
     path = pathlib.Path(path)
     try:
@@ -62,7 +62,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return load_file(path)
         value, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         if not isinstance(value, Mapping):
-            raise ValueError(f"holds a {type(value).__name__}, wanted a state dict")
+            raise ValueError(f"it holds a {type(value).__name__}, not a state dict")
         return {
             str(name): _array(entry, contents)
             for name, entry in value.items()
@@ -70,7 +70,8 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         }
     # A hostile or damaged pickle can raise almost anything.
     except Exception as error:
-        raise ValueError(f"weights: {path}: {error or type(error).__name__}") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"cannot read {path}: {reason}.") from None
 
 
 class _Storage(NamedTuple):
@@ -111,15 +112,13 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"refused, it asks for {module}.{name}: wanted tensors only"
-            )
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, but may hold only tensors")
         return _ADMITTED[module, name]
 
     def persistent_load(self, identity):
         kind, dtype, key, _, count, *view = identity
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
-            raise pickle.UnpicklingError(f"a {kind!r} of {dtype!r}, wanted a plain storage")
+            raise pickle.UnpicklingError(f"storages must be plain, got a {kind!r} of {dtype!r}")
         return self.storages.setdefault(key, _Storage(key, dtype, count))
 
 
@@ -128,14 +127,14 @@ def _read_zip(path) -> tuple[Any, dict[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         contents = {}
         for entry in archive.infolist():
-            # PyTorch does not compress: a compressed entry could be a bomb.
+            # PyTorch does not compress; a compressed entry could be a zip bomb.
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("compressed entries, wanted an archive by torch.save")
+                raise ValueError("it has compressed entries, which torch.save never writes")
             contents[entry.filename.partition("/")[2]] = archive.read(entry)
     if "data.pkl" not in contents:
-        raise ValueError("an archive without data.pkl, wanted one by torch.save")
+        raise ValueError("it has no data.pkl, which torch.save always writes")
     if contents.get("byteorder", b"little") != b"little":
-        raise ValueError("big-endian tensors, wanted little-endian ones")
+        raise ValueError("tensors must be little-endian")
     value = _Unpickler(io.BytesIO(contents["data.pkl"])).load()
     return value, {name.removeprefix("data/"): content for name, content in contents.items()}
 
@@ -144,26 +143,26 @@ def _read_legacy(path) -> tuple[Any, dict[str, bytes]]:
     """Five pickles (magic, protocol, system, object, keys), then each storage: count, elements."""
     with open(path, "rb") as file:
         if file.read(len(_LEGACY_START)) != _LEGACY_START:
-            raise ValueError("wanted a file by torch.save")
+            raise ValueError("torch.save did not write it")
         system, unpickler = _Unpickler(file).load(), _Unpickler(file)
         if not system["little_endian"]:
-            raise ValueError("big-endian tensors, wanted little-endian ones")
+            raise ValueError("tensors must be little-endian")
         value, keys = unpickler.load(), _Unpickler(file).load()
         contents = {}
         for key in keys:
             storage = unpickler.storages[key]
             if struct.unpack("<q", file.read(8)) != (storage.count,):
-                raise ValueError(f"storage {key} has another size than its tensors say")
+                raise ValueError(f"storage {key} does not have the size that its tensors need")
             contents[key] = file.read(storage.count * storage.dtype.itemsize)
     return value, contents
 
 
 def _array(tensor, contents):
-    """The tensor as a view of its storage's bytes, all of it inside them."""
+    """The tensor as a view of its storage, checked to be inside it."""
     storage, offset, shape, strides = tensor
     flat = np.frombuffer(contents[storage.key], storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and last >= len(flat)):
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+        raise ValueError(f"a tensor of shape {shape} does not fit its storage")
     steps = [step * flat.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)

@@ -1,6 +1,6 @@
-"""The published weights of the FID's Inception: found, or fetched on request, and converted.
+"""Find, download and convert the published weights of the FID's Inception network.
 
-They are those of the file pt_inception-2015-12-05-6726825d.pth, which geomem does not ship.
+geomem does not ship them. They are in the file pt_inception-2015-12-05-6726825d.pth.
 """
 
 from __future__ import annotations
@@ -24,61 +24,64 @@ __all__ = ["cache_path", "download", "find", "from_tensors", "load"]
 
 _FILE = "pt_inception-2015-12-05-6726825d.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_FILE}"
-_SHA256 = "6726825d"  # of the file, its first digits
+_SHA256 = "6726825d"  # first digits of the file's hash
 _EPSILON = 1e-3  # of the batch normalization
 
 
 def load(path: str | os.PathLike | None = None) -> dict:
-    """The published weights, from a file that the user has.
+    """Load the published weights from a local file.
 
     Args:
-      path: a `.pth`, `.npz` or `.safetensors` file under the published names; default
-        what `find` finds.
+      path: a `.pth`, `.npz` or `.safetensors` file with the published names; default: the file
+        that `find` returns.
 
     Returns:
       The parameters of `Inception`.
 
     Raises:
-      ValueError: no such file, or not this network.
+      ValueError: if there is no such file, or it holds another network.
     """
     path = pathlib.Path(path or find() or cache_path()).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"inception: no weights at {path}, wanted {_FILE} there or at GEOMEM_INCEPTION "
-            "(geomem.metrics.inception.weights.download() fetches it)"
+            f"inception must be a file of weights, but there are no weights at {path}. Call "
+            "geomem.metrics.inception.weights.download(), or set GEOMEM_INCEPTION to the path of "
+            f"{_FILE}."
         )
     try:
         return from_tensors(load_tensors(path))
     except ValueError as error:
-        raise ValueError(f"inception: {error}") from None
+        raise ValueError(f"cannot load inception weights: {error}") from None
 
 
 def find() -> pathlib.Path | None:
-    """The file that GEOMEM_INCEPTION names, or else the cache's, if it is there."""
+    """Return the file that GEOMEM_INCEPTION names, else the one in the cache, else None."""
     if named := os.environ.get("GEOMEM_INCEPTION"):
         return pathlib.Path(named).expanduser()
     return cache_path() if cache_path().is_file() else None
 
 
 def cache_path() -> pathlib.Path:
-    """Where `download` puts the weights: below XDG_CACHE_HOME, or ~/.cache."""
+    """Return where `download` puts the weights: under XDG_CACHE_HOME, or ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(cache).expanduser() / "geomem" / _FILE
 
 
 def download(url: str = _URL) -> pathlib.Path:
-    """Fetch the published weights (92 MB) to `cache_path()`; nothing else here uses the network.
+    """Download the published weights (92 MB) to `cache_path()`.
+
+    No other function of this package uses the network.
 
     Raises:
-      ValueError: the file's SHA-256 is not the published one's.
-      OSError: it cannot be fetched or written.
+      ValueError: if the SHA-256 differs from the published file's.
+      OSError: if the file cannot be downloaded or written.
     """
     path = cache_path()
     with urllib.request.urlopen(url) as response:
         content = response.read()
     digest = hashlib.sha256(content).hexdigest()
     if not digest.startswith(_SHA256):
-        raise ValueError(f"inception: {url} has SHA-256 {digest[:8]}, wanted {_SHA256}")
+        raise ValueError(f"the weights must have SHA-256 {_SHA256}, got {digest[:8]} from {url}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_bytes(content)
@@ -86,26 +89,27 @@ def download(url: str = _URL) -> pathlib.Path:
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
-    """The parameters of `Inception` from tensors in PyTorch's names and layout.
+    """Convert tensors with PyTorch's names and layout to the parameters of `Inception`.
 
-    Each batch normalization becomes part of its convolution: w gamma / sqrt(var + 1e-3), and
-    beta - mean gamma / sqrt(var + 1e-3), in float64.
+    Each batch normalization is folded into its convolution in float64: the kernel becomes
+    w gamma / sqrt(var + 1e-3) and the bias beta - mean gamma / sqrt(var + 1e-3).
 
     Raises:
-      ValueError: tensors missing, or of another shape (the first few named).
+      ValueError: if tensors are missing or have another shape; names the first three.
     """
-    wanted = traverse_util.flatten_dict(_shapes()["params"])
+    expected = traverse_util.flatten_dict(_shapes()["params"])
     params, wrong = {}, []
 
     def tensor(path, shape):
         name = ".".join(path)
-        found = tensors.get(name)
-        if found is None or found.shape != shape:
-            wrong.append(f"{name} is {'missing' if found is None else found.shape}, wanted {shape}")
+        value = tensors.get(name)
+        if value is None or value.shape != shape:
+            got = "is missing" if value is None else f"has shape {value.shape}"
+            wrong.append(f"{name} {got}, expected {shape}")
             return np.ones(shape)
-        return np.float64(found)
+        return np.float64(value)
 
-    for (*module, layer, leaf), value in wanted.items():
+    for (*module, layer, leaf), value in expected.items():
         if layer == "fc":
             params["fc", "kernel"] = tensor(("fc", "weight"), value.shape[::-1]).T
         elif leaf == "kernel":
@@ -120,7 +124,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
             params[*module, layer, "bias"] = shift - mean * scale
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"not the network of 2015-12-05: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(f"not the network of 2015-12-05: {'; '.join(wrong[:3])}{more}.")
     return traverse_util.unflatten_dict({k: np.float32(v) for k, v in params.items()})
 
 

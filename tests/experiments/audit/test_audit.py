@@ -1,9 +1,10 @@
-"""The audit end to end: its files, planted copies, its page, and one-line answers to bad input."""
+"""The audit end to end: files, planted duplicates, the page, and one-line errors."""
 
 import dataclasses
 import html.parser
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -16,24 +17,30 @@ from PIL import Image
 from geomem import data
 from geomem.data import sources
 from geomem.diffusion import conventions, grids, schedules
-from geomem.experiments.audit import command, findings, page, recipes
+from geomem.experiments import evaluate as evaluate_command
+from geomem.experiments import sample as sample_command
+from geomem.experiments.audit import command, findings, recipes, verdict
 from geomem.experiments.audit.command import Config
 from geomem.experiments.common import arguments, flags
 from geomem.experiments.train import PRESETS, configuration
-from geomem.geometry import danger_zone
+from geomem.geometry import danger_zone, growth
+from geomem.plots import audit_figures
 
-NAME = "a $name <b>&"  # must come out as text
-PLANTED = {70: 3, 71: 4, 12: 5, 33: 6}  # copy: source; the odd sources are exact
+NAME = "a $name <b>&"  # has to be escaped
+PLANTED = {70: 3, 71: 4, 12: 5, 33: 6}  # copy: source; copies of odd sources are exact
+REPOSITORY = pathlib.Path(__file__).parents[3]
+FACTS = {"train": 50, "standard_deviation": 0.5}
 
 
 def small(tmp_path, dataset, **changes):
+    """A configuration of a quick audit."""
     config = Config(str(dataset), num_sigmas=7, max_noised=40, threshold=0.5, growth=False)
     return dataclasses.replace(config, **{"out": str(tmp_path / "out"), **changes})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """100 PNGs of digits; four repeat others, two of them exactly."""
+    """100 PNGs of digits; four are copies of others, two of them exact."""
     rng = np.random.default_rng(0)
     pixels = np.rint((data.load("digits").train[:100, :, :, 0] + 1) * 127.5)
     for copy, source in PLANTED.items():
@@ -48,11 +55,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
+    """The result of an audit that most tests share."""
     return command.run(small(tmp_path_factory.mktemp("audit"), folder, growth=True))
 
 
 class Page(html.parser.HTMLParser):
-    """Collects tags, what is loaded, and text."""
+    """Collects open tags, loaded resources and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -71,18 +79,18 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_all_planted_copies_are_found_and_set_aside(finished):
+def test_finds_and_drops_planted_duplicates(finished):
     groups = finished.report["duplicates"]["groups"]
     expected = {frozenset({f"{a:03d}.png", f"{b:03d}.png"}) for a, b in PLANTED.items()}
     assert {frozenset(group["images"]) for group in groups} == expected
     assert sum(group["exact"] for group in groups) == 2
     dataset = finished.report["dataset"]
-    left = sum(not out for group in groups for out in group["held_out"][1:])
+    dropped = sum(not heldout for group in groups for heldout in group["held_out"][1:])
     assert dataset["train"] == 80
-    assert dataset["different_train"] == 80 - left
+    assert dataset["different_train"] == 80 - dropped
 
 
-def test_files_and_numbers_agree(finished):
+def test_files_agree_with_each_other(finished):
     folder = finished.page.parent
     names = {path.name for path in folder.iterdir()}
     figures = {f"{n}.{s}" for n in ("curves", "growth", "training_noise") for s in ("png", "pdf")}
@@ -102,10 +110,11 @@ def test_files_and_numbers_agree(finished):
     assert report["growth"]["count"][-1] == report["dataset"]["different_train"]
     run = json.loads((folder / "run.json").read_text())
     assert run["data"]["train"]["count"] == 80
-    assert run["config"]["dataset"] == NAME  # not the path, which tells of a machine
+    assert run["config"]["dataset"] == NAME  # without the folders of this machine
+    assert str(folder.parent) not in (folder / "run.json").read_text().replace(str(folder), "")
 
 
-def test_the_page_is_whole_escaped_and_loads_nothing(finished):
+def test_page_is_complete_escaped_and_loads_nothing(finished):
     text = finished.page.read_text()
     parsed = Page(text)
     assert parsed.open == []
@@ -113,34 +122,94 @@ def test_the_page_is_whole_escaped_and_loads_nothing(finished):
     assert all(source.startswith("data:image/") for source in parsed.loaded)
     assert "http" not in text.replace("http://www.w3.org", "")
     words = " ".join(parsed.words)
-    assert words.count(NAME) >= 3  # the title, the heading, the command
+    assert words.count(NAME) >= 3  # title, heading and command
     assert NAME not in text
     assert "$" not in words.replace(NAME, "")
-    for answer in (page.headline(finished.report), "78.8%", "geomem.experiments.train"):
+    for text in (verdict.headline(finished.report), "78.8%", "geomem train", "arXiv 2301.13188"):
+        assert text in words
+    for question, answer in verdict.answers(finished.report):
+        assert question in words
         assert answer in words
 
 
-def test_no_zone_is_an_answer(tmp_path, folder):
+def test_advises_duplicates_then_early_stopping_then_a_gap(finished):
+    leads = [lead for lead, _ in recipes.steps(finished.report)]
+    assert [lead.split()[0] for lead in leads] == ["Remove", "Stop", "Consider"]
+    advice = dict(verdict.answers(finished.report))["What should I do?"]
+    parts = ("Remove duplicates", "stop training", "further option")
+    order = [advice.index(part) for part in parts]
+    assert order == sorted(order)
+
+
+def test_does_not_extrapolate(finished):
+    closing = finished.report["growth"]["closing"]
+    assert set(closing) == {"slope", "slope_interval"}
+    answer = dict(verdict.answers(finished.report))["Would more images help?"]
+    largest = finished.report["dataset"]["different_train"]
+    assert f"Nothing is known about more than {largest} images" in answer
+
+
+@pytest.mark.parametrize(
+    ("interval", "trend"),
+    [
+        ((-0.06, -0.04), "narrower: the ratio of its upper to its lower edge falls by 4.9%"),
+        ((-0.11, 0.01), "does not clearly change"),
+        ((0.01, 0.02), "wider"),
+    ],
+)
+def test_names_the_trend_with_more_images(finished, interval, trend):
+    closing = {"slope": sum(interval) / 2, "slope_interval": interval}
+    report = finished.report | {"growth": {"count": [10, 80], "closing": closing}}
+    assert trend in dict(verdict.answers(report))["Would more images help?"]
+
+
+@pytest.mark.parametrize("edges", [(np.nan, np.nan), (2.0, np.nan), (2.0, 4.0)])
+def test_growth_figure_stays_within_the_measured_sizes(edges):
+    count, ones = np.array([10, 20, 40, 80]), np.ones(4)
+    subsamples = growth.Growth(count, edges[0] * ones, edges[1] * ones, ones, 0.9 * ones, 0.8)
+    for axes in audit_figures.growth(subsamples).axes:
+        for line in axes.lines[:-1]:  # the last one is the threshold
+            sizes = np.asarray(line.get_xdata())
+            assert (sizes.min(), sizes.max()) == pytest.approx((10, 80))
+
+
+def test_open_edges_are_null_in_the_report():
+    ones = np.ones(4)
+    subsamples = growth.Growth(np.arange(1, 5), ones, np.nan * ones, ones, ones, 0.8)
+    report = findings.growth(subsamples, 40)
+    assert report["left"] == [None] * 4
+    assert report["closing"] is None
+    json.dumps(report, allow_nan=False)
+
+
+def test_cited_recipes_exist(finished):
+    cited = set(re.findall(r"experiments/(\w+)", finished.page.read_text()))
+    assert cited >= {"danger_zone", "gap_sweep", "gap_training"}
+    for name in cited:
+        assert (REPOSITORY / "experiments" / name / "README.md").is_file()
+
+
+def test_page_without_a_zone(tmp_path, folder):
     result = command.run(small(tmp_path, folder, sigma_max=0.05))
     assert result.report["verdict"] == "none"
     assert result.report["recommendation"] is None
     words = " ".join(Page(result.page.read_text()).words)
-    assert page.headline(result.report) in words
+    assert verdict.headline(result.report) in words
     assert "No gap to recommend" in words
 
 
-def test_three_images(tmp_path):
+def test_audits_three_images(tmp_path):
     images = data.load("digits").train[:3]
     np.save(tmp_path / "three.npy", images)
     result = command.run(small(tmp_path, tmp_path / "three.npy"))
     assert result.report["dataset"]["train"] == 2
-    assert "2 training images are few" in dict(page.answers(result.report))["How sure?"]
+    assert "2 training images are few" in dict(verdict.answers(result.report))["How sure is this?"]
     train = data.load(str(tmp_path / "three.npy")).train
     assert result.report["dataset"]["mean"] == pytest.approx(train.mean(), abs=1e-6)
     assert result.report["dataset"]["standard_deviation"] == pytest.approx(train.std(), abs=1e-6)
 
 
-def test_a_folder_named_as_a_data_set_is_not_it(tmp_path, monkeypatch):
+def test_data_set_names_take_precedence_over_folders(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert not sources.is_folder("digits")
@@ -150,16 +219,38 @@ def test_a_folder_named_as_a_data_set_is_not_it(tmp_path, monkeypatch):
 ZONE = danger_zone.Zone(0.44, 0.66, 0.5, 0.9, 0.8, (0.4, 0.5), (0.6, 0.7), 1.0, False, False)
 
 
-def test_the_command_names_the_data_and_a_recipe_of_its_size():
+def test_command_names_the_data_and_a_preset():
     config = Config("my images", heldout="other.npz", resize=32, num_train=50, classes=("a b", "c"))
-    command = findings.recommendation(config, ZONE, 50)["command"]
-    assert shlex.split(command)[3:] == [
-        *("edm_small", "--dataset", "my images", "--heldout", "other.npz", "--resize", "32"),
-        *("--classes", "a b", "c", "--num-train", "50", "--gap", "0.44", "0.66"),
-        *("--out", "runs/gap"),
+    command = findings.recommendation(config, ZONE, FACTS)["command"]
+    assert shlex.split(command) == [
+        *("geomem", "train", "edm_small", "--dataset", "my images"),
+        *("--heldout", "other.npz", "--resize", "32", "--classes", "a b", "c", "--num-train", "50"),
+        *("--embedding", "fourier", "--adaptive-scale", "True", "--sigma-data", "0"),
+        *("--noise-mean", "-1.2", "--gap", "0.44", "0.66", "--out", "runs/gap"),
     ]
-    large = findings.recommendation(Config("cifar10"), ZONE, 50_000)["command"]
-    assert "train edm_cifar10 --dataset cifar10 --num-train 50000 --gap" in large
+    facts = FACTS | {"train": 50_000}
+    large = findings.recommendation(Config("cifar10"), ZONE, facts)["command"]
+    assert "train edm_cifar10 --dataset cifar10 --num-train 50000 --embedding fourier" in large
+
+
+def test_command_uses_the_settings_with_which_a_gap_helped():
+    """The network and training noise are those of digits_fourier, the preset of gap_training."""
+    facts = {"train": 50, "standard_deviation": 0.756}
+    command = findings.recommendation(Config("my images"), ZONE, facts)["command"]
+    parsed, best = _parse_train(command), PRESETS["digits_fourier"]
+    for name in ("embedding", "adaptive_scale", "sigma_data", "noise_mean", "noise_std"):
+        assert getattr(parsed, name) == getattr(best, name)
+    digits = findings.recommendation(Config("digits"), ZONE, facts)["command"]
+    assert dataclasses.replace(_parse_train(digits), gap=None, num_train=128, out=best.out) == (
+        dataclasses.replace(best, subset_seed=None)
+    )
+
+
+def _parse_train(command):
+    """The training configuration that a command line asks for."""
+    program, name, *words = shlex.split(command)
+    assert (program, name) == ("geomem", "train")
+    return arguments.parse(configuration.Config, words, "geomem train", presets=PRESETS)[0]
 
 
 @pytest.mark.parametrize(
@@ -172,53 +263,55 @@ def test_the_command_names_the_data_and_a_recipe_of_its_size():
         {"heldout": 0.5, "heldout_seed": 3, "resize": 4, "num_train": 20, "subset_seed": 2},
     ],
 )
-def test_the_command_trains_on_the_same_images(folder, changes):
+def test_commands_train_on_the_audited_images(folder, changes):
     config = Config(**{"dataset": str(folder), **changes})
     audited = flags.load(config).train_split
-    command = findings.recommendation(config, ZONE, len(audited))["command"]
-    given = shlex.split(command)[3:]
-    parsed, _ = arguments.parse(type(PRESETS["digits"]), given, "geomem train", presets=PRESETS)
-    assert configuration.load_data(parsed).train_split.sha256() == audited.sha256()
-    assert configuration.resolve(parsed).gap == (0.44, 0.66)
+    facts = FACTS | {"train": len(audited)}
+    gap = _parse_train(findings.recommendation(config, ZONE, facts)["command"])
+    assert configuration.resolve(gap).gap == (0.44, 0.66)
+    train, sample, evaluate = findings.checkpoints(config, len(audited))
+    baseline = _parse_train(train)
+    assert configuration.resolve(baseline).gap is None
+    for parsed in (gap, baseline):
+        assert flags.load(parsed).train_split.sha256() == audited.sha256()
+    sampling = _parse(sample, "sample", sample_command.Config)
+    assert sampling.step % baseline.checkpoint_every == 0
+    judging = _parse(evaluate, "evaluate", evaluate_command.Config)
+    assert (judging.samples, judging.run) == (sampling.out, baseline.out)
 
 
-def test_the_pages_line_is_that_of_the_results():
-    results = pathlib.Path(__file__).parents[3] / "experiments"
-    report = json.loads((results / "audit/results/cifar10_sample/audit.json").read_text())
-    zone = json.loads((results / "danger_zone/results/cifar10_50k/zone.json").read_text())
-    grown = report["growth"]
-    width = np.log(np.divide(grown["left"], grown["reached"]))
-    line = np.polyfit(np.log(grown["count"]), width, 1)
-    assert (min(grown["count"]), max(grown["count"])) == (125, 1000)
-    predicted, measured = np.polyval(line, np.log(50_000)), np.log(zone["high"] / zone["low"])
-    assert f"a width of {predicted:.2f} at 50,000, where {measured:.2f} was" in page.LINE
+def _parse(command, name, config):
+    program, given, *words = shlex.split(command)
+    assert (program, given) == ("geomem", name)
+    return arguments.parse(config, words, f"geomem {name}")[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": 1.0}, "threshold: 1, wanted between 0 and 1"),
-        ({"duplicate_threshold": 0.0}, "duplicate_threshold: 0, wanted between 0 and 1"),
-        ({"max_noised": 0}, "max_noised: 0, wanted 1 or more"),
+        ({"threshold": 1.0}, r"^threshold must be between 0 and 1, got 1\.$"),
+        ({"duplicate_threshold": 0.0}, r"^duplicate_threshold must be between 0 and 1, got 0\.$"),
+        ({"max_noised": 0}, r"^max_noised must be positive, got 0\.$"),
         ({"num_sigmas": 1}, "num_sigmas must be 2 or more, got 1"),
         ({"sigma_min": 90.0}, "sigma_min and sigma_max must be .*, got 90 and 80"),
         ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),
         ({"heldout": "no_such"}, "dataset must be cifar10_sample, .*, got 'no_such'"),
     ],
 )
-def test_bad_settings_are_named(tmp_path, changes, message):
+def test_rejects_bad_settings(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         command.run(small(tmp_path, "digits", **changes))
     assert "\n" not in str(error.value)
 
 
-def test_only_copies_are_no_data_set(tmp_path):
+def test_rejects_a_set_of_duplicates(tmp_path):
     np.save(tmp_path / "same.npy", np.full((20, 8, 8, 1), 7, np.uint8))
-    with pytest.raises(ValueError, match="dataset: 1 different training and 0 different held-out"):
+    message = r"^dataset must have at least 2 training images and 1 held-out .*, got 1 and 0\.$"
+    with pytest.raises(ValueError, match=message):
         command.run(small(tmp_path, tmp_path / "same.npy"))
 
 
-def test_the_command_line(tmp_path):
+def test_command_line_prints_errors_in_one_line(tmp_path):
     for i in range(4):
         Image.fromarray(np.zeros((8, 8 + i), np.uint8)).save(tmp_path / f"{i}.png")
     command = [sys.executable, "-m", "geomem.experiments.audit"]
@@ -230,11 +323,20 @@ def test_the_command_line(tmp_path):
 
 
 def _fake_torch(rng):
-    """As much of torch as the settings use, made of NumPy."""
+    """The parts of torch that the settings use, made of NumPy."""
 
     class Array(np.ndarray):
         def to(self, device):
             return self
+
+        def cpu(self):
+            return self
+
+        def unique(self):
+            return array(np.unique(np.asarray(self)))
+
+        def flip(self, axis):
+            return array(np.flip(np.asarray(self), axis))
 
         def exp(self):
             return np.exp(self)
@@ -259,41 +361,96 @@ def _fake_torch(rng):
     )
 
 
-def test_settings_run_and_leave_the_gap_out(rng):
-    advice = {
-        "edm_sigma": [1.7, 5.0],
-        "ddpm_timesteps": {"linear": [383, 573], "cosine": None},
-        "flow_time": [0.6296, 0.8333],
-        "command": "python",
-    }
-    (_, command), (_, edm), (_, sampler), (title, ddpm), (_, flow) = recipes.settings(advice)
-    assert command == "python"
-    assert "linear betas t = 383..573, cosine betas none" in title
+ADVICE = {
+    "edm_sigma": [1.7, 5.0],
+    "ddpm_timesteps": {"linear": [383, 573], "cosine": None},
+    "flow_time": [0.6296, 0.8333],
+    "command": "python",
+}
+
+
+@pytest.fixture
+def settings(rng):
+    """(code of each recipe by the start of its title, names that it may use)."""
     torch = _fake_torch(rng)
     names = {"torch": torch, "self": types.SimpleNamespace(P_mean=-1.2, P_std=1.2)}
-    names["sigma"] = torch.array(np.exp(rng.normal(-1.2, 1.2, 4000)))
-    exec(edm, names)
+    return {title.partition(":")[0]: code for title, code in recipes.settings(ADVICE)}, names
+
+
+def test_settings_name_the_gap():
+    (_, command), *others = recipes.settings(ADVICE)
+    assert command == "python"
+    titles = " ".join(title for title, _ in others)
+    assert "sigma in [1.7, 5]" in titles
+    assert "linear betas t = 383..573, cosine betas none" in titles
+    assert "t in [0.6296, 0.8333]" in titles
+
+
+def test_edm_settings_leave_the_gap_out(settings, rng):
+    codes, names = settings
+    names["sigma"] = names["torch"].array(np.exp(rng.normal(-1.2, 1.2, 4000)))
+    exec(codes["EDM, training"], names)
     assert not ((names["sigma"] > 1.7) & (names["sigma"] < 5)).any()
     assert (names["sigma"] > 5).any()
     assert (names["sigma"] < 1.7).any()
 
-    names["t_steps"] = torch.array(grids.edm_grid(18))
-    exec(sampler, names)
+    names["t_steps"] = names["torch"].array(grids.edm_grid(18))
+    exec(codes["EDM, sampling"], names)
     over = grids.skip_gaps(grids.edm_grid(18), schedules.gap(schedules.lognormal(), 1.7, 5.0))
     np.testing.assert_array_equal(names["t_steps"], over)
 
-    betas = conventions.linear_betas()
+
+class FakeScheduler:
+    """The parts of diffusers' DDPMScheduler that the settings use."""
+
+    def __init__(self, alphas_cumprod, array):
+        self.alphas_cumprod, self._array = alphas_cumprod, array
+
+    def set_timesteps(self, count=None, timesteps=None):
+        if timesteps is None:
+            timesteps = np.arange(count)[::-1] * (1000 // count)
+        assert (np.diff(timesteps) < 0).all()  # diffusers demands it
+        self.timesteps = self._array(timesteps)
+
+
+def test_ddpm_settings_leave_the_gap_out(settings):
+    codes, names = settings
+    betas, array = conventions.linear_betas(), names["torch"].array
     sigmas = conventions.ddpm_sigmas(betas)
-    names["noise_scheduler"] = types.SimpleNamespace(
-        alphas_cumprod=torch.array(np.cumprod(1 - betas))
-    )
+    names["noise_scheduler"] = FakeScheduler(array(np.cumprod(1 - betas)), array)
     names |= {"bsz": 4000, "clean_images": types.SimpleNamespace(device=None)}
-    exec(ddpm, names)
+    exec(codes["DDPM in diffusers, training"], names)
     drawn = sigmas[names["timesteps"]]
     assert not ((drawn > 1.7) & (drawn < 5)).any()
     assert drawn.min() < 0.1
     assert drawn.max() > 100
 
+    exec(codes["DDPM in diffusers, sampling"], names)
+    steps = names["noise_scheduler"].timesteps
+    assert not ((sigmas[steps] > 1.7) & (sigmas[steps] < 5)).any()
+    inside = conventions.timesteps_between(1.7, 5.0, betas)
+    outside = {t for t in range(0, 1000, 20) if t not in inside}
+    assert set(steps.tolist()) == outside | {inside.start - 1, inside.stop}  # the gap's edges
+
+
+def test_flow_matching_settings_leave_the_gap_out(settings):
+    codes, names = settings
     names["batch"] = 4000
-    exec(flow, names)
+    exec(codes["Flow matching, training"], names)
     assert not ((names["t"] > 0.6296) & (names["t"] < 0.8333)).any()
+    assert names["t"].min() < 0.1
+    assert names["t"].max() > 0.9
+
+    names["times"] = names["torch"].array(np.linspace(1, 0, 11))
+    exec(codes["Flow matching, sampling"], names)
+    expected = [1, 0.9, 0.8333, 0.6296, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0]
+    np.testing.assert_allclose(names["times"], expected, atol=1e-12)
+
+
+def test_wraps_commands_before_flags():
+    command = "geomem train edm_small --dataset 'my images' --classes 'a b' c --gap 0.44 0.66"
+    lines = recipes.wrap(command, 46).split(" \\\n")
+    assert lines == [
+        "geomem train edm_small --dataset 'my images'",
+        "  --classes 'a b' c --gap 0.44 0.66",
+    ]

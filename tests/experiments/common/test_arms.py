@@ -16,10 +16,10 @@ from geomem.diffusion import checkpoints, grids, schedules
 from geomem.experiments import denoiser_swap, gap_sweep, gap_training
 from geomem.experiments.common import arm_summary, arms, gap_study, parallel
 from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import loop, presets
 
 TINY = dataclasses.replace(
-    run_folder.PRESETS["digits_gap"],
+    presets.PRESETS["digits_fourier"],
     num_train=32,
     channels=8,
     multipliers=(1,),
@@ -110,7 +110,7 @@ def test_kept_samples_follow_the_settings(study, monkeypatch):
 def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    run_folder.run(dataclasses.replace(config, kimg=1.6))  # to step 25, like an interruption
+    loop.run(dataclasses.replace(config, kimg=1.6))  # to step 25, like an interruption
     rows = arms.train_and_evaluate(Task(arm, config, EVALUATION))
     assert [row["kimg"] for row in rows] == [1.28, 2.56]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:
@@ -119,7 +119,7 @@ def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
 
 
 def test_kimg_sets_the_checkpoints_and_can_be_raised(monkeypatch):
-    preset = PRESET._replace(train=run_folder.PRESETS["digits_gap"])
+    preset = PRESET._replace(train=presets.PRESETS["digits_fourier"])
     monkeypatch.setitem(gap_study.PRESETS, "digits", preset)
     for kimg in (80.0, 1000.0):
         train = gap_study.resolve(gap_training.Config(kimg=kimg)).train
@@ -145,7 +145,8 @@ from geomem.experiments import train
 from geomem.experiments.common import arms, parallel
 
 config = dataclasses.replace(
-    train.PRESETS["digits_gap"], num_train=32, channels=8, multipliers=(1,), kimg=1e6, log_every=5
+    train.PRESETS["digits_fourier"], num_train=32, channels=8, multipliers=(1,), kimg=1e6,
+    log_every=5,
 )
 config = dataclasses.replace(config, checkpoint_every=10**9)
 arm, folder = arms.Arm("a"), pathlib.Path(sys.argv[1])
@@ -237,7 +238,7 @@ def test_rejects_bad_flags(command, flags, message, tmp_path):
 def test_swap_reports_a_missing_run_before_training(tmp_path):
     runs = tmp_path / "runs"
     config = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(runs))
-    with pytest.raises(ValueError, match="absent is not a run folder"):
+    with pytest.raises(ValueError, match=r"^run must be the folder of a training run, got absent"):
         denoiser_swap.run(config)
     assert not runs.exists()
 

@@ -10,7 +10,7 @@ import pytest
 from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import presets
 
 TRAIN = 64
 SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.0, "batch": 64}
@@ -20,7 +20,7 @@ SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.
 def runs(tmp_path_factory):
     """The folder of the runs of a preset with one tiny network."""
     recipe = dataclasses.replace(
-        run_folder.PRESETS["digits"],
+        presets.PRESETS["digits"],
         num_train=TRAIN,
         channels=8,
         kimg=0.8,
@@ -117,9 +117,15 @@ def test_rejects_bad_flags(tmp_path):
         with pytest.raises(ValueError, match=match):
             large_noise.run(large_noise.Config(**{"out": str(tmp_path / "out")} | changes))
 
-    fails("num_sigmas must be 2 or more, got 1", num_sigmas=1)
-    fails("sigma_min and sigma_max must be .*, got 3 and 2", sigma_min=3.0, sigma_max=2.0)
-    fails("run: .*absent is not a run folder", run=(str(tmp_path / "absent"),))
+    fails("^num_sigmas must be 2 or more, got 1", num_sigmas=1)
+    fails(
+        "^sigma_min and sigma_max must be positive and ascending, got 3 and 2",
+        sigma_min=3.0,
+        sigma_max=2.0,
+    )
+    fails(
+        "^run must be the folder of a training run, got .*absent", run=(str(tmp_path / "absent"),)
+    )
     fails(
         r"^run must be folders of different names, got a/base, b/base/\.$",
         run=("a/base", "b/base/"),

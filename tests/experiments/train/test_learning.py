@@ -14,13 +14,13 @@ import pytest
 import geomem
 from geomem import data
 from geomem.diffusion import grids, sampler
-from geomem.experiments.train import run_folder
+from geomem.experiments.train import PRESETS, run_folder
 
 pytestmark = pytest.mark.slow
 
 
 def _memorized(images, training):
-    """The fraction of images whose nearest training image is 3 times nearer than the second."""
+    """The fraction of images with d1 < d2 / 3 to their two nearest training images."""
     flat, reference = images.reshape(len(images), 1, -1), training.reshape(1, len(training), -1)
     distances = np.linalg.norm(flat - reference, axis=-1)
     distances.sort(axis=1)
@@ -37,7 +37,7 @@ def _empirical(training, x, sigma):
 
 
 def _command(folder, kimg):
-    """The command as a user runs it, on one device; returns its seconds."""
+    """Run the command as a user does, on one device; return the seconds."""
     flags = ["--out", str(folder), "--kimg", str(kimg), "--samples", "0"]
     start = time.perf_counter()
     subprocess.run(
@@ -49,8 +49,8 @@ def _command(folder, kimg):
     return time.perf_counter() - start
 
 
-def test_digits_are_memorized_and_the_loss_nears_the_empirical_one_from_above(tmp_path):
-    config = run_folder.PRESETS["digits"]
+def test_memorizes_digits_and_approaches_the_empirical_loss_from_above(tmp_path):
+    config = PRESETS["digits"]
     training = data.load("digits").subset(count=config.num_train).train.astype(np.float64)
     excess, seconds = [], 0.0
     for kimg in (50, config.kimg):
@@ -66,7 +66,7 @@ def test_digits_are_memorized_and_the_loss_nears_the_empirical_one_from_above(tm
                 for output in (ours, _empirical(training, noisy, sigma))
             ]
             gain = errors[0] - errors[1]
-            # The empirical denoiser is the minimiser: on the same noise, never beaten on average.
+            # The empirical denoiser minimizes the loss: nothing beats it on average.
             assert gain.mean() > -3 * gain.std() / np.sqrt(len(gain)), sigma
             ratios.append(gain.mean())
         excess.append(ratios)

@@ -1,0 +1,239 @@
+"""Run a training from its start or newest checkpoint until its end or a signal.
+
+    geomem train digits --out runs/digits
+    geomem train edm_small --gap-from runs/zone/zone.json --out runs/gap
+
+The same command on the same folder resumes the run, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import signal
+import statistics
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from tqdm.auto import tqdm
+
+from geomem import paths
+from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
+from geomem.experiments.common import flags, results
+from geomem.experiments.train import configuration, run_folder
+from geomem.experiments.train.configuration import Config
+from geomem.experiments.train.metrics_log import MetricsLog
+
+__all__ = ["Result", "StopSignal", "run"]
+
+
+class Result(NamedTuple):
+    """The outcome of `run`.
+
+    Attributes:
+      folder: the run folder.
+      step: steps done, over all sessions.
+      finished: whether these are all steps; False after SIGTERM.
+      images_per_second: median over this session's windows of log_every steps, without the first,
+        which compiles; None if there are no others.
+    """
+
+    folder: pathlib.Path
+    step: int
+    finished: bool
+    images_per_second: float | None
+
+
+class _Session(NamedTuple):
+    """What the loop needs from the start of a run to its end or interruption."""
+
+    config: Config
+    denoiser: preconditioning.EDMDenoiser
+    recipe: training_step.Recipe
+    image_shape: tuple[int, int, int]
+    folder: pathlib.Path
+    saved: checkpoints.Checkpoints
+
+
+def run(config: Config) -> Result:
+    """Train, or resume training, until `config.kimg`, SIGTERM or Ctrl-C.
+
+    Raises:
+      ValueError: unusable configuration or data, another run's folder, or a loss that is not finite
+        (the checkpoint before it is kept).
+      OSError: the folder cannot be written.
+      KeyboardInterrupt: after Ctrl-C, once the state is saved; the message says how to resume. A
+        second Ctrl-C does not wait.
+    """
+    if config.distributed and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
+    config, phases = configuration.resolve(config), results.Phases()
+    with phases("load"):
+        dataset = flags.load(config)
+        facts = configuration.facts(config, dataset.train_split)
+    denoiser, recipe = configuration.build(facts)
+    update = training_step.make_update(denoiser, recipe)
+    template = run_folder.state_template(facts)
+    shape = tuple(facts["data"]["image_shape"])
+    folder = _claim(config, facts)
+    with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
+        with phases("start"):
+            restored = saved.restore(template)
+            first, state = restored or (0, training_step.init(denoiser, recipe, shape))
+        if first >= config.steps:
+            _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")
+            return Result(folder, first, True, None)
+        record = {"data": results.dataset_facts(dataset)}
+        _write(folder, config, phases, record)
+        _say(
+            f"{len(dataset.train_split):,} images of {record['data']['name']}, steps {first:,} to "
+            f"{config.steps:,}, {config.batch} images each"
+        )
+        images = training_step.load_images(dataset.train_split.pixels)
+        session = _Session(config, denoiser, recipe, shape, folder, saved)
+        with phases("train"), StopSignal() as stopping:
+            last, speed = _train(session, update, state, images, first, stopping)
+    result = Result(folder, last, last == config.steps, speed)
+    outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
+    _write(folder, config, phases, {**record, "result": outcome})
+    if stopping.interrupted:
+        raise KeyboardInterrupt(
+            f"interrupted at step {last}; {folder} keeps checkpoint {last}; the same command "
+            "resumes."
+        )
+    state = "finished" if result.finished else "stopped"
+    _say(f"{state} at step {last}")
+    for name in (f"checkpoints/{last}", "tensorboard"):  # the command lists the other files
+        _say(f"wrote {folder / name}")
+    return result
+
+
+class StopSignal:
+    """Whether SIGTERM or Ctrl-C asked the run to stop; a context manager to ask after each step.
+
+    In a run of several processes, JAX's preemption service receives SIGTERM and all of them stop at
+    the same step.
+    """
+
+    def __enter__(self) -> StopSignal:
+        self._received = None
+        self._previous = {}
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __call__(self, step: int) -> bool:
+        """Return whether to save and stop after `step`."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received is not None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the signal was Ctrl-C."""
+        return self._received == signal.SIGINT
+
+    def _receive(self, number, frame):
+        if self.interrupted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+
+
+def _train(session, update, state, images, step, stopping):
+    """Dispatch steps, log and save until the end or a signal; return (last step, images/s)."""
+    config, first_process = session.config, jax.process_index() == 0
+    log = MetricsLog(session.folder, step) if first_process else None
+    state, images = training_step.replicate(state), training_step.replicate(images)
+    _say("compiling the training step, up to a minute ...")
+    size = {"total": config.steps * config.batch, "initial": step * config.batch}
+    with tqdm(
+        **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process
+    ) as bar:
+        stop, speeds, clock = False, [], (step, time.perf_counter())
+        while step < config.steps and not stop:
+            count = _steps_at_once(config, step)
+            state = update(state, images, count)
+            step += count
+            stop = stopping(step)
+            bar.update(count * config.batch)
+            if step % config.log_every == 0:
+                metrics, now = _metrics(session, state, step), time.perf_counter()
+                speeds.append((step - clock[0]) * config.batch / (now - clock[1]))
+                clock = step, now
+                bar.set_postfix(loss=f"{metrics['loss']:.4g}")
+                if log:
+                    log.write(step, metrics, {"images_per_second": speeds[-1]})
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                _save(session, state, step, draw=first_process and not stop)
+    if log:
+        log.close()
+    return step, statistics.median(speeds[1:]) if speeds[1:] else None
+
+
+def _steps_at_once(config, step):
+    """The usual number of steps to launch, or 1 where it would cross a boundary."""
+    usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    usual = math.gcd(usual, config.log_every)
+    return usual if step % usual == 0 and step + usual <= config.steps else 1
+
+
+def _metrics(session, state, step):
+    """The means over the window so far; reading them waits for the device."""
+    config = session.config
+    count = (step - 1) % config.log_every + 1
+    sums = jax.tree.map(lambda leaf: float(leaf.addressable_data(0)[0]), state.metrics)
+    if not math.isfinite(sums["loss"]):
+        raise ValueError(
+            f"loss must be finite, got {sums['loss']} by step {step}; try a smaller --lr. "
+            f"{session.folder} keeps the last good checkpoint."
+        )
+    return {
+        "kimg": step * config.batch / 1000,
+        "loss": sums["loss"] / count,
+        "grad_norm": sums["grad_norm"] / count,
+        "lr": float(session.recipe.learning_rate(step - 1)),
+    }
+
+
+def _save(session, state, step, draw):
+    """Save a checkpoint and a grid of samples, unless the loss is not finite."""
+    _metrics(session, state, step)
+    host = training_step.unreplicate(state)
+    session.saved.save(step, host)
+    if draw and session.config.samples:
+        seeds = range(session.config.samples)
+        sigmas = grids.skip_gaps(grids.edm_grid(18), session.recipe.schedule)
+        denoiser = session.denoiser.bind(host.ema)
+        images = sampler.generate(denoiser, seeds, session.image_shape, sigmas)
+        path = session.folder / f"samples_{step:07d}.png"
+        results.write_image_grid(path, sampler.to_uint8(images))
+
+
+def _claim(config, facts):
+    """The run folder, made or checked by the first process while the others wait."""
+    if jax.process_index() == 0:
+        folder = results.make_folder(config.out)
+        resumed = run_folder.claim(folder, facts, configuration.MAY_CHANGE)
+        if resumed and not config.resume:
+            raise ValueError(f"out must not hold a run when resume is False, got {folder}.")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("geomem run folder")
+    return paths.as_path(config.out)
+
+
+def _say(text):
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _write(folder, config, phases, record):
+    if jax.process_index() == 0:
+        results.write_json(folder / "run.json", results.run_facts(config, phases, **record))

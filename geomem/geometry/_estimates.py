@@ -1,0 +1,115 @@
+"""The results of `curves`: the curves with their bands, and the bootstrap behind the bands."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Curves", "Estimate", "Refinement", "bootstrap_mean"]
+
+_CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """The estimate of a curve at S noise levels, with its bootstrap.
+
+    Attributes:
+      mean: [S].
+      low, high: [S], 95% bootstrap interval.
+      replicates: [B, S], bootstrap replicates of the mean.
+    """
+
+    mean: jax.Array
+    low: jax.Array
+    high: jax.Array
+    replicates: jax.Array
+
+    def __repr__(self) -> str:
+        """The size only."""
+        return f"Estimate({self.mean.size} noise levels, {len(self.replicates)} replicates)"
+
+
+class Refinement(NamedTuple):
+    """A curve at R further noise levels, from the same noise and the same bootstrap resamples.
+
+    Attributes:
+      sigma: [R], ascending, inside the cells of the grid in which the curve changes most.
+      mean: [R].
+      replicates: [B, R].
+    """
+
+    sigma: jax.Array
+    mean: jax.Array
+    replicates: jax.Array
+
+    def __repr__(self) -> str:
+        """The size only."""
+        return f"Refinement({len(self.sigma)} noise levels)"
+
+
+class Curves(NamedTuple):
+    """C(sigma) and W(sigma) with bands and bounds; every field is float32 [S] unless stated.
+
+    Attributes:
+      sigma: noise levels, ascending.
+      coverage: Estimate of C, over held-out points and noise.
+      coverage_lower_bound, coverage_upper_bound: certified bounds on the coverage of these held-out
+        points, without sampling: the means of max_i P_i and of min(1, sum_i P_i).
+      max_weight: Estimate of W, over training points and noise.
+      own_weight: estimate of E w_1, the weight of the point that was noised; at most W.
+      own_weight_lower_bound, own_weight_upper_bound: bounds on E w_1 from distances alone.
+      coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
+    """
+
+    sigma: jax.Array
+    coverage: Estimate
+    coverage_lower_bound: jax.Array
+    coverage_upper_bound: jax.Array
+    max_weight: Estimate
+    own_weight: jax.Array
+    own_weight_lower_bound: jax.Array
+    own_weight_upper_bound: jax.Array
+    coverage_refinement: Refinement | None = None
+    max_weight_refinement: Refinement | None = None
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the curves on the grid as the columns of curves.csv, [S] each."""
+        fields = {
+            "sigma": self.sigma,
+            "coverage": self.coverage.mean,
+            "coverage_low": self.coverage.low,
+            "coverage_high": self.coverage.high,
+            "coverage_lower_bound": self.coverage_lower_bound,
+            "coverage_upper_bound": self.coverage_upper_bound,
+            "max_weight": self.max_weight.mean,
+            "max_weight_low": self.max_weight.low,
+            "max_weight_high": self.max_weight.high,
+            "own_weight": self.own_weight,
+            "own_weight_lower_bound": self.own_weight_lower_bound,
+            "own_weight_upper_bound": self.own_weight_upper_bound,
+        }
+        return {name: np.asarray(values) for name, values in fields.items()}
+
+    def __repr__(self) -> str:
+        """The grid only; `print(danger_zone.find(curves))` says what the curves show."""
+        levels = f"{len(self.sigma)} noise levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}"
+        return f"Curves({levels}, {len(self.coverage.replicates)} bootstrap replicates)"
+
+
+def bootstrap_mean(key: jax.Array, values: jax.Array, count: int) -> Estimate:
+    """Return the Estimate of the mean of `values` [M, S], with `count` resamples of its rows."""
+    if count < 1:
+        raise ValueError(f"bootstrap must be at least 1, got {count}.")
+    # NumPy, because compiling it would take longer than running it.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    values = np.asarray(values)
+    rows = len(values)
+    times = [np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(count)]
+    replicates = np.array(times, np.float32) @ values / np.float32(rows)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.float32(np.quantile(replicates, [tail, 1 - tail], axis=0))
+    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))

@@ -1,0 +1,268 @@
+"""Float32 arithmetic that distances may be built on, in blocks, and the best candidates by score.
+
+The expansion ||y||^2 + ||x||^2 - 2 <y, x> loses what is left of a small distance. So products only
+propose candidates, and differences decide: log(w_j / w_r) needs ||y - r||^2 - ||y - x_j||^2, which
+equals <x_j - r, (y - r) + (y - x_j)> and is small where both distances are nearly equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "CHUNK",
+    "QUERIES",
+    "Candidates",
+    "as_queries",
+    "as_rows",
+    "center",
+    "decode",
+    "fold_rows",
+    "gather_block",
+    "inner_products",
+    "log_weight_ratios",
+    "map_rows",
+    "merge_candidates",
+    "round_center",
+]
+
+CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
+QUERIES = 1024  # queries per block
+_GATHERED = 2**21  # float32 values gathered at once when candidates are checked (8 MB)
+_ROUNDING = 10 * 2.0**-24  # error of a float32 sum, in units of the root of its squared terms
+_WEIGHT_ERROR = 3e-6  # the error of a posterior weight that log_weight_ratios may cause
+_PRECISE = 4  # candidates summed again at once
+_GROUP = 16  # scores are first compared in groups of this size
+
+
+def as_rows(array: Any, name: str) -> jax.Array:
+    """Return vectors [N, d] or images [N, ...] as rows [N, d]: float32, or uint8 as stored.
+
+    Raises:
+      ValueError: fewer than two axes, no rows, or values that are neither floats nor uint8.
+    """
+    array = jnp.asarray(array)
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{name} must be [N, d] or images [N, ...], got shape {array.shape}.")
+    if array.dtype != jnp.uint8 and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must hold floats or uint8, got {array.dtype}.")
+    rows = array if array.ndim == 2 else array.reshape(len(array), -1)
+    return rows if rows.dtype == jnp.uint8 else rows.astype(jnp.float32)
+
+
+def as_queries(array: Any, shape: tuple[int, ...], name: str) -> jax.Array:
+    """Return vectors or images as float32 rows [Q, d], to be compared with points of `shape`.
+
+    Raises:
+      ValueError: as in `as_rows`, or another number of dimensions than the points'.
+    """
+    rows, dim = as_rows(array, name), math.prod(shape[1:])
+    if rows.shape[1] != dim:
+        raise ValueError(f"{name} must have {dim} values a row like the points, got {rows.shape}.")
+    return decode(rows)
+
+
+def decode(rows: Any) -> Any:
+    """Return rows as float32; stored 8-bit images become x / 127.5 - 1, as by `data.to_float`."""
+    return jax.tree.map(lambda a: _decode(a) if a.dtype == jnp.uint8 else a, rows)
+
+
+def _decode(pixels):
+    # A compiler turns x / 127.5 into a product with the rounded inverse, which is off by one bit.
+    # From the 16 leading bits of the quotient, the remainder is exact.
+    doubled = 2 * pixels.astype(jnp.float32)
+    leading = lax.reduce_precision(doubled / 255, exponent_bits=8, mantissa_bits=15)
+    return leading + (doubled - 255 * leading) / 255 - 1
+
+
+def fold_rows(points: Any, partial: Any, update: Callable[..., Any], chunk: int = CHUNK) -> Any:
+    """Fold `update` over `points` [N, ...] (a pytree) in chunks of P = min(chunk, N) rows.
+
+    `update` takes (partial, rows [P, ...], index int32 [P], valid bool [P]). The last chunk ends at
+    N and may overlap the one before it; `valid` is False for rows that were seen before.
+    """
+    total = len(jax.tree.leaves(points)[0])
+    size = min(chunk, total)
+
+    def step(i, partial):
+        start = jnp.minimum(i * size, total - size)
+        index = start + jnp.arange(size, dtype=jnp.int32)
+        rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), points)
+        return update(partial, rows, index, index >= i * size)
+
+    count = -(-total // size)
+    return step(0, partial) if count == 1 else lax.fori_loop(0, count, step, partial)
+
+
+def map_rows(f: Callable[..., Any], rows: tuple, block: int) -> Any:
+    """Apply `f` to blocks of at most `block` rows of the arrays (or pytrees) `rows`, [Q, ...].
+
+    The last block is filled up with copies of the last row. Memory is that of one block.
+    """
+    total = len(jax.tree.leaves(rows)[0])
+    size = min(block, total)
+    count = -(-total // size)
+    if count == 1:
+        return f(*rows)
+
+    def split(a):
+        padding = [(0, count * size - total)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, padding, mode="edge").reshape(count, size, *a.shape[1:])
+
+    mapped = lax.map(lambda args: f(*args), jax.tree.map(split, rows))
+    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:total], mapped)
+
+
+def gather_block(count: int, dim: int) -> int:
+    """Return how many queries may gather `count` points of dimension `dim` at once."""
+    return max(1, _GATHERED // (count * dim))
+
+
+def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return <x_i, y_j> in true float32 on every device: [Q, d], [N, d] -> [Q, N]."""
+    # The enum, not a name: "default" would be TF32 on a GPU and bfloat16 on a TPU.
+    return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+def center(points: jax.Array) -> jax.Array:
+    """Return the mean of `points` [N, d], rounded as in `round_center`: [d]."""
+    return round_center(points.mean(axis=0))
+
+
+def round_center(mean: jax.Array) -> jax.Array:
+    """Round a center [d] to about five digits.
+
+    With its last bits empty, x - center is exact for x near it, and stays exact when the compiler
+    fuses the mean's own multiplication into the subtraction.
+    """
+    return lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=16)
+
+
+def log_weight_ratios(
+    y: jax.Array, sigma: jax.Array, reference: jax.Array, points: jax.Array
+) -> jax.Array:
+    """Return log(w_j / w_r) = (||y - r||^2 - ||y - x_j||^2) / (2 sigma^2) for candidates x_j.
+
+    A float32 sum is off by about 1e-7 of its terms, and division by 2 sigma^2 magnifies that. Where
+    it would matter (a point far from two others at nearly the same distance, and small sigma), the
+    sum is computed again with every rounding error carried along, to about 1e-13 of its terms.
+
+    Args:
+      y: float32 [B, d].
+      sigma: float32 [B].
+      reference: float32 [B, d], r.
+      points: float32 [B, K, d], x_j.
+
+    Returns:
+      float32 [B, K], exact enough that no posterior weight is off by more than a few 1e-6.
+    """
+    y, reference = y[:, None, :], reference[:, None, :]
+    apart, left, right = points - reference, y - reference, y - points
+    scale = 2 * sigma[:, None] ** 2
+    ratios = jnp.sum(apart * (left + right), axis=2) / scale
+    size = jnp.sum((apart * (jnp.abs(left) + jnp.abs(right))) ** 2, axis=2)
+    error = _ROUNDING * jnp.sqrt(size) / scale
+    # An error e of a logit changes no weight by more than its own weight times e.
+    pending = jnp.exp(jnp.minimum(ratios + error, 0)) * error
+    rows = jnp.arange(len(y))[:, None]
+    count = min(_PRECISE, points.shape[1])
+
+    def repeat_worst(state):
+        ratios, pending = state
+        _, place = lax.top_k(pending, count)
+        precise = _precise_sum(y, reference, points[rows, place]) / scale
+        return ratios.at[rows, place].set(precise), pending.at[rows, place].set(0)
+
+    def is_pending(state):
+        return (state[1] > _WEIGHT_ERROR).any()
+
+    return lax.while_loop(is_pending, repeat_worst, (ratios, pending))[0]
+
+
+def _precise_sum(y, reference, points):
+    """sum (x - r) ((y - r) + (y - x)) with the rounding errors of every step."""
+    a, a_error = _two_difference(points, reference)
+    left, left_error = _two_difference(y, reference)
+    right, right_error = _two_difference(y, points)
+    b, b_error = _two_sum(left, right)
+    b_error = b_error + (left_error + right_error)
+    # Halves of 12 bits have exact products in float32.
+    a_high, b_high = (lax.reduce_precision(v, 8, 11) for v in (a, b))
+    a_low, b_low = a - a_high, b - b_high
+    small = a_high * b_low + (a_low * b + (a * b_error + a_error * b))
+    # Numbers rounded to a common grid have an exact sum in any order. What the first grid leaves
+    # over goes to a finer one, and what that one leaves over is small.
+    total, large = 0.0, a_high * b_high
+    for _ in range(2):
+        bound = jnp.max(jnp.abs(large), axis=2, keepdims=True) * large.shape[2]
+        grid = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(bound, 2.0**-100))) + 1)
+        rounded = (grid + large) - grid
+        total = total + jnp.sum(rounded, axis=2)
+        large = large - rounded
+    return total + jnp.sum(large + small, axis=2)
+
+
+def _two_sum(a, b):
+    """a + b rounded, and its rounding error exactly."""
+    total = a + b
+    shift = total - a
+    return total, (a - (total - shift)) + (b - shift)
+
+
+def _two_difference(a, b):
+    return _two_sum(a, -b)
+
+
+class Candidates(NamedTuple):
+    """The best-scored points of each query so far, by score, then by index.
+
+    Attributes:
+      score: [Q, K], descending; -inf marks an empty place.
+      index: int32 [Q, K], positions in the points.
+    """
+
+    score: jax.Array
+    index: jax.Array
+
+    @classmethod
+    def none(cls, queries: int, count: int) -> Candidates:
+        """Return candidates [Q, K] with every place empty."""
+        shape = (queries, count)
+        return cls(jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+
+    @classmethod
+    def before_all(cls, queries: int) -> Candidates:
+        """Return a cutoff [Q, 1] that every point comes after."""
+        shape = (queries, 1)
+        return cls(jnp.full(shape, jnp.inf), jnp.full(shape, -1, jnp.int32))
+
+    def last(self) -> Candidates:
+        """Return the worst candidate [Q, 1], the cutoff for the next pass."""
+        return Candidates(self.score[:, -1:], self.index[:, -1:])
+
+    def precede(self, score: jax.Array, index: jax.Array) -> jax.Array:
+        """Whether points with `score` [Q, P] and `index` [P] come after this cutoff [Q, 1]."""
+        return (score < self.score) | ((score == self.score) & (index > self.index))
+
+
+def merge_candidates(candidates: Candidates, score: jax.Array, index: jax.Array) -> Candidates:
+    """Return the best of candidates [Q, K] and of points: `score` [Q, P], ascending `index` [P]."""
+    queries, size = score.shape
+    count = candidates.score.shape[1]
+    new = jnp.broadcast_to(index, score.shape)
+    if size % _GROUP == 0 and size >= _GROUP * count:
+        # The best K lie in the K groups with the best maxima: a far shorter list to select from.
+        grouped = score.reshape(queries, -1, _GROUP)
+        groups = jnp.sort(lax.top_k(grouped.max(axis=2), count)[1], axis=1)
+        score = jnp.take_along_axis(grouped, groups[:, :, None], 1).reshape(queries, -1)
+        new = index[0] + (groups[:, :, None] * _GROUP + jnp.arange(_GROUP)).reshape(queries, -1)
+    score = jnp.concatenate([candidates.score, score], axis=1)
+    new = jnp.concatenate([candidates.index, new], axis=1)
+    score, place = lax.top_k(score, count)
+    return Candidates(score, jnp.take_along_axis(new, place, 1))
