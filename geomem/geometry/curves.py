@@ -116,7 +116,7 @@ def estimate(
         `placement.shard` or `placement.stream` returns.
       heldout: [M, d] or [M, H, W, C].
       sigmas: [S], ascending, > 0.
-      num_base: number of training points that are noised for W, the first ones; default: all.
+      num_base: number of training points, drawn at random, that are noised for W; default: all.
       draws_coverage: noise draws for each held-out point.
       draws_weight: noise draws for each training point.
       shell_c: concentration c of the shells.
@@ -216,9 +216,12 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
     _check_count("draws_weight", draws)
     if not 1 <= num_base <= len(frame.points):
         raise ValueError(f"num_base must be between 1 and {len(frame.points)}, got {num_base}.")
-    noise_key, bootstrap_key = jax.random.split(key)
+    noise_key, bootstrap_key, sample_key = jax.random.split(key, 3)
     kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, draws=draws)
-    in_blocks = functools.partial(_in_blocks, jnp.arange(num_base), frame.of_points(), draws)
+    index = jnp.arange(len(frame.points))
+    if num_base < len(index):
+        index = jnp.sort(jax.random.permutation(sample_key, index)[:num_base])
+    in_blocks = functools.partial(_in_blocks, index, frame.of_points(), draws)
     label = "max weight" if progress else None
     estimate, refinement, own, lower, upper = _refined(
         kernel, in_blocks, sigmas, bootstrap_key, bootstrap, refine, label
@@ -303,8 +306,6 @@ def _frame(train, heldout, noised):
     if len(points) < 2:
         raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
     heldout = points.take(jnp.arange(1)) if heldout is None else decode(heldout)
-    if len(heldout) < 1:
-        raise ValueError("heldout must hold at least 1 point, got 0.")
     if heldout.shape[1] != points.shape[1]:
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")

@@ -1,7 +1,7 @@
 """Orthonormal coordinates for linear subspaces of image space.
 
-Isotropic noise seen in orthonormal coordinates is isotropic noise in fewer dimensions, so every
-function of the geometry works on coordinates as it does on pixels.
+In orthonormal coordinates, isotropic noise is isotropic noise of fewer dimensions. All functions of
+the geometry therefore work on coordinates as on pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Subspace(NamedTuple):
     basis: jax.Array
 
     def coordinates(self, images: jax.Array) -> jax.Array:
-        """Orthonormal coordinates [N, k * C] of images [N, H, W, C]."""
+        """Return the orthonormal coordinates [N, k * C] of images [N, H, W, C]."""
         pixels = images.reshape(len(images), -1, images.shape[-1])
         projected = jnp.einsum(
             "npc,pk->nkc", pixels, self.basis, precision=jax.lax.Precision.HIGHEST
@@ -33,25 +33,25 @@ class Subspace(NamedTuple):
         return projected.reshape(len(images), -1)
 
     def images(self, coordinates: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-        """The images [N, H, W, C] in the subspace with these coordinates [N, k * C]."""
+        """Return the images [N, H, W, C] with these coordinates [N, k * C]."""
         split = coordinates.reshape(len(coordinates), -1, shape[-1])
         pixels = jnp.einsum("nkc,pk->npc", split, self.basis, precision=jax.lax.Precision.HIGHEST)
         return pixels.reshape(-1, *shape)
 
 
 def fourier_band(height: int, width: int, radius: float, band: str) -> Subspace:
-    """The images whose centred discrete Fourier transform lives on a disc, or outside it.
+    """Return the subspace of images whose discrete Fourier transform is zero outside a band.
 
     Args:
       height, width: image size.
-      radius: in cycles per image; frequencies (u, v) with u^2 + v^2 <= radius^2 form the disc.
-      band: "low" (the disc) or "high" (all else).
+      radius: in cycles per image; the low band holds (u, v) with u^2 + v^2 <= radius^2.
+      band: "low", or "high" for all other frequencies.
 
     Returns:
-      Subspace. On 32x32 at radius 4: 49 dimensions a channel (low) and 975 (high).
+      Subspace. For 32x32 images and radius 4, 49 dimensions per channel (low) or 975 (high).
 
     Raises:
-      ValueError: an unknown band, or one without any frequency.
+      ValueError: the band is unknown or holds no frequency.
     """
     if band not in ("low", "high"):
         raise ValueError(f"band must be 'low' or 'high', got {band!r}.")

@@ -1,6 +1,6 @@
 """The denoiser of a Gaussian with the data's mean and covariance: the Wiener filter.
 
-At large sigma the empirical denoiser is near it (paper, Theorems 4.9 and 4.10).
+At large sigma the empirical denoiser approaches it (paper, Theorems 4.9 and 4.10).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Gaussian", "fit_gaussian", "gaussian_denoise"]
 
 
 class Gaussian(NamedTuple):
-    """A normal distribution by the leading eigenvectors of its covariance.
+    """A normal distribution, given by the leading eigenvectors of its covariance.
 
     Attributes:
       mean: [d].
@@ -29,7 +29,7 @@ class Gaussian(NamedTuple):
 
 @jax.jit
 def fit_gaussian(points: jax.Array) -> Gaussian:
-    """The normal distribution with the mean and the covariance (1/N) of `points` [N, d]."""
+    """Return the normal distribution with the mean and the covariance (1/N) of `points` [N, d]."""
     mean = points.mean(axis=0)
     _, singular, basis = jnp.linalg.svd(points - mean, full_matrices=False)
     return Gaussian(mean, basis.T, singular**2 / len(points))
@@ -37,7 +37,7 @@ def fit_gaussian(points: jax.Array) -> Gaussian:
 
 @jax.jit
 def gaussian_denoise(y: jax.Array, gaussian: Gaussian, sigma: float | jax.Array) -> jax.Array:
-    """Posterior mean mu + S (S + sigma^2 I)^-1 (y - mu) of a normal prior: the Wiener filter.
+    """Return mu + S (S + sigma^2 I)^-1 (y - mu), the posterior mean of a normal prior.
 
     Args:
       y: float32 [Q, d], noised points.

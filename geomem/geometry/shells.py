@@ -36,33 +36,14 @@ __all__ = [
 
 _KNOTS = 1025  # exact probabilities, joined by a cubic spline
 _STEPS = 2**16  # of the table, linear in between: an error of about 1e-9
-_VANISHED = 1e-20  # a probability that no sum over a data set brings back
-
-
-class ProbabilityTable(NamedTuple):
-    """A shell's probability as a function of its centre's distance.
-
-    Attributes:
-      values: float32 [T], P at ||x - x_i|| / sigma = 0, step, 2 step, ...; 0 beyond the last.
-      step: float32 scalar.
-    """
-
-    values: jax.Array
-    step: jax.Array
-
-    def __call__(self, noncentrality: jax.Array) -> jax.Array:
-        """P for any array of noncentralities ||x - x_i||^2 / sigma^2 >= 0."""
-        place = jnp.minimum(jnp.sqrt(noncentrality) / self.step, len(self.values) - 1.0)
-        left = jnp.minimum(place.astype(jnp.int32), len(self.values) - 2)
-        values = jnp.asarray(self.values)
-        low, high = values[left], values[left + 1]
-        return low + (place - left) * (high - low)
+_VANISHED = 1e-20  # a probability that is negligible even summed over a data set
 
 
 def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
-    """Shell radii in units of sigma: sqrt(d - 2 sqrt(c d)) and sqrt(d + 2 sqrt(c d) + 2 c).
+    """Return r_in = sqrt(d - 2 sqrt(c d)) and r_out = sqrt(d + 2 sqrt(c d) + 2 c).
 
-    Where d < 4c the inner radius would not be real; it is 0 there, and the shell a ball.
+    They are in units of sigma. For d < 4c the inner radius would not be real: it is then 0, and the
+    shell is a ball.
 
     Args:
       dim: dimension d >= 1.
@@ -72,7 +53,7 @@ def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
       (r_in, r_out).
 
     Raises:
-      ValueError: c that is not finite and > 0.
+      ValueError: c is not positive and finite.
 
     Source: paper, eq. 6.
 
@@ -84,19 +65,19 @@ def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
     return math.sqrt(max(dim - spread, 0.0)), math.sqrt(dim + spread + 2 * c)
 
 
-def check_shell_c(c: float) -> None:
-    """Raise a ValueError unless the shell's concentration `c` is finite and > 0."""
-    if not (math.isfinite(c) and c > 0):
-        raise ValueError(f"shell_c must be positive and finite, got {c:g}.")
-
-
 def contains(
     y: jax.Array, points: jax.Array, sigma: float | jax.Array, *, c: float = 5.0
 ) -> jax.Array:
-    """Whether y_q is in S_sigma(x_i): y [Q, d], points [N, d], sigma scalar or [Q] -> bool [Q, N].
+    """Return whether y_q is in S_sigma(x_i), bool [Q, N].
+
+    Args:
+      y: float32 [Q, d].
+      points: float32 [N, d], the centers of the shells.
+      sigma: noise level, > 0, a scalar or [Q].
+      c: shell concentration.
 
     Raises:
-      ValueError: a sigma or c that is not finite and > 0.
+      ValueError: sigma or c is not positive and finite.
     """
     r_in, r_out = radii(y.shape[1], c)
     sigma = jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))[:, None]
@@ -113,9 +94,9 @@ def coverage(
     draws: int = 8,
     c: float = 5.0,
 ) -> jax.Array:
-    """Fraction of noised copies of each held-out point inside at least one shell, the direct way.
+    """Return the fraction of noised copies of each held-out point inside at least one shell.
 
-    `geomem.geometry.curves.estimate` does a whole grid of sigma from the same noise.
+    This is Def. 4.6 by plain Monte Carlo; `curves.estimate` computes a whole grid of noise levels.
 
     Args:
       key: PRNG key.
@@ -129,7 +110,7 @@ def coverage(
       float32 [M], in [0, 1]; its mean estimates C_sigma.
 
     Raises:
-      ValueError: a sigma or c that is not finite and > 0.
+      ValueError: sigma or c is not positive and finite.
 
     Source: paper, Def. 4.6.
     """
@@ -141,8 +122,34 @@ def coverage(
     return jax.lax.map(draw, jax.random.split(key, draws)).mean(axis=0)
 
 
+class ProbabilityTable(NamedTuple):
+    """The probability of a shell as a function of the distance to its center.
+
+    Attributes:
+      values: float32 [T], P at ||x - x_i|| / sigma = 0, step, 2 step, ...; 0 beyond the last.
+      step: float32 scalar.
+    """
+
+    values: jax.Array
+    step: jax.Array
+
+    def __call__(self, noncentrality: jax.Array) -> jax.Array:
+        """Return P for noncentralities ||x - x_i||^2 / sigma^2 >= 0, an array of any shape."""
+        place = jnp.minimum(jnp.sqrt(noncentrality) / self.step, len(self.values) - 1.0)
+        left = jnp.minimum(place.astype(jnp.int32), len(self.values) - 2)
+        values = jnp.asarray(self.values)
+        low, high = values[left], values[left + 1]
+        return low + (place - left) * (high - low)
+
+
+def check_shell_c(c: float) -> None:
+    """Raise a ValueError unless the shell's concentration `c` is positive and finite."""
+    if not (math.isfinite(c) and c > 0):
+        raise ValueError(f"shell_c must be positive and finite, got {c:g}.")
+
+
 def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np.ndarray:
-    """P(x + sigma Z in S_sigma(x_i)) for lambda = ||x - x_i||^2 / sigma^2, in float64.
+    """Return P(x + sigma Z in S_sigma(x_i)) for lambda = ||x - x_i||^2 / sigma^2, in float64.
 
     F(r_out^2; d, lambda) - F(r_in^2; d, lambda) with the noncentral chi-square distribution
     function F. SciPy's (Boost's) agrees with the Poisson mixture of chi-squares to 1e-12 absolutely
@@ -165,7 +172,7 @@ def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np
 
 @functools.lru_cache(maxsize=16)
 def probability_table(dim: int, c: float = 5.0) -> ProbabilityTable:
-    """`shell_probability` tabulated over ||x - x_i|| / sigma up to where it vanishes.
+    """Return `shell_probability` tabulated over ||x - x_i|| / sigma up to where it vanishes.
 
     Args:
       dim: dimension d.
@@ -193,7 +200,7 @@ def probability_table(dim: int, c: float = 5.0) -> ProbabilityTable:
 def coverage_bounds(
     heldout: jax.Array, points: jax.Array, sigma: float, *, c: float = 5.0
 ) -> tuple[jax.Array, jax.Array]:
-    """max_i P_i and min(1, sum_i P_i) for each held-out point: the coverage lies between, always.
+    """Return max_i P_i and min(1, sum_i P_i) for each held-out point, which bound its coverage.
 
     Args:
       heldout: float32 [M, d].
@@ -205,7 +212,7 @@ def coverage_bounds(
       (lower, upper), float32 [M] each; their means bound C_sigma.
 
     Raises:
-      ValueError: a sigma or c that is not finite and > 0.
+      ValueError: sigma or c is not positive and finite.
     """
     check_sigma(sigma)
     points = jnp.asarray(points)

@@ -1,10 +1,8 @@
-"""What theory says of the two calm ends: bounds on the own weight, and the Gaussian denoiser.
+"""Bounds on the own weight, the posterior weight of the point that was noised.
 
 Noising x_1 to y = x_1 + sigma Z gives, with d_j = ||x_1 - x_j|| and xi_j = <Z, (x_1 - x_j) / d_j>
 ~ N(0, 1), exactly log(w_j / w_1) = -d_j^2 / (2 sigma^2) - d_j xi_j / sigma. The bounds on w_1
-follow (geomem's constants, in the form of the paper's Theorem 4.2, whose own are not known). At
-large sigma the denoiser is near that of a Gaussian with the data's mean and covariance (Theorems
-4.9 and 4.10).
+follow. They have the form of the paper's Theorem 4.2; the constants are geomem's.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ __all__ = [
 def union_bound_terms(
     distances: jax.Array, sigma: jax.Array, delta: jax.Array, others: int
 ) -> jax.Array:
-    """exp(-d_j^2 / (2 sigma^2) + (d_j / sigma) F^-1(1 - delta / others)), elementwise.
+    """Return exp(-d_j^2 / (2 sigma^2) + (d_j / sigma) F^-1(1 - delta / others)), elementwise.
 
     With probability >= 1 - delta every w_j / w_1, j > 1, is at most its term: each xi_j is below
     -F^-1(1 - delta / others) with probability delta / others. F is the normal's distribution.
@@ -32,7 +30,7 @@ def union_bound_terms(
       distances: d_j, any shape.
       sigma: noise level > 0, broadcast against `distances`.
       delta: in (0, 1), broadcast against `distances`.
-      others: how many other points there are, N - 1.
+      others: number of other points, N - 1.
     """
     ratio = distances / sigma
     return jnp.exp(ratio * (-ndtri(delta / others) - ratio / 2))
@@ -41,9 +39,10 @@ def union_bound_terms(
 def own_weight_lower_bound(
     distances: jax.Array, sigma: float | jax.Array, delta: float = 0.05
 ) -> jax.Array:
-    """w_1 >= 1 / (1 + sum_j exp(-d_j^2/(2 s^2) + (d_j/s) F^-1(1 - delta/(N-1)))), s = sigma.
+    """Return 1 / (1 + sum_j exp(-d_j^2/(2 s^2) + (d_j/s) F^-1(1 - delta/(N-1)))), s = sigma.
 
-    Holds with probability >= 1 - delta over the noise; an equality of distributions for N = 2.
+    w_1 is at least this with probability >= 1 - delta over the noise. For N = 2 it is a quantile of
+    w_1.
 
     Args:
       distances: [..., N - 1], to all other points.
@@ -64,15 +63,16 @@ def own_weight_upper_bound(
     delta: float = 0.05,
     q: float = 0.975,
 ) -> jax.Array:
-    """w_1 <= 1 / (1 + a exp(-r^2/(2 s^2) - b r/s)), a = ceil(K (1 - (1-q)/delta)), b = F^-1(q).
+    """Return 1 / (1 + a exp(-r^2/(2 s^2) - b r/s)), a = ceil(K (1 - (1-q)/delta)), b = F^-1(q).
 
-    With K points within r. Each xi_j exceeds b with probability 1 - q, so by Markov at least a of
-    the K stay below it with probability >= 1 - delta, and each of those weighs at least the
+    w_1 is at most this with probability >= 1 - delta, where K points lie within r of x_1: each xi_j
+    exceeds b with probability 1 - q, so by Markov's inequality at least a of the K stay below b
+    with probability >= 1 - delta, and each of those has at least the weight w_1 times the
     exponential. The radii must not depend on the noise; the best one is taken.
 
     Args:
       radii: [..., G], for instance the sorted distances to the other points.
-      counts: [..., G], how many other points lie within each radius (then 1, 2, ..., N - 1).
+      counts: [..., G], number of other points within each radius (then 1, 2, ..., N - 1).
       sigma: noise level, > 0.
       delta: allowed probability of failure, > 1 - q.
       q: in (1/2, 1).
@@ -81,7 +81,7 @@ def own_weight_upper_bound(
       [...], in (0, 1].
 
     Raises:
-      ValueError: delta or q out of range.
+      ValueError: delta or q is out of range.
     """
     if not (0.5 < q < 1 and 1 - q < delta < 1):
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
+from geomem import data
 from geomem.geometry import (
     _curve_kernels,
     _reduced_noise,
@@ -235,7 +236,7 @@ def test_refinement_is_of_the_same_curve(small):
 def test_images_of_any_kind_are_welcome(rng):
     """uint8 or float, NumPy or JAX, images or vectors: the same curves."""
     pixels = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    images = (pixels / 127.5 - 1).astype(np.float32)
+    images = data.to_float(pixels)
     rows = images.reshape(30, -1)
     expected = curves.estimate_curves(rows[:20], rows[20:], SMALL_SIGMAS, seed=3, bootstrap=5)
     direct = curves.estimate(jax.random.key(3), rows[:20], rows[20:], SMALL_SIGMAS, bootstrap=5)
@@ -349,18 +350,21 @@ def test_rejects_bad_settings(small, change, message):
     ("change", "message"),
     [
         (lambda train, heldout: (train[:1], heldout), "train must hold at least 2 points, got 1"),
-        (lambda train, heldout: (train, heldout[:0]), "heldout must hold at least 1 point, got 0"),
+        (
+            lambda train, heldout: (train, heldout[:0]),
+            r"heldout must be \[N, d\] or images \[N, ...\], got shape \(0, 50\)",
+        ),
         (
             lambda train, heldout: (train, heldout[:, :49]),
             r"heldout must have 50 columns like train, got shape \(12, 49\)\.",
         ),
         (
             lambda train, heldout: (train[0], heldout),
-            r"train must have shape \[N, d\] or \[N, H, W",
+            r"train must be \[N, d\] or images \[N, ...\], got shape \(50,\)\.",
         ),
         (
             lambda train, heldout: (np.int32(train), heldout),
-            r"train must hold uint8 or float values, got int32\.",
+            r"train must hold floats or uint8, got int32\.",
         ),
     ],
 )
