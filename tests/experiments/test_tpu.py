@@ -18,13 +18,13 @@ SCRIPT = ROOT / "experiments" / "tpu" / "tpu.sh"
 GCLOUD = f"""#!{sys.executable}
 import json, os, pathlib, subprocess, sys
 
-here, words = pathlib.Path(os.environ["FAKE"]), sys.argv[1:]
-with (here / "calls").open("a") as file:
+folder, words = pathlib.Path(os.environ["FAKE"]), sys.argv[1:]
+with (folder / "calls").open("a") as file:
     file.write(json.dumps(words) + "\\n")
 
 def play(name):
-    states = json.loads((here / name).read_text())
-    (here / name).write_text(json.dumps(states[1:] or states))
+    states = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(states[1:] or states))
     if states[0] is None:
         sys.exit(1)
     print(states[0])
@@ -35,17 +35,17 @@ elif words[2:4] == ["tpu-vm", "describe"]:
     play("slice")
 elif words[2:4] == ["tpu-vm", "scp"]:
     for worker in ("0", "1"):
-        (here / worker).mkdir(exist_ok=True)
-        (here / worker / "geomem.tar.gz").write_bytes(pathlib.Path(words[4]).read_bytes())
+        (folder / worker).mkdir(exist_ok=True)
+        (folder / worker / "geomem.tar.gz").write_bytes(pathlib.Path(words[4]).read_bytes())
 elif words[2:4] == ["tpu-vm", "ssh"]:
     worker, command = words[words.index("--worker") + 1], words[words.index("--command") + 1]
-    if (here / "gone").exists() and "tail" in command:
-        (here / "gone").unlink()
+    if (folder / "gone").exists() and "tail" in command:
+        (folder / "gone").unlink()
         for worker in "01":
-            (here / worker / "geomem" / "status").unlink(missing_ok=True)
+            (folder / worker / "geomem" / "status").unlink(missing_ok=True)
         sys.exit(255)
     for worker in ("0", "1") if worker == "all" else worker:
-        subprocess.run(["bash", "-c", command], cwd=here / worker, check=True)
+        subprocess.run(["bash", "-c", command], cwd=folder / worker, check=True)
 """
 PYTHON = """#!/bin/bash
 if [[ $3 == venv ]]; then

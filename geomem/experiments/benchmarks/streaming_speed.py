@@ -147,7 +147,8 @@ def run(config: Config) -> list[Row]:
             f"counts must ascend from at least {config.queries} (the queries), got {counts}."
         )
     posterior.check_sigma(config.sigma)
-    output = results.Run(config)
+    recorded = dataclasses.replace(config, temporary=None)  # a place, not a setting
+    output = results.Run(recorded)
     rows = []
     with tempfile.TemporaryDirectory(dir=config.temporary) as temporary:
         path = pathlib.Path(temporary) / "points.npy"
@@ -167,9 +168,8 @@ def run(config: Config) -> list[Row]:
         f"relative difference between streamed and in memory {difference:.1e}; in memory "
         f"{efficiency:.0%} of the matrix-product peak"
     )
-    shown = dataclasses.asdict(config) | {"temporary": None}
     facts: dict[str, Any] = {
-        "config": shown,
+        "config": recorded,
         "rows": [row._asdict() for row in rows],
         "relative_difference_to_memory": difference,
         "fraction_of_product_peak_in_memory": efficiency,
@@ -183,7 +183,7 @@ def run(config: Config) -> list[Row]:
     }
     title = f"{config.queries} queries, {config.stored} rows of {_DIM:,}, streamed"
     output.write_figure("figure", scaling.time_by_points(curves, title))
-    output.finish(config=shown)
+    output.finish()
     return rows
 
 
