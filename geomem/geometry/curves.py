@@ -93,7 +93,7 @@ def estimate_curves(
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
 
-    >>> images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    >>> images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     >>> estimate_curves(images[:20], images[20:])
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
