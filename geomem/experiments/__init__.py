@@ -1,1 +1,5 @@
-"""One module for each figure or table: `python -m geomem.experiments.NAME`, or `run(Config())`."""
+"""One command per figure or table: `geomem NAME`, or `run(Config())` in Python."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,10 +17,10 @@ from jax import lax
 
 from geomem.geometry import shells, weight_bounds
 from geomem.geometry._reduced_noise import Frame, with_coordinates
-from geomem.points.exact import inner_products
+from geomem.points.exact import CHUNK, inner_products
 from geomem.points.neighbours import squared_distances
 from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums
-from geomem.points.visit import CHUNK, Pass, Points
+from geomem.points.visit import Pass, Points
 
 __all__ = ["coverage_sweep", "weight_sweep"]
 

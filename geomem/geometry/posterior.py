@@ -10,16 +10,20 @@ to the best point, and without ever storing Q x N x d values (`geomem.points.sof
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
 
-from geomem.points.exact import as_queries, as_rows, decode, log_weight_ratios
+from geomem.points.exact import CHUNK, as_queries, as_rows, decode, log_weight_ratios
 from geomem.points.softmax_search import Softmax, softmax_search
-from geomem.points.visit import CHUNK, PlacedPoints, as_points
+from geomem.points.visit import PlacedPoints, as_points
 
 __all__ = [
     "TopWeights",
@@ -34,8 +38,12 @@ __all__ = [
     "weights",
 ]
 
+Sigma = float | Float[ArrayLike, " queries"]
 
-def plain_weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
+
+def plain_weights(
+    y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
+) -> Float[Array, "queries points"]:
     """Return the posterior weights (eq. 3) of vectors y [Q, d] over points [N, d], as defined.
 
     Right up to rounding while sigma is not small; `weights` is right at every sigma.
@@ -51,18 +59,20 @@ def plain_weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> 
     return jax.vmap(one_query)(y, jnp.broadcast_to(sigma, len(y)))
 
 
-def plain_denoise(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
+def plain_denoise(
+    y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
+) -> Float[Array, "queries dim"]:
     """Return the posterior mean (eq. 2), sum_j w_j(y, sigma) x_j, as defined: [Q, d]."""
     return jnp.matmul(plain_weights(y, points, sigma), points, precision=lax.Precision.HIGHEST)
 
 
 def denoise(
-    y: jax.Array,
-    points: jax.Array | PlacedPoints,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     *,
     chunk: int = CHUNK,
-) -> jax.Array:
+) -> Float[Array, "queries ..."]:
     """Return the posterior mean m_sigma(y) = sum_j w_j(y, sigma) x_j, the empirical denoiser.
 
     Args:
@@ -86,12 +96,12 @@ def denoise(
 
 
 def max_weight(
-    y: jax.Array,
-    points: jax.Array | PlacedPoints,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     *,
     chunk: int = CHUNK,
-) -> jax.Array:
+) -> Float[Array, " queries"]:
     """Return the largest posterior weight max_j w_j(y, sigma), [Q]; arguments as in `denoise`."""
     return _search(y, points, sigma, chunk, mean=False, top=1).weight[:, 0]
 
@@ -104,14 +114,14 @@ class TopWeights(NamedTuple):
       index: int32 [Q, k], positions in the points.
     """
 
-    weight: jax.Array
-    index: jax.Array
+    weight: Float[Array, "queries k"]
+    index: Int[Array, "queries k"]  # type: ignore[assignment]  # hides tuple.index
 
 
 def top_weights(
-    y: jax.Array,
-    points: jax.Array | PlacedPoints,
-    sigma: float | jax.Array,
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
     k: int,
     *,
     chunk: int = CHUNK,
@@ -141,7 +151,9 @@ def top_weights(
     return TopWeights(softmax.weight, softmax.index)
 
 
-def log_weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
+def log_weights(
+    y: Shaped[ArrayLike, "queries ..."], points: Shaped[ArrayLike, "points ..."], sigma: Sigma
+) -> Float[Array, "queries points"]:
     """Return all log posterior weights log w_j(y, sigma), the logarithm of eq. 3.
 
     Each query visits all points by itself; where the largest weights are enough, `top_weights` is
@@ -166,12 +178,16 @@ def log_weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> ja
     return _log_weights(*_queries(y, points, sigma), points)
 
 
-def weights(y: jax.Array, points: jax.Array, sigma: float | jax.Array) -> jax.Array:
+def weights(
+    y: Shaped[ArrayLike, "queries ..."], points: Shaped[ArrayLike, "points ..."], sigma: Sigma
+) -> Float[Array, "queries points"]:
     """Return all posterior weights w_j(y, sigma) [Q, N]; each row sums to 1. See `log_weights`."""
     return jnp.exp(log_weights(y, points, sigma))
 
 
-def empirical_denoiser(images: jax.Array | PlacedPoints):
+def empirical_denoiser(
+    images: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+) -> Callable[..., jax.Array]:
     """Return the exact denoiser of `images` [N, H, W, C], or of placed points, as a Denoiser.
 
     It maps (x [B, H, W, C], sigma scalar or [B]) to [B, H, W, C].
@@ -186,13 +202,13 @@ def _denoise_with(points, x, sigma):
     return denoise(x, points, sigma)
 
 
-def check_sigma(sigma: float | jax.Array) -> float | jax.Array:
+def check_sigma(sigma: ArrayLike) -> ArrayLike:
     """Return sigma itself; values traced by JAX are not looked at.
 
     Raises:
       ValueError: a sigma that is not positive and finite.
     """
-    if not isinstance(sigma, jax.core.Tracer):
+    if not isinstance(sigma, Tracer):
         values = np.asarray(sigma)
         valid = np.isfinite(values) & (values > 0)
         if not valid.all():

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem.geometry.posterior import check_sigma
+from geomem.points.exact import map_rows
 from geomem.points.neighbours import squared_distances
-from geomem.points.visit import map_rows
 
 __all__ = [
     "ProbabilityTable",

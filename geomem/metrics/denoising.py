@@ -135,9 +135,6 @@ def denoising_error(
       bootstrap: number of resamplings of the images.
       progress: whether to show a progress bar.
 
-    Returns:
-      Errors.
-
     Raises:
       ValueError: if `images`, `sigmas`, `draws` or `batch` is invalid.
 
@@ -207,9 +204,6 @@ def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
     Args:
       train_errors, heldout_errors: `denoising_error` on both sets, from different keys.
 
-    Returns:
-      AUC.
-
     Raises:
       ValueError: if the noise levels differ.
     """
@@ -249,9 +243,6 @@ def relative_gap(
       images: the clean images.
       sigmas: ascending, positive noise levels.
       draws, batch, bootstrap, progress: as in `denoising_error`.
-
-    Returns:
-      RelativeGap.
 
     Raises:
       ValueError: as in `denoising_error`.

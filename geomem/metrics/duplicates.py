@@ -88,9 +88,6 @@ def scan(
       tile: number of images compared with as many others at once.
       progress: whether to show a progress bar, in pairs of tiles.
 
-    Returns:
-      Duplicates.
-
     Raises:
       ValueError: if `threshold` is out of range, or `images` are not [N, H, W, C] or not finite.
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Shaped
 
 from geomem.data import to_float
 
-__all__ = ["PIXELS", "Features", "check_features", "check_finite"]
+__all__ = ["PIXELS", "FeatureArray", "Features", "Images", "check_features", "check_finite"]
 
+FeatureArray = Shaped[Array | np.ndarray, "_ features"]
 Images = Shaped[np.ndarray, "images height width channels"]
 
 
@@ -53,10 +54,7 @@ def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
             raise ValueError(f"{name} must be finite, got NaN or inf in {bad} of {len(rows)} rows.")
 
 
-def check_features(
-    samples: Shaped[Array | np.ndarray, "samples dim"],
-    reference: Shaped[Array | np.ndarray, "reference dim"],
-) -> None:
+def check_features(samples: FeatureArray, reference: FeatureArray) -> None:
     """Refuse features that differ in dimension or are not finite.
 
     Raises:

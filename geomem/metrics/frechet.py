@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float
 
-from geomem.metrics.features import PIXELS, Features
+from geomem.metrics.features import PIXELS, FeatureArray, Features, Images
 
 __all__ = [
     "Moments",
@@ -87,18 +87,12 @@ class Score(NamedTuple):
         )
 
 
-FeatureArray = Shaped[Array | np.ndarray, "samples features"]
-
-
 def statistics(features: FeatureArray | Iterable[FeatureArray]) -> Moments:
     """Return the float64 mean and covariance (n - 1) of features.
 
     Args:
       features: one array, or an iterable of batches. One pass takes the memory of a batch and a
         covariance.
-
-    Returns:
-      Moments.
 
     Raises:
       ValueError: if there are fewer than two samples, or a value is not finite.
@@ -152,11 +146,7 @@ def distance(a: Moments, b: Moments) -> float:
     return max(0.0, float(np.sum((a.mean - b.mean) ** 2) + spread))
 
 
-def describe(
-    images: Shaped[np.ndarray, "images height width channels"],
-    name: str,
-    features: Features = PIXELS,
-) -> Reference:
+def describe(images: Images, name: str, features: Features = PIXELS) -> Reference:
     """Summarize images in a feature space, as a reference for samples.
 
     Args:
@@ -164,20 +154,13 @@ def describe(
       name: of the set; printed with every score.
       features: the feature space.
 
-    Returns:
-      Reference.
-
     Raises:
       ValueError: if there are fewer than two images.
     """
     return Reference(statistics(features.batches(images)), name, features.name)
 
 
-def compare(
-    images: Shaped[np.ndarray, "images height width channels"],
-    reference: Reference,
-    features: Features = PIXELS,
-) -> Score:
+def compare(images: Images, reference: Reference, features: Features = PIXELS) -> Score:
     """Return the Frechet distance of images from a reference.
 
     Raises:

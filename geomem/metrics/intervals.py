@@ -108,9 +108,6 @@ def compare(
       bootstrap: number of resamplings of the pairs.
       seed: of the bootstrap.
 
-    Returns:
-      Comparison.
-
     Raises:
       ValueError: if the arms differ in length or are empty.
     """

@@ -9,9 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 
-from geomem.metrics.features import check_features
+from geomem.metrics.features import FeatureArray, check_features
 
 __all__ = ["KernelDistance", "kernel_distance", "squared_mmd"]
 
@@ -41,7 +40,7 @@ class KernelDistance(NamedTuple):
         )
 
 
-def squared_mmd(x: Shaped[np.ndarray, "n dim"], y: Shaped[np.ndarray, "m dim"]) -> float:
+def squared_mmd(x: FeatureArray, y: FeatureArray) -> float:
     """Return the unbiased MMD^2: mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j).
 
     The first two means are over i != j, and k(a, b) = (<a, b> / d + 1)^3 is the polynomial kernel.
@@ -65,11 +64,7 @@ def squared_mmd(x: Shaped[np.ndarray, "n dim"], y: Shaped[np.ndarray, "m dim"]) 
 
 
 def kernel_distance(
-    samples: Shaped[np.ndarray, "samples dim"],
-    reference: Shaped[np.ndarray, "reference dim"],
-    *,
-    size: int = 1000,
-    seed: int = 0,
+    samples: FeatureArray, reference: FeatureArray, *, size: int = 1000, seed: int = 0
 ) -> KernelDistance:
     """Return the mean and standard error of `squared_mmd` over disjoint random blocks.
 
@@ -80,9 +75,6 @@ def kernel_distance(
       samples, reference: features.
       size: number of features of each set in a block; at most the size of the smaller set.
       seed: of the shuffle.
-
-    Returns:
-      KernelDistance.
 
     Raises:
       ValueError: if a block has fewer than two features, dimensions differ, or a value is not

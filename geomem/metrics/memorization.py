@@ -181,9 +181,6 @@ def report(
       confidence: level of the intervals.
       distinct: as in `measure`.
 
-    Returns:
-      Report.
-
     Raises:
       ValueError: as in `measure` and `residual_noise`.
     """

@@ -12,12 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Shaped
 
-from geomem.metrics.features import check_features
+from geomem.metrics.features import FeatureArray, check_features
+from geomem.points.exact import CHUNK, QUERIES, fold_rows, map_rows
 from geomem.points.neighbours import nearest, squared_distances
-from geomem.points.visit import CHUNK, QUERIES, fold_rows, map_rows
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 
@@ -57,11 +55,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(
-    samples: Shaped[Array | np.ndarray, "samples dim"],
-    reference: Shaped[Array | np.ndarray, "reference dim"],
-    k: int = 3,
-    *,
-    chunk: int = CHUNK,
+    samples: FeatureArray, reference: FeatureArray, k: int = 3, *, chunk: int = CHUNK
 ) -> PrecisionRecall:
     """Return precision and recall, density and coverage of samples against a reference.
 
@@ -75,9 +69,6 @@ def precision_recall(
       reference: more than k features.
       k: 3 is usual for precision and recall, 5 for density and coverage.
       chunk: points per matrix product.
-
-    Returns:
-      PrecisionRecall.
 
     Raises:
       ValueError: if k < 1, a set has too few points, dimensions differ, or a value is not finite.

@@ -23,8 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from geomem.metrics.features import check_finite
-from geomem.points.exact import inner_products
-from geomem.points.visit import QUERIES, map_rows
+from geomem.points.exact import QUERIES, inner_products, map_rows
 
 __all__ = ["Spectrum", "fit_spectrum", "noise_removed_ratio", "residual_noise"]
 

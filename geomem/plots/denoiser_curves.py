@@ -6,11 +6,15 @@ A panel or a line style shows the training set, a color the denoiser made from i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
 from geomem.plots.style import COLORS, COLUMN, legend, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["denoising_error", "large_noise", "noise_level_memorization"]
 
@@ -26,7 +30,7 @@ _PAIRS = {
 _BANDS = "bands: 95% intervals"
 
 
-def denoising_error(errors: Table, auc: Table):
+def denoising_error(errors: Table, auc: Table) -> Figure:
     """Draw Figure 1: denoising error on training and held-out images, and the membership AUC.
 
     Args:
@@ -64,14 +68,11 @@ def denoising_error(errors: Table, auc: Table):
     return figure
 
 
-def noise_level_memorization(rates: Table):
+def noise_level_memorization(rates: Table) -> Figure:
     """Draw Figure 2: the fraction of denoised held-out images that are memorized.
 
     Args:
       rates: columns run, train_images, kind, sigma, rate, low, high.
-
-    Returns:
-      A matplotlib Figure.
     """
     runs = _run_labels(rates)
     with sheet() as figure:
@@ -85,7 +86,7 @@ def noise_level_memorization(rates: Table):
     return figure
 
 
-def large_noise(gaps: Table):
+def large_noise(gaps: Table) -> Figure:
     """Draw the relative gaps between denoisers on noised training images (Theorems 4.9, 4.10).
 
     Args:

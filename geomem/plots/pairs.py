@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
 from geomem.diffusion.sampler import to_uint8
 from geomem.plots.style import COLORS, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PER_PAGE", "pairs"]
 
@@ -23,7 +27,7 @@ def pairs(
     captions: Sequence[str],
     marked: Sequence[bool],
     title: str = "",
-):
+) -> Figure:
     """Draw up to PER_PAGE pairs: sample left, training image right, a caption above each pair.
 
     Args:
@@ -32,9 +36,6 @@ def pairs(
       captions: a short text for each pair.
       marked: whether to highlight each caption.
       title: of the page; may have several lines.
-
-    Returns:
-      A matplotlib Figure.
     """
     count = min(len(samples), PER_PAGE)
     rows = -(-count // _COLUMNS)

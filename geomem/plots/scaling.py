@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from geomem.plots.style import COLORS, legend, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["time_by_points"]
 
 _STYLES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", ":"))
 
 
-def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: str = ""):
+def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: str = "") -> Figure:
     """Draw measured times, each with the line through zero that fits it best.
 
     Args:
       seconds: (points, seconds) pairs by the name of what was timed.
       title: of the figure.
-
-    Returns:
-      A matplotlib Figure.
     """
     with sheet() as figure:
         axes = figure.subplots()

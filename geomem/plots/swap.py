@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geomem.plots.style import COLORS, COLUMN, legend, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["swap"]
 
 _COLORS = ("sky", "vermillion", "blue", "orange", "purple", "green")
 
 
-def swap(rows: Sequence[Mapping[str, Any]], steps: int):
+def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> Figure:
     """Draw the memorized fraction for each window of swapped steps.
 
     Args:

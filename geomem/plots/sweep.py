@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,15 @@ from geomem.geometry.danger_zone import Zone
 from geomem.metrics.gap_prediction import Prediction
 from geomem.plots.style import COLORS, COLUMN, legend, sheet
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["sweep"]
 
 
-def sweep(curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Mapping[str, Any]]):
+def sweep(
+    curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Mapping[str, Any]]
+) -> Figure:
     """Draw C and W with the danger zone, and each gap as a bar at its memorized fraction.
 
     Args:
@@ -24,9 +29,6 @@ def sweep(curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Map
       prediction: the predicted fraction of memorized samples for each upper edge of a gap.
       ends: rows of the trained arms, with gap_low, gap_high, memorized and without_noise. An arm
         without a gap is a line over all noise levels.
-
-    Returns:
-      A matplotlib Figure.
     """
     gray, purple = COLORS["gray"], COLORS["purple"]
     with sheet(COLUMN, 3.6) as figure:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geomem.plots.style import COLORS, COLUMN, legend, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["along_training", "frontier"]
 
@@ -15,15 +18,12 @@ _ORDER = ("gray", "purple", "vermillion", "blue", "green", "sky", "orange")
 _MARKERS = "osDv^<>"
 
 
-def along_training(rows: Sequence[Mapping[str, Any]]):
+def along_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw Figure 4: memorized fraction and image quality during training.
 
     Args:
       rows: the rows of results.csv, with arm, seed, kimg, memorized, without_noise, frechet and
         features.
-
-    Returns:
-      A matplotlib Figure.
     """
     with sheet(COLUMN, 4.2) as figure:
         top, bottom = figure.subplots(2, sharex=True)
@@ -44,14 +44,11 @@ def along_training(rows: Sequence[Mapping[str, Any]]):
     return figure
 
 
-def frontier(rows: Sequence[Mapping[str, Any]]):
+def frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw memorization (noise removed) against image quality; each line is one arm's training.
 
     Args:
       rows: as for `along_training`.
-
-    Returns:
-      A matplotlib Figure.
     """
     arms = _by_arm(rows)
     with sheet(COLUMN, 2.0 + 0.16 * len(arms) / 2) as figure:

@@ -1,4 +1,4 @@
-"""Float32 arithmetic that distances may be built on, and the best-scored candidates of each query.
+"""Float32 arithmetic that distances may be built on, in blocks, and the best candidates by score.
 
 The expansion ||y||^2 + ||x||^2 - 2 <y, x> loses what is left of a small distance. So products only
 propose candidates, and differences decide: log(w_j / w_r) needs ||y - r||^2 - ||y - x_j||^2, which
@@ -8,6 +8,7 @@ equals <x_j - r, (y - r) + (y - x_j)> and is small where both distances are near
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +16,25 @@ import jax.numpy as jnp
 from jax import lax
 
 __all__ = [
+    "CHUNK",
+    "QUERIES",
     "Candidates",
     "as_queries",
     "as_rows",
     "center",
     "decode",
+    "fold_rows",
+    "gather_block",
     "inner_products",
     "log_weight_ratios",
+    "map_rows",
     "merge_candidates",
     "round_center",
 ]
 
+CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
+QUERIES = 1024  # queries per block
+_GATHERED = 2**21  # float32 values gathered at once when candidates are checked (8 MB)
 _ROUNDING = 10 * 2.0**-24  # error of a float32 sum, in units of the root of its squared terms
 _WEIGHT_ERROR = 3e-6  # the error of a posterior weight that log_weight_ratios may cause
 _PRECISE = 4  # candidates summed again at once
@@ -70,6 +79,49 @@ def _decode(pixels):
     doubled = 2 * pixels.astype(jnp.float32)
     leading = lax.reduce_precision(doubled / 255, exponent_bits=8, mantissa_bits=15)
     return leading + (doubled - 255 * leading) / 255 - 1
+
+
+def fold_rows(points: Any, partial: Any, update: Callable[..., Any], chunk: int = CHUNK) -> Any:
+    """Fold `update` over `points` [N, ...] (a pytree) in chunks of P = min(chunk, N) rows.
+
+    `update` takes (partial, rows [P, ...], index int32 [P], valid bool [P]). The last chunk ends at
+    N and may overlap the one before it; `valid` is False for rows that were seen before.
+    """
+    total = len(jax.tree.leaves(points)[0])
+    size = min(chunk, total)
+
+    def step(i, partial):
+        start = jnp.minimum(i * size, total - size)
+        index = start + jnp.arange(size, dtype=jnp.int32)
+        rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), points)
+        return update(partial, rows, index, index >= i * size)
+
+    count = -(-total // size)
+    return step(0, partial) if count == 1 else lax.fori_loop(0, count, step, partial)
+
+
+def map_rows(f: Callable[..., Any], rows: tuple, block: int) -> Any:
+    """Apply `f` to blocks of at most `block` rows of the arrays (or pytrees) `rows`, [Q, ...].
+
+    The last block is filled up with copies of the last row. Memory is that of one block.
+    """
+    total = len(jax.tree.leaves(rows)[0])
+    size = min(block, total)
+    count = -(-total // size)
+    if count == 1:
+        return f(*rows)
+
+    def split(a):
+        padding = [(0, count * size - total)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, padding, mode="edge").reshape(count, size, *a.shape[1:])
+
+    mapped = lax.map(lambda args: f(*args), jax.tree.map(split, rows))
+    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:total], mapped)
+
+
+def gather_block(count: int, dim: int) -> int:
+    """Return how many queries may gather `count` points of dimension `dim` at once."""
+    return max(1, _GATHERED // (count * dim))
 
 
 def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:

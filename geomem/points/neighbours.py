@@ -14,17 +14,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Shaped
 
 from geomem.points.exact import (
+    CHUNK,
     Candidates,
     as_queries,
     as_rows,
     center,
     decode,
+    gather_block,
     inner_products,
+    map_rows,
     merge_candidates,
 )
-from geomem.points.visit import CHUNK, PlacedPoints, Search, as_points, gather_block, map_rows
+from geomem.points.visit import PlacedPoints, Search, as_points
 
 __all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
 
@@ -42,8 +47,8 @@ class Nearest(NamedTuple):
       index: int32 [Q, K]; of equally distant points the one with the smaller index comes first.
     """
 
-    distance: jax.Array
-    index: jax.Array
+    distance: Float[Array, "queries k"]
+    index: Int[Array, "queries k"]
 
 
 def _from_differences(x, points, index):
@@ -56,7 +61,9 @@ def _from_differences(x, points, index):
 
 
 @jax.jit
-def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
+def squared_distances(
+    x: Shaped[ArrayLike, "queries dim"], points: Shaped[ArrayLike, "points dim"]
+) -> Float[Array, "queries points"]:
     """Return ||x_i - p_j||^2 with a relative error of about 1e-5 at most, however close they are.
 
     One matrix product; then every pair closer than a tenth of its norms is computed again from
@@ -89,8 +96,8 @@ def squared_distances(x: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def nearest(
-    queries: jax.Array,
-    points: jax.Array | PlacedPoints,
+    queries: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
     count: int = 2,
     *,
     chunk: int = CHUNK,
@@ -121,7 +128,10 @@ def nearest(
 
 
 def two_nearest(
-    queries: jax.Array, points: jax.Array | PlacedPoints, *, chunk: int = CHUNK
+    queries: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    *,
+    chunk: int = CHUNK,
 ) -> Nearest:
     """Return the two nearest points of each query: `nearest` with K = 2."""
     return nearest(queries, points, 2, chunk=chunk)

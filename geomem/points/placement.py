@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from geomem.points.exact import decode
+from geomem.points.exact import CHUNK, decode
 from geomem.points.streaming import Stream, open_rows
-from geomem.points.visit import CHUNK, Points
+from geomem.points.visit import Points
 
 __all__ = ["place", "shard", "stream"]
 

@@ -17,18 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from geomem.data.datasets import Split, to_float
-from geomem.points.exact import decode, round_center
-from geomem.points.visit import (
-    CHUNK,
-    Group,
-    Part,
-    Pass,
-    PlacedPoints,
-    Search,
-    gather_block,
-    settle,
-    spread,
-)
+from geomem.points.exact import CHUNK, decode, gather_block, round_center
+from geomem.points.visit import Group, Part, Pass, PlacedPoints, Search, settle, spread
 
 __all__ = ["Rows", "Stream", "open_rows"]
 

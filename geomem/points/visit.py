@@ -3,11 +3,12 @@
 A pass folds an update over the points of each device, chunk by chunk; the partial results of
 devices merge like those of two chunks. A search makes passes until every query is settled: each
 pass proposes candidates, which are then checked again, exactly. The same functions serve one
-device, the devices of a mesh and a stream (`geomem.points.stream`); only the loops differ.
+device, the devices of a mesh and a stream (`geomem.points.streaming`); only the loops differ.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -20,11 +21,19 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from geomem.points.exact import Candidates, as_rows, decode, round_center
+from geomem.points.exact import (
+    CHUNK,
+    QUERIES,
+    Candidates,
+    as_rows,
+    decode,
+    fold_rows,
+    gather_block,
+    map_rows,
+    round_center,
+)
 
 __all__ = [
-    "CHUNK",
-    "QUERIES",
     "Group",
     "Part",
     "Pass",
@@ -32,16 +41,9 @@ __all__ = [
     "Points",
     "Search",
     "as_points",
-    "fold_rows",
-    "gather_block",
-    "map_rows",
     "settle",
     "spread",
 ]
-
-CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
-QUERIES = 1024  # queries per block
-_GATHERED = 2**21  # float32 values gathered at once when candidates are checked (8 MB)
 
 
 class Pass(NamedTuple):
@@ -131,49 +133,6 @@ class Part(NamedTuple):
         return decode(jax.tree.map(lambda a: a[local], self.rows)), owned
 
 
-def fold_rows(points: Any, partial: Any, update: Callable[..., Any], chunk: int = CHUNK) -> Any:
-    """Fold `update` over `points` [N, ...] (a pytree) in chunks of P = min(chunk, N) rows.
-
-    `update` takes (partial, rows [P, ...], index int32 [P], valid bool [P]). The last chunk ends at
-    N and may overlap the one before it; `valid` is False for rows that were seen before.
-    """
-    total = len(jax.tree.leaves(points)[0])
-    size = min(chunk, total)
-
-    def step(i, partial):
-        start = jnp.minimum(i * size, total - size)
-        index = start + jnp.arange(size, dtype=jnp.int32)
-        rows = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), points)
-        return update(partial, rows, index, index >= i * size)
-
-    count = -(-total // size)
-    return step(0, partial) if count == 1 else lax.fori_loop(0, count, step, partial)
-
-
-def map_rows(f: Callable[..., Any], rows: tuple, block: int) -> Any:
-    """Apply `f` to blocks of at most `block` rows of the arrays (or pytrees) `rows`, [Q, ...].
-
-    The last block is filled up with copies of the last row. Memory is that of one block.
-    """
-    total = len(jax.tree.leaves(rows)[0])
-    size = min(block, total)
-    count = -(-total // size)
-    if count == 1:
-        return f(*rows)
-
-    def split(a):
-        padding = [(0, count * size - total)] + [(0, 0)] * (a.ndim - 1)
-        return jnp.pad(a, padding, mode="edge").reshape(count, size, *a.shape[1:])
-
-    mapped = lax.map(lambda args: f(*args), jax.tree.map(split, rows))
-    return jax.tree.map(lambda a: a.reshape(count * size, *a.shape[2:])[:total], mapped)
-
-
-def gather_block(count: int, dim: int) -> int:
-    """Return how many queries may gather `count` points of dimension `dim` at once."""
-    return max(1, _GATHERED // (count * dim))
-
-
 def spread(mesh: Mesh | None, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """Return `jax.shard_map` of f, or f itself where there is no mesh."""
     if mesh is None:
@@ -182,8 +141,31 @@ def spread(mesh: Mesh | None, f: Callable, in_specs: Any, out_specs: Any) -> Cal
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-class PlacedPoints:
+class PlacedPoints(abc.ABC):
     """Points that are placed already: `Points` in device memory, or a `Stream` from disk."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return N."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(N, d)."""
+
+    @abc.abstractmethod
+    def center(self) -> jax.Array:
+        """Return a point [d] near all others, on every device."""
+
+    @abc.abstractmethod
+    def take(self, index: jax.Array) -> Any:
+        """Return the points [n, d] at `index` [n], on every device."""
+
+    @abc.abstractmethod
+    def run(
+        self, search: Pass | Search, queries: tuple, context: Any = None, *, chunk: int = CHUNK
+    ) -> Any:
+        """Return the result of a pass or search for queries [Q, ...]: a pytree of [Q, ...]."""
 
 
 @dataclasses.dataclass(frozen=True)

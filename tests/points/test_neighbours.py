@@ -6,8 +6,7 @@ import oracles
 import pytest
 
 from geomem.points import neighbours
-from geomem.points.exact import Candidates, merge_candidates
-from geomem.points.visit import map_rows
+from geomem.points.exact import Candidates, map_rows, merge_candidates
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -166,10 +167,11 @@ def field_help(config: type) -> dict[str, str]:
     for base in reversed(config.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        for node, below in zip(definition.body, definition.body[1:], strict=False):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for node, below in itertools.pairwise(body):
             if (
                 isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
                 and isinstance(below, ast.Expr)
                 and isinstance(below.value, ast.Constant)
             ):

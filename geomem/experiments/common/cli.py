@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -49,7 +50,8 @@ def main(
     """
     parsed: Any = None
     try:
-        switches = _OVERWRITE if "out" in config.__dataclass_fields__ and not resumes else {}
+        names = [field.name for field in dataclasses.fields(config)]
+        switches = _OVERWRITE if "out" in names and not resumes else {}
         parsed, given = arguments.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
         )
@@ -146,6 +148,6 @@ def _with_flags(message, config):
     subject, must, rest = message.partition(" must ")
     if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
         return message
-    for name in config.__dataclass_fields__:
-        subject = re.sub(rf"(?<![\w-]){name}\b", arguments.option(name), subject)
+    for field in dataclasses.fields(config):
+        subject = re.sub(rf"(?<![\w-]){field.name}\b", arguments.option(field.name), subject)
     return subject + must + rest

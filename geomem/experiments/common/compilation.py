@@ -49,7 +49,7 @@ def announced() -> Iterator[None]:
 
     timer: threading.Timer | None = None
 
-    def listen(event: str, duration: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         nonlocal timer
         if event in (_START, _END) and timer is not None:
             timer.cancel()

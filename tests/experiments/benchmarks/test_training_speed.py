@@ -13,7 +13,9 @@ from geomem.experiments.train import presets
 def test_times_the_command_and_the_bare_loop(tmp_path, monkeypatch):
     tiny = dataclasses.replace(presets.PRESETS["digits"], channels=8)
     monkeypatch.setitem(presets.PRESETS, "digits", tiny)
-    config = training_speed.Config(steps=2, compute=("float32",), profile=False, out=str(tmp_path))
+    config = training_speed.Config(
+        batch=8, steps=2, compute=("float32",), profile=False, out=str(tmp_path)
+    )
     (row,) = training_speed.run(config)
     assert row["images_per_second"] > 0
     assert row["seconds_per_step"] > 0

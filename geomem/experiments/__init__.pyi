@@ -1,0 +1,14 @@
+from . import audit as audit
+from . import benchmark as benchmark
+from . import benchmark_training as benchmark_training
+from . import danger_zone as danger_zone
+from . import denoiser_swap as denoiser_swap
+from . import denoising_error as denoising_error
+from . import evaluate as evaluate
+from . import gap_sweep as gap_sweep
+from . import gap_training as gap_training
+from . import large_noise as large_noise
+from . import noise_level_memorization as noise_level_memorization
+from . import sample as sample
+from . import scale as scale
+from . import train as train
