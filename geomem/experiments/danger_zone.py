@@ -235,7 +235,9 @@ def _paper_estimate(key, config, train, heldout, sigmas):
     )
     return Curves(
         jnp.asarray(sigmas),
-        curves_lib.bootstrap_mean(bootstrap_key, coverage.mean, config.bootstrap),
+        curves_lib.bootstrap_fraction(
+            bootstrap_key, coverage.mean, _PAPER_COVERAGE_DRAWS, config.bootstrap
+        ),
         lower.mean(axis=0),
         upper.mean(axis=0),
         *weight,

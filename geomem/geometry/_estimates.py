@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
-__all__ = ["Curves", "Estimate", "Refinement", "bootstrap_mean"]
+__all__ = ["Curves", "Estimate", "Refinement", "bootstrap_fraction", "bootstrap_mean"]
 
 _CONFIDENCE = 0.95
 
@@ -18,7 +19,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: [S].
-      low, high: [S], 95% bootstrap interval.
+      low, high: [S], 95% interval: `bootstrap_fraction` for coverage, else the bootstrap's.
       replicates: [B, S], bootstrap replicates of the mean.
     """
 
@@ -113,3 +114,31 @@ def bootstrap_mean(key: jax.Array, values: jax.Array, count: int) -> Estimate:
     low, high = np.float32(np.quantile(replicates, [tail, 1 - tail], axis=0))
     mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))
+
+
+def bootstrap_fraction(key: jax.Array, values: jax.Array, draws: int, count: int) -> Estimate:
+    """Return `bootstrap_mean` of fractions of `draws` draws [M, S], with an interval near 0 and 1.
+
+    The percentile bootstrap is far too narrow where nearly all values are 0 or 1. This interval is
+    Clopper and Pearson's at the effective number of draws, mean (1 - mean) / var(mean), times
+    (z / t)^2 and between M and M draws: at M, all draws of an image are alike. t has as many
+    degrees of freedom as images with the rarer outcome, on which the estimated variance rests.
+
+    Source: Korn and Graubard (1998) for surveys with clusters; the degrees of freedom are geomem's.
+    """
+    estimate = bootstrap_mean(key, values, count)
+    values = np.asarray(values, np.float64)
+    rows, tail = len(values), (1 - _CONFIDENCE) / 2
+    mean = values.mean(axis=0)
+    binary = mean * (1 - mean)
+    variance = np.maximum(values.var(axis=0) / max(rows - 1, 1), binary / (rows * draws))
+    effective = np.full(len(mean), float(rows))
+    np.divide(binary, variance, out=effective, where=variance > 0)
+    rarer = np.minimum((values > 0).sum(axis=0), (values < 1).sum(axis=0))
+    freedom = np.clip(rarer, 1, max(rows - 1, 1))
+    effective *= (special.ndtri(1 - tail) / special.stdtrit(freedom, 1 - tail)) ** 2
+    effective = np.maximum(effective, rows)
+    hits, misses = mean * effective, (1 - mean) * effective
+    low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-9), misses + 1, tail), 0)
+    high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1e-9), 1 - tail), 1)
+    return estimate._replace(low=jnp.float32(low), high=jnp.float32(high))

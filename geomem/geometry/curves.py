@@ -17,7 +17,13 @@ import numpy as np
 import tqdm
 
 from geomem.geometry import _curve_kernels, _reduced_noise, posterior, shells
-from geomem.geometry._estimates import Curves, Estimate, Refinement, bootstrap_mean
+from geomem.geometry._estimates import (
+    Curves,
+    Estimate,
+    Refinement,
+    bootstrap_fraction,
+    bootstrap_mean,
+)
 from geomem.geometry.posterior import check_sigma
 from geomem.points.exact import as_rows, decode
 from geomem.points.visit import PlacedPoints, Points, as_points
@@ -26,6 +32,7 @@ __all__ = [
     "Curves",
     "Estimate",
     "Refinement",
+    "bootstrap_fraction",
     "bootstrap_mean",
     "check_sigmas",
     "estimate",
@@ -86,7 +93,7 @@ def estimate_curves(
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
 
-    >>> images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    >>> images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     >>> estimate_curves(images[:20], images[20:])
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
@@ -121,7 +128,9 @@ def estimate(
       draws_weight: noise draws for each training point.
       shell_c: concentration c of the shells.
       bootstrap: number of replicates. Images are resampled with all their draws: draws are nested
-        in images, so this is the bootstrap over both. Bands are conditional on the training set.
+        in images, so this is the bootstrap over both. It gives the band of W and the intervals of
+        the zone's edges; C has the band of `bootstrap_fraction`. All are conditional on the
+        training set.
       refine: number of further levels for each curve, placed where it changes fastest, so that the
         edges of the danger zone hardly depend on the grid; 0 for none.
       progress: show a tqdm bar.
@@ -205,9 +214,8 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
     )
     in_blocks = functools.partial(_in_blocks, jnp.arange(len(frame.queries)), frame, draws)
     label = "coverage" if progress else None
-    estimate, refinement, lower, upper = _refined(
-        kernel, in_blocks, sigmas, bootstrap_key, bootstrap, refine, label
-    )
+    mean = functools.partial(bootstrap_fraction, bootstrap_key, draws=draws, count=bootstrap)
+    estimate, refinement, lower, upper = _refined(kernel, in_blocks, sigmas, mean, refine, label)
     return estimate, refinement, lower.mean(axis=0), upper.mean(axis=0)
 
 
@@ -223,25 +231,26 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
         index = jnp.sort(jax.random.permutation(sample_key, index)[:num_base])
     in_blocks = functools.partial(_in_blocks, index, frame.of_points(), draws)
     label = "max weight" if progress else None
+    mean = functools.partial(bootstrap_mean, bootstrap_key, count=bootstrap)
     estimate, refinement, own, lower, upper = _refined(
-        kernel, in_blocks, sigmas, bootstrap_key, bootstrap, refine, label
+        kernel, in_blocks, sigmas, mean, refine, label
     )
     # Each constant bounds the expectation; take the best.
     bounds = lower.mean(axis=0).max(axis=0), upper.mean(axis=0).min(axis=0)
     return estimate, refinement, own.mean(axis=0), *bounds
 
 
-def _refined(kernel, in_blocks, sigmas, key, bootstrap, refine, label):
+def _refined(kernel, in_blocks, sigmas, mean, refine, label):
     """(Estimate, Refinement or None, and the other results of the kernel [M, ...])."""
     if refine < 0:
         raise ValueError(f"refine must not be negative, got {refine}.")
     values, *others = in_blocks(functools.partial(kernel, sigmas=sigmas), label)
     if refine == 0 or len(sigmas) == 1:
-        return bootstrap_mean(key, values, bootstrap), None, *others
+        return mean(values=values), None, *others
     extra = refined_sigmas(sigmas, values.mean(axis=0), refine)
     # The same key draws the same noise, so both passes sample one curve.
     extra_values = in_blocks(functools.partial(kernel, sigmas=extra, bounds=False), None)[0]
-    whole = bootstrap_mean(key, jnp.concatenate([values, extra_values], axis=1), bootstrap)
+    whole = mean(values=jnp.concatenate([values, extra_values], axis=1))
     count = len(sigmas)
     refinement = Refinement(extra, whole.mean[count:], whole.replicates[:, count:])
     return Estimate(*(field[..., :count] for field in whole)), refinement, *others

@@ -96,6 +96,17 @@ def test_plot_only_draws_again(finished, tmp_path):
         danger_zone.run(Config(plot_only=str(tmp_path)))
 
 
+def test_the_legend_explains_every_line(finished):
+    columns, zone, _ = zone_plot.read_run(finished[1])
+    figure = zone_plot.danger_zone(columns, zone)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {line.get_label() for line in axes.lines} < set(labels)
+    assert len(axes.lines) == 6  # two curves, two bounds, the noised image's weight, the threshold
+    assert {"threshold 0.5", "danger zone"} < set(labels)
+    assert len(labels) == len(set(labels))
+
+
 def test_an_empty_zone_has_null_edges_and_a_figure(tmp_path):
     result = danger_zone.run(small(tmp_path, sigma_max=0.05))
     assert result.zone.low is None

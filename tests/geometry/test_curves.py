@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from scipy import stats
 
 from geomem import data
 from geomem.geometry import (
@@ -46,11 +47,10 @@ def standard_error(low, high):
 
 def test_agrees_with_the_published_curves(published, estimated):
     for estimate, rows in zip((estimated.coverage, estimated.max_weight), published, strict=True):
-        for mean, low, high, row in zip(
-            estimate.mean, estimate.low, estimate.high, rows, strict=True
+        for mean, ours, row in zip(
+            estimate.mean, estimate.replicates.std(axis=0), rows, strict=True
         ):
-            theirs = standard_error(row["ci95_low"], row["ci95_high"])
-            error = np.hypot(standard_error(low, high), theirs)
+            error = np.hypot(ours, standard_error(row["ci95_low"], row["ci95_high"]))
             # Where neither sample saw anything but 0 or 1: a rate below 1 in 4,000 draws.
             assert abs(mean - float(row["estimate"])) <= max(3 * error, 2.5e-4), row["sigma"]
 
@@ -64,7 +64,7 @@ def test_the_zone_is_2_to_5(estimated):
 
 
 def test_bounds_bracket_the_curves(estimated):
-    half_width = 1e-4 + (estimated.coverage.high - estimated.coverage.low) / 2
+    half_width = 1e-4 + 1.96 * estimated.coverage.replicates.std(axis=0)
     assert (estimated.coverage_lower_bound <= estimated.coverage.mean + 2 * half_width).all()
     assert (estimated.coverage.mean <= estimated.coverage_upper_bound + 2 * half_width).all()
     assert (estimated.own_weight <= estimated.max_weight.mean + 1e-6).all()
@@ -302,6 +302,37 @@ def test_the_bootstrap_band_has_the_width_of_the_standard_error(rng):
     np.testing.assert_allclose((estimate.high - estimate.low) / (2 * 1.96), wanted, rtol=0.06)
     np.testing.assert_allclose(estimate.mean, values.mean(axis=0), rtol=1e-5)
     assert estimate.replicates.shape == (4000, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mean", [0.001, 0.01, 0.03, 0.1, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("count", [30, 200])
+@pytest.mark.parametrize("draws", [2, 8])
+def test_coverage_bands_hold_the_truth(mean, count, draws, rng):
+    """At least 93% of bands hold it, for images that differ a lot or little; few hold too often."""
+    repeats = 3000
+    for concentration in (0.5, 5):
+        chance = rng.beta(mean * concentration, (1 - mean) * concentration, (count, repeats))
+        values = rng.binomial(draws, chance) / draws
+        estimate = curves.bootstrap_fraction(jax.random.key(0), values, draws, 1)
+        share = ((estimate.low <= mean) & (mean <= estimate.high)).mean()
+        assert share >= 0.93
+        if 0.1 <= mean <= 0.9 and count == 200:
+            assert share <= 0.98  # not wider than it must be
+
+
+def test_coverage_band_is_exact_without_clusters():
+    """All draws of an image alike: Clopper and Pearson's interval of M draws."""
+    values = np.repeat([1.0, 0.0], [40, 60])[:, None]
+    estimate = curves.bootstrap_fraction(jax.random.key(0), values, 8, 10)
+    exact = stats.binomtest(40, 100).proportion_ci(method="exact")
+    assert float(estimate.low[0]) == pytest.approx(exact.low, abs=1e-5)
+    assert float(estimate.high[0]) == pytest.approx(exact.high, abs=1e-5)
+    for value in (0.0, 1.0):
+        estimate = curves.bootstrap_fraction(jax.random.key(0), np.full((50, 1), value), 8, 10)
+        exact = stats.binomtest(int(50 * value), 50).proportion_ci(method="exact")
+        assert float(estimate.low[0]) == pytest.approx(exact.low, abs=1e-5)
+        assert float(estimate.high[0]) == pytest.approx(exact.high, abs=1e-5)
 
 
 def test_one_compilation_for_each_shape(small, count_compilations):

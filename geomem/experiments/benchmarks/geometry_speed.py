@@ -114,6 +114,7 @@ def _curves_rows(config, peak):
             draws_coverage=_DRAWS_COVERAGE,
             draws_weight=_DRAWS_WEIGHT,
             shell_c=_SHELL_C,
+            refine=0,  # these levels only, like the baselines
         )
 
     ours = median_seconds(estimate, config.repeats)
