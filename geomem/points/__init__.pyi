@@ -1,17 +1,10 @@
-from .neighbours import Nearest, nearest, squared_distances, two_nearest
-from .placement import place, shard, stream
-from .streaming import Stream
-from .visit import PlacedPoints, Points
-
-__all__ = [
-    "Nearest",
-    "PlacedPoints",
-    "Points",
-    "Stream",
-    "nearest",
-    "place",
-    "shard",
-    "squared_distances",
-    "stream",
-    "two_nearest",
-]
+from .neighbours import Nearest as Nearest
+from .neighbours import nearest as nearest
+from .neighbours import squared_distances as squared_distances
+from .neighbours import two_nearest as two_nearest
+from .placement import place as place
+from .placement import shard as shard
+from .placement import stream as stream
+from .streaming import Stream as Stream
+from .visit import PlacedPoints as PlacedPoints
+from .visit import Points as Points
