@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Key, UInt8
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 __all__ = ["Churn", "Denoiser", "Swap", "as_pytree", "generate", "solve", "swap", "to_uint8"]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from geomem.diffusion.sampler import Denoiser, as_pytree
 from geomem.geometry.curves import bootstrap_mean, check_sigmas

@@ -70,7 +70,7 @@ def danger_zone(
         axes.plot(sigma, columns["own_weight"], "-.", color=vermillion, lw=0.8, label=label)
         axes.set(xscale="log", ylim=(-0.02, 1.02), xlim=(sigma[0], sigma[-1]))
         axes.set(xlabel=r"noise level $\sigma$")
-        axes.set(ylabel=r"coverage $C_\sigma$, max posterior weight $W_\sigma$")
+        axes.set(ylabel=r"coverage $C_\sigma$, max weight $W_\sigma$")
         axes.xaxis.set_major_formatter("{x:g}")
         if title:
             axes.set_title(title, fontsize=7)

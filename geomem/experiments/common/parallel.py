@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from geomem.experiments.common import arms, results
 

@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -266,7 +267,11 @@ def _may_write(record, config):
 
 def _command(config):
     """audit for a configuration from geomem.experiments.audit or a module in it."""
-    return type(config).__module__.removeprefix("geomem.experiments.").partition(".")[0]
+    module = type(config).__module__
+    spec = sys.modules["__main__"].__spec__
+    if module == "__main__" and spec is not None:  # started by python -m, or by `geomem`
+        module = spec.name
+    return module.removeprefix("geomem.experiments.").partition(".")[0]
 
 
 def _digest(settings):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from geomem import paths
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
