@@ -94,7 +94,6 @@ def coverage_sweep(
     limits: jax.Array,
     table: shells.ProbabilityTable,
     draws: int,
-    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return how often noised queries fall into a shell, and bounds on it without sampling.
@@ -107,18 +106,17 @@ def coverage_sweep(
       limits: float32 [2], the squared shell radii in units of sigma^2.
       table: the shell's probability.
       draws: noise draws for each query.
-      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
-    sweep = _coverage_pass(draws, frame.rank, bounds)
+    sweep = _coverage_pass(draws, frame.rank)
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
 
 
 @functools.cache
-def _coverage_pass(draws: int, rank: int, bounds: bool) -> Pass:
+def _coverage_pass(draws: int, rank: int) -> Pass:
     def start(context, index, queries, coordinates):
         noise, norms = _noise_and_norm(context.key, index, draws, rank, context.missing)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), norms)
@@ -151,7 +149,7 @@ def _coverage_pass(draws: int, rank: int, bounds: bool) -> Pass:
                 return probability.max(axis=1), probability.sum(axis=1)
 
             hit = lax.map(draw, (state.noise, state.own, state.norms))
-            largest, total = lax.map(certificate, sigmas) if bounds else (0.0, 0.0)
+            largest, total = lax.map(certificate, sigmas)
             return covered | hit, jnp.maximum(lower, largest), upper + total
 
         return add
@@ -163,8 +161,7 @@ def _coverage_pass(draws: int, rank: int, bounds: bool) -> Pass:
 
     def result(context, state, partial, group):
         covered, lower, upper = partial
-        covered = covered.mean(axis=0).T
-        return (covered, lower.T, jnp.minimum(upper, 1).T) if bounds else (covered,)
+        return covered.mean(axis=0).T, lower.T, jnp.minimum(upper, 1).T
 
     return Pass(start, empty, update, combine, result)
 
@@ -176,7 +173,6 @@ def weight_sweep(
     *,
     sigmas: jax.Array,
     draws: int,
-    bounds: bool = True,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Return the largest and the own posterior weight of noised points, and bounds on the latter.
@@ -187,14 +183,13 @@ def weight_sweep(
       frame: points, as from `of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
-      bounds: False skips the bounds, which are then not returned.
       chunk: points per matrix product.
 
     Returns:
       Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
       [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
     """
-    sweep = _weight_pass(draws, frame.rank, len(frame.points), bounds)
+    sweep = _weight_pass(draws, frame.rank, len(frame.points))
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
 
@@ -208,7 +203,7 @@ class _Weights(NamedTuple):
 
 
 @functools.cache
-def _weight_pass(draws: int, rank: int, total: int, bounds: bool) -> Pass:
+def _weight_pass(draws: int, rank: int, total: int) -> Pass:
     def start(context, index, queries, coordinates):
         noise = _noise(context.key, index, draws, rank)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), None)
@@ -257,12 +252,10 @@ def _weight_pass(draws: int, rank: int, total: int, bounds: bool) -> Pass:
                 return lax.map(failure, _DELTAS)
 
             sums = lax.map(draw, (state.noise, state.own))
-            partial = partial._replace(sums=add_log_sums(partial.sums, sums))
-            if not bounds:
-                return partial
             within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
             nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
-            return partial._replace(
+            return _Weights(
+                sums=add_log_sums(partial.sums, sums),
                 terms=partial.terms + lax.map(union, sigmas),
                 within=partial.within + within,
                 nearest=jnp.minimum(partial.nearest, nearest),
@@ -283,8 +276,6 @@ def _weight_pass(draws: int, rank: int, total: int, bounds: bool) -> Pass:
     def result(context, state, partial, group):
         own = (jnp.exp(-partial.sums.peak) / partial.sums.total).mean(axis=0).T
         largest = (1 / partial.sums.total).mean(axis=0).T
-        if not bounds:
-            return largest, own
         lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
         return largest, own, lower, upper

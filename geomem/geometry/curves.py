@@ -24,6 +24,7 @@ from geomem.geometry._estimates import (
     bootstrap_fraction,
     bootstrap_mean,
 )
+from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_sigmas
 from geomem.geometry.posterior import check_sigma
 from geomem.points.exact import as_rows, decode
 from geomem.points.visit import PlacedPoints, Points, as_points
@@ -205,18 +206,24 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
     noise_key, bootstrap_key = jax.random.split(key)
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
+    limits = np.square(np.float32(shells.radii(dim, shell_c)))
     kernel = functools.partial(
         _curve_kernels.coverage_sweep,
         noise_key,
-        limits=jnp.square(jnp.asarray(shells.radii(dim, shell_c))),
+        limits=jnp.asarray(limits),
         table=shells.probability_table(dim, float(shell_c)),
         draws=draws,
     )
-    in_blocks = functools.partial(_in_blocks, jnp.arange(len(frame.queries)), frame, draws)
+    in_blocks = functools.partial(_in_blocks, np.arange(len(frame.queries)), frame, draws)
     label = "coverage" if progress else None
     mean = functools.partial(bootstrap_fraction, bootstrap_key, draws=draws, count=bootstrap)
-    estimate, refinement, lower, upper = _refined(kernel, in_blocks, sigmas, mean, refine, label)
-    return estimate, refinement, lower.mean(axis=0), upper.mean(axis=0)
+    pilot = functools.partial(
+        pilot_coverage, _rng(noise_key), frame.points, frame.queries, sigmas, limits
+    )
+    estimate, refinement, lower, upper = _refined(
+        kernel, in_blocks, sigmas, mean, refine, pilot, label
+    )
+    return estimate, refinement, jnp.asarray(lower.mean(axis=0)), jnp.asarray(upper.mean(axis=0))
 
 
 def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
@@ -226,60 +233,40 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
         raise ValueError(f"num_base must be between 1 and {len(frame.points)}, got {num_base}.")
     noise_key, bootstrap_key, sample_key = jax.random.split(key, 3)
     kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, draws=draws)
-    index = jnp.arange(len(frame.points))
+    index = np.arange(len(frame.points))
     if num_base < len(index):
-        index = jnp.sort(jax.random.permutation(sample_key, index)[:num_base])
+        index = np.sort(_rng(sample_key).permutation(index)[:num_base])
     in_blocks = functools.partial(_in_blocks, index, frame.of_points(), draws)
     label = "max weight" if progress else None
     mean = functools.partial(bootstrap_mean, bootstrap_key, count=bootstrap)
+    pilot = functools.partial(pilot_max_weight, _rng(noise_key), frame.points, sigmas)
     estimate, refinement, own, lower, upper = _refined(
-        kernel, in_blocks, sigmas, mean, refine, label
+        kernel, in_blocks, sigmas, mean, refine, pilot, label
     )
     # Each constant bounds the expectation; take the best.
-    bounds = lower.mean(axis=0).max(axis=0), upper.mean(axis=0).min(axis=0)
-    return estimate, refinement, own.mean(axis=0), *bounds
+    bounds = own.mean(axis=0), lower.mean(axis=0).max(axis=0), upper.mean(axis=0).min(axis=0)
+    return estimate, refinement, *map(jnp.asarray, bounds)
 
 
-def _refined(kernel, in_blocks, sigmas, mean, refine, label):
-    """(Estimate, Refinement or None, and the other results of the kernel [M, ...])."""
+def _refined(kernel, in_blocks, sigmas, mean, refine, pilot, label):
+    """(Estimate, Refinement or None, and the other results of the kernel [M, ..., S])."""
     if refine < 0:
         raise ValueError(f"refine must not be negative, got {refine}.")
-    values, *others = in_blocks(functools.partial(kernel, sigmas=sigmas), label)
-    if refine == 0 or len(sigmas) == 1:
-        return mean(values=values), None, *others
-    extra = refined_sigmas(sigmas, values.mean(axis=0), refine)
-    # The same key draws the same noise, so both passes sample one curve.
-    extra_values = in_blocks(functools.partial(kernel, sigmas=extra, bounds=False), None)[0]
-    whole = mean(values=jnp.concatenate([values, extra_values], axis=1))
-    count = len(sigmas)
-    refinement = Refinement(extra, whole.mean[count:], whole.replicates[:, count:])
-    return Estimate(*(field[..., :count] for field in whole)), refinement, *others
+    count, levels = len(sigmas), sigmas
+    if refine > 0 and count > 1:
+        extra = refined_sigmas(np.asarray(sigmas), pilot(), refine)
+        levels = jnp.asarray(np.concatenate([sigmas, extra]))
+    values, *others = in_blocks(functools.partial(kernel, sigmas=levels), label)
+    whole = mean(values=values)
+    refinement = None
+    if len(levels) > count:
+        refinement = Refinement(levels[count:], whole.mean[count:], whole.replicates[:, count:])
+    on_grid = [other[..., :count] for other in others]
+    return Estimate(*(field[..., :count] for field in whole)), refinement, *on_grid
 
 
-def refined_sigmas(sigmas: jax.Array, values: jax.Array, count: int) -> jax.Array:
-    """Return `count` levels inside the cells of a grid, more of them where a curve changes more.
-
-    One level after the other goes to the cell whose pieces, of equal width in log sigma, differ
-    most in the curve's logit.
-
-    Args:
-      sigmas: [S], ascending, S >= 2.
-      values: [S], the curve.
-      count: number of levels.
-
-    >>> refined_sigmas(np.array([1.0, 4.0, 8.0]), np.array([0.0, 0.9, 1.0]), 1)
-    Array([2.], dtype=float32)
-    """
-    # Shrunk, so that noise near 0 and 1 does not attract levels.
-    shrunk = 0.02 + 0.96 * np.asarray(values, np.float64)
-    change = np.abs(np.diff(np.log(shrunk / (1 - shrunk))))
-    grid = np.log(np.asarray(sigmas, np.float64))
-    pieces = np.ones(len(change), int)
-    for _ in range(count):
-        pieces[np.argmax(change / pieces)] += 1
-    cells = zip(grid[:-1], grid[1:], pieces, strict=True)
-    inner = [np.linspace(low, high, number + 1)[1:-1] for low, high, number in cells]
-    return jnp.asarray(np.exp(np.concatenate(inner)), jnp.float32)
+def _rng(key):
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def check_sigmas(sigmas: jax.Array) -> jax.Array:
@@ -325,15 +312,16 @@ def _frame(train, heldout, noised):
     return _reduced_noise.direct_frame(points, heldout)
 
 
-def _in_blocks(index: jax.Array, frame: Any, draws: int, kernel: Callable, label: str | None):
+def _in_blocks(index: np.ndarray, frame: Any, draws: int, kernel: Callable, label: str | None):
     """Return `kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
     size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
     starts = range(0, len(index), size)
     blocks = []
     for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):
         # The last block is filled up, so that there is one shape, one compilation.
-        rows = jnp.take(index, jnp.arange(start, start + size), mode="clip")
-        blocks.append(kernel(rows, frame))
+        at = np.minimum(np.arange(start, start + size), len(index) - 1)
+        blocks.append(kernel(jnp.asarray(index[at]), frame))
         if len(blocks) > 2:  # let the device run ahead of the bar, but not far
             jax.block_until_ready(blocks[-3])
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(index)], *blocks)
+    # NumPy from here on: each small operation of JAX would be one more program to compile.
+    return [np.concatenate(parts)[: len(index)] for parts in zip(*blocks, strict=True)]

@@ -1,0 +1,104 @@
+"""Where further noise levels go: into the cells of a grid in which a curve changes most.
+
+The place comes from a pilot in NumPy, on few images with one noise draw each: compiling a first
+pass for it would take longer than the pilot, and a pass over the points costs little more with a
+few levels more.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from geomem.points.visit import PlacedPoints
+
+__all__ = ["pilot_coverage", "pilot_max_weight", "refined_sigmas"]
+
+_IMAGES = 64  # noised in the pilot
+_POINTS = 20_000  # of all points, at most, in the pilot
+
+
+def pilot_coverage(
+    rng: np.random.Generator, points: PlacedPoints, heldout, sigmas, limits
+) -> Float[np.ndarray, " levels"]:
+    """Return a rough C(sigma): coverage of some held-out points with one noise draw each.
+
+    Args:
+      rng: of the noise and the choice of points.
+      points: the training points.
+      heldout: [M, d].
+      sigmas: [S].
+      limits: squared shell radii in units of sigma^2.
+    """
+    index = rng.permutation(len(heldout))[:_IMAGES]
+    rows, _ = _some(rng, points)
+    squares, inner, norms = _products(rng, rows, np.asarray(heldout)[np.sort(index)])
+    coverage = []
+    for sigma in np.asarray(sigmas):
+        radius2 = squares / sigma**2 + 2 * inner / sigma + norms
+        coverage.append(((limits[0] <= radius2) & (radius2 <= limits[1])).any(axis=1).mean())
+    return np.array(coverage)
+
+
+def pilot_max_weight(
+    rng: np.random.Generator, points: PlacedPoints, sigmas
+) -> Float[np.ndarray, " levels"]:
+    """Return a rough W(sigma) from some training points with one noise draw each; see above."""
+    rows, index = _some(rng, points)
+    own = rng.permutation(len(index))[:_IMAGES]
+    squares, inner, _ = _products(rng, rows, rows[own])
+    squares[np.arange(len(own)), own] = inner[np.arange(len(own)), own] = 0
+    weight = []
+    for sigma in np.asarray(sigmas, np.float64):
+        logit = -(squares / (2 * sigma) + inner) / sigma
+        logit -= logit.max(axis=1, keepdims=True)
+        weight.append((1 / np.exp(logit).sum(axis=1)).mean())
+    return np.array(weight)
+
+
+def _some(rng, points):
+    """(rows [n, d], index [n]) of the points, or of a random part of many."""
+    index = np.arange(len(points))
+    if len(index) > _POINTS:
+        index = np.sort(rng.permutation(index)[:_POINTS])
+    rows = points.take(jnp.asarray(index))
+    return np.asarray(rows[0] if isinstance(rows, tuple) else rows), index
+
+
+def _products(rng, points, queries):
+    """||x - x_i||^2, <z, x - x_i> [m, n] and ||z||^2 [m, 1] of one draw z for each query x."""
+    center = points.mean(axis=0)
+    points, queries = points - center, queries - center
+    z = rng.standard_normal(queries.shape, np.float32)
+    squares = (queries**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * queries @ points.T
+    inner = (z * queries).sum(axis=1)[:, None] - z @ points.T
+    return np.maximum(squares, 0), inner, (z**2).sum(axis=1)[:, None]
+
+
+def refined_sigmas(
+    sigmas: Float[np.ndarray, " levels"], values: Float[np.ndarray, " levels"], count: int
+) -> Float32[np.ndarray, " count"]:
+    """Return `count` levels inside the cells of a grid, more of them where a curve changes more.
+
+    One level after the other goes to the cell whose pieces, of equal width in log sigma, differ
+    most in the curve's logit.
+
+    Args:
+      sigmas: [S], ascending, S >= 2.
+      values: [S], the curve.
+      count: number of levels.
+
+    >>> refined_sigmas(np.array([1.0, 4.0, 8.0]), np.array([0.0, 0.9, 1.0]), 1)
+    array([2.], dtype=float32)
+    """
+    # Shrunk, so that noise near 0 and 1 does not attract levels.
+    shrunk = 0.02 + 0.96 * np.asarray(values, np.float64)
+    change = np.abs(np.diff(np.log(shrunk / (1 - shrunk))))
+    grid = np.log(np.asarray(sigmas, np.float64))
+    pieces = np.ones(len(change), int)
+    for _ in range(count):
+        pieces[np.argmax(change / pieces)] += 1
+    cells = zip(grid[:-1], grid[1:], pieces, strict=True)
+    inner = [np.linspace(low, high, number + 1)[1:-1] for low, high, number in cells]
+    return np.exp(np.concatenate(inner)).astype(np.float32)
