@@ -25,7 +25,7 @@ else:
     low_edge, high_edge = 0.2, 0.5
 figure = plots.danger_zone(curves, zone, title="cats and dogs")
 figure.savefig("zone.png")
-plots.save(figure, "figures")
+plots.save(figure, ".")
 columns: dict[str, np.ndarray] = curves.columns()
 plots.danger_zone(columns, zone._asdict())
 
@@ -94,10 +94,11 @@ saved: np.ndarray = diffusion.to_uint8(samples)
 memorized = metrics.memorization.measure(samples, dataset.train)
 report = metrics.memorization.report(samples, jnp.asarray(dataset.train), dataset.test)
 copies: metrics.Rate = report.memorized
-errors = metrics.denoising_error(key, shrink, dataset.test, np.geomspace(0.1, 1, 8), draws=1)
-heldout_errors = metrics.denoising_error(key, exact, jnp.asarray(dataset.test), grid[::-1])
+levels = np.geomspace(0.1, 1, 8)
+errors = metrics.denoising_error(key, shrink, dataset.train, levels, draws=1)
+heldout_errors = metrics.denoising_error(key, shrink, jnp.asarray(dataset.test), levels)
 auc: np.ndarray = metrics.membership_auc(errors, heldout_errors).auc
-gap: metrics.denoising.RelativeGap = metrics.relative_gap(key, shrink, exact, samples, grid[::-1])
+gap: metrics.denoising.RelativeGap = metrics.relative_gap(key, shrink, exact, samples, levels)
 score: metrics.Score = metrics.frechet.compare(
     samples, metrics.frechet.describe(dataset.train, "train")
 )
