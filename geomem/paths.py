@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, cast
 
 __all__ = ["AnyPath", "as_path", "open_whole", "write_whole", "written"]
 
@@ -38,7 +38,7 @@ def as_path(path: AnyPath) -> pathlib.Path:
     from etils import epath
 
     try:
-        return epath.Path(text)
+        return cast(pathlib.Path, epath.Path(text))
     except KeyError:
         raise ValueError(f"path must be a local path or gs://BUCKET/NAME, got {text}.") from None
 

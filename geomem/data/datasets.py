@@ -7,13 +7,21 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Float32, Int, Shaped
+
+if TYPE_CHECKING:
+    from jax import Array
 
 __all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
 
 _KEPT = 2**31  # bytes: a split of at most this size stays in memory
 _BLOCK = 4096  # images of a larger split that are in memory at once
+
+Pixels = TypeVar("Pixels", np.ndarray, "Array")
+Blocks = Shaped[np.ndarray, "images ..."] | Iterable[Shaped[np.ndarray, "images ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +29,22 @@ class Split:
     """Images by index, decoded on demand.
 
     Attributes:
-      read: maps source indices, int64 [n], to pixels [n, H, W, C], uint8 or float32 in [-1, 1].
-      index: int64 [N], positions of the selected images in the source's canonical order.
-      labels: int64 [N] class labels, or None if the source has none.
+      read: maps source indices to pixels, uint8 or float32 in [-1, 1].
+      index: positions of the selected images in the source's canonical order.
+      labels: class labels, or None if the source has none.
     """
 
-    read: Callable[[np.ndarray], np.ndarray]
-    index: np.ndarray
-    labels: np.ndarray | None = None
+    read: Callable[[Int[np.ndarray, " read"]], Shaped[np.ndarray, "read height width channels"]]
+    index: Int[np.ndarray, " images"]
+    labels: Int[np.ndarray, " images"] | None = None
 
     def __len__(self) -> int:
         """Return the number of selected images."""
         return len(self.index)
 
     @functools.cached_property
-    def pixels(self) -> np.ndarray:
-        """The images as stored, [N, H, W, C]: uint8, or float32 in [-1, 1].
+    def pixels(self) -> Shaped[np.ndarray, "images height width channels"]:
+        """The images as stored: uint8, or float32 in [-1, 1].
 
         Raises:
           ValueError: a float image has values that are not finite or not in [-1, 1].
@@ -45,8 +53,8 @@ class Split:
         return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels)
 
     @functools.cached_property
-    def images(self) -> np.ndarray:
-        """The images, float32 [N, H, W, C] in [-1, 1]."""
+    def images(self) -> Float32[np.ndarray, "images height width channels"]:
+        """The images in [-1, 1]."""
         return to_float(self.pixels)
 
     @functools.cached_property
@@ -54,7 +62,7 @@ class Split:
         """(N, H, W, C); only one image is read for it."""
         return len(self), *self.at(slice(0, 1)).shape[1:]
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self) -> Iterator[Shaped[np.ndarray, "block height width channels"]]:
         """Yield the images as stored, in blocks; only one block of a large split is in memory."""
         if len(self) * self.at(slice(0, 1)).nbytes <= _KEPT:
             yield self.pixels
@@ -62,13 +70,15 @@ class Split:
         for start in range(0, len(self), _BLOCK):
             yield self.take(slice(start, start + _BLOCK)).pixels
 
-    def at(self, positions: slice | np.ndarray) -> np.ndarray:
+    def at(
+        self, positions: slice | Int[np.ndarray, " selected"]
+    ) -> Shaped[np.ndarray, "selected height width channels"]:
         """Return the images at `positions`, as stored; they are read unless already in memory."""
         kept = "pixels" in vars(self)
         return self.pixels[positions] if kept else self.read(self.index[positions])
 
-    def take(self, positions: np.ndarray) -> Split:
-        """Return the split with the images at `positions` (int [n], into this split)."""
+    def take(self, positions: slice | Int[np.ndarray, " selected"]) -> Split:
+        """Return the split with the images at these positions in this split."""
         labels = None if self.labels is None else self.labels[positions]
         return Split(self.read, self.index[positions], labels)
 
@@ -79,7 +89,7 @@ class Split:
             if number == 0:
                 digest.update(f"{self.shape}{block.dtype.name}".encode())
                 digest.update(self.index.astype("<i8").tobytes())
-            digest.update(np.ascontiguousarray(block))
+            digest.update(np.ascontiguousarray(block).data)
         return digest.hexdigest()
 
 
@@ -99,13 +109,13 @@ class Dataset:
     class_names: tuple[str, ...] = ()
 
     @property
-    def train(self) -> np.ndarray:
-        """Training images, float32 [N, H, W, C] in [-1, 1]."""
+    def train(self) -> Float32[np.ndarray, "train height width channels"]:
+        """Training images in [-1, 1]."""
         return self.train_split.images
 
     @property
-    def test(self) -> np.ndarray:
-        """Held-out images, float32 [M, H, W, C] in [-1, 1]."""
+    def test(self) -> Float32[np.ndarray, "heldout height width channels"]:
+        """Held-out images in [-1, 1]."""
         return self.test_split.images
 
     def subset(
@@ -141,8 +151,8 @@ class Dataset:
             )
         )
         if count is not None and seed is None and train.labels is not None:
-            labels = self.train_split.labels[_of_classes(self.train_split, class_ids)]
-            available, selected = len(np.unique(labels)), len(np.unique(train.labels))
+            available = len(_labels(self.train_split, class_ids))
+            selected = len(np.unique(train.labels))
             if selected < available <= count:
                 _warn(
                     f"the first {count:,} training images of {self.name} are from {selected} of "
@@ -161,31 +171,28 @@ class Dataset:
         return [self.class_names.index(name) for name in classes]
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
+def to_float(pixels: Shaped[Pixels, "*shape"]) -> Float[Pixels, "*shape"]:
     """Return uint8 pixels x as float32 x / 127.5 - 1, and float pixels unchanged."""
     if pixels.dtype != np.uint8:
         return pixels
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
+def count_duplicates(images: Blocks) -> int:
     """Return how many images repeat an earlier one exactly.
 
     Args:
-      images: [N, ...], or an iterable of such blocks.
+      images: an array, or an iterable of such blocks.
     """
     digests = list(_digests(images))
     return len(digests) - len(set(digests))
 
 
-def count_shared(
-    images: np.ndarray | Iterable[np.ndarray], others: np.ndarray | Iterable[np.ndarray]
-) -> int:
+def count_shared(images: Blocks, others: Blocks) -> int:
     """Return how many images occur among `others` too, exactly.
 
     Args:
-      images: [N, ...], or an iterable of such blocks.
-      others: [M, ...], or an iterable of such blocks.
+      images, others: arrays, or iterables of such blocks.
     """
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(images))
@@ -204,6 +211,10 @@ def _select(split, class_ids, count, seed, argument):
     return split.take(positions[:count])
 
 
+def _labels(split, class_ids):
+    return np.unique(split.labels[_of_classes(split, class_ids)])
+
+
 def _of_classes(split, class_ids):
     positions = np.arange(len(split))
     return positions if class_ids is None else positions[np.isin(split.labels, class_ids)]
@@ -212,7 +223,7 @@ def _of_classes(split, class_ids):
 def _digests(images):
     for block in [images] if isinstance(images, np.ndarray) else images:
         for image in block:
-            yield hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+            yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def _checked_floats(pixels):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import warnings
 import zipfile
+from typing import Any, cast
 
 import numpy as np
 
@@ -85,8 +86,8 @@ def _open_cifar10_sample():
         labels = np.array(
             [int(label) for label in (folder / f"{split}_labels.txt").read_text().strip()]
         )
-        digest.update(np.ascontiguousarray(pixels))
-        digest.update(labels.astype(np.uint8))
+        digest.update(np.ascontiguousarray(pixels).data)
+        digest.update(labels.astype(np.uint8).data)
         splits.append(_from_array(pixels, labels))
     if digest.hexdigest() != _SAMPLE_SHA256:
         raise ValueError(f"The bundled files in {folder} are damaged; reinstall geomem.")
@@ -95,8 +96,9 @@ def _open_cifar10_sample():
 
 def _open_digits():
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
-    digits = load_digits()
+    digits = cast(Bunch, load_digits())
     pixels = (digits.images[..., None] / 8 - 1).astype(np.float32)
     whole = _from_array(pixels, digits.target)
     # A fixed split: the first 900 train, the last 897 are held out.
@@ -197,11 +199,11 @@ def _open_tfds(name, transform=None):
         # TFDS reads the variable only once, at import.
         folder = os.environ.get("TFDS_DATA_DIR")
         builder = tfds.builder(name, file_format="array_record", data_dir=folder)
-    except tfds.core.registered.DatasetNotFoundError:
+    except tfds.core.DatasetNotFoundError:
         raise ValueError(f"dataset must be known to TFDS, got {name!r}.") from None
     if not builder.is_prepared():
         _prepare(builder)
-    features = builder.info.features
+    features = cast(dict[str, Any], builder.info.features)
     if "image" not in features:
         raise ValueError(
             f"dataset must have the TFDS feature 'image', got {', '.join(features)} in {name!r}."

@@ -145,5 +145,5 @@ def _checksum(tree):
     """CRC-32 of the arrays' bytes, in the order of their names."""
     value = 0
     for leaf in jax.tree.leaves(tree):
-        value = zlib.crc32(np.ascontiguousarray(leaf), value)
+        value = zlib.crc32(np.ascontiguousarray(leaf).data, value)
     return value

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Float64
 from scipy.special import ndtr
 
@@ -74,7 +75,7 @@ def ddpm_sigmas(betas: Float[np.ndarray, " timesteps"]) -> Float64[np.ndarray, "
 
 
 def sigma_to_timestep(
-    sigma: Float[np.ndarray, "*shape"], betas: Float[np.ndarray, " timesteps"]
+    sigma: Float[ArrayLike, "*shape"], betas: Float[np.ndarray, " timesteps"]
 ) -> Float64[np.ndarray, "*shape"]:
     """Return fractional DDPM timesteps, interpolated in ln sigma and clipped to [0, T - 1]."""
     sigmas = ddpm_sigmas(betas)
@@ -89,8 +90,9 @@ def timesteps_between(low: float, high: float, betas: Float[np.ndarray, " timest
     )
 
 
-def sigma_to_flow_time(sigma: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def sigma_to_flow_time(sigma: Float[ArrayLike, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return t = sigma / (1 + sigma) for noise levels >= 0, data at t = 0."""
+    sigma = np.asarray(sigma)
     return sigma / (1 + sigma)
 
 
@@ -103,7 +105,7 @@ class TrainingNoise(NamedTuple):
     """
 
     name: str
-    cumulative: Callable[[Float[np.ndarray, "*shape"]], Float64[np.ndarray, "*shape"]]
+    cumulative: Callable[[Float[ArrayLike, "*shape"]], Float64[np.ndarray, "*shape"]]
 
     def share(self, low: float, high: float) -> float:
         """Return the share of training steps with a noise level in [low, high], low > 0."""

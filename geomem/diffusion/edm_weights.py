@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import numpy as np
@@ -71,9 +72,8 @@ def from_state_dict(
     network, image_shape = _architecture(tensors, compute)
     denoiser = preconditioning.EDMDenoiser(network)
     template = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
-    shapes = {
-        name: leaf.shape for name, leaf in traverse_util.flatten_dict(template, sep="/").items()
-    }
+    leaves = cast(dict[str, jax.ShapeDtypeStruct], traverse_util.flatten_dict(template, sep="/"))
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
 
     params, mismatches = {}, []
     for name, tensor in tensors.items():

@@ -67,7 +67,7 @@ class EDMDenoiser:
         output = self.network.apply(
             {"params": params}, x / jnp.sqrt(total), c_noise, augment_labels, dropout_keys
         )
-        return c_skip * x + c_out * output
+        return c_skip * x + c_out * jnp.asarray(output)
 
     def init(self, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> Params:
         """Return initial parameters for images of shape (height, width, channels)."""

@@ -22,8 +22,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int, Key, UInt8
 from tqdm import tqdm
 
 __all__ = ["Churn", "Denoiser", "Swap", "as_pytree", "generate", "solve", "swap", "to_uint8"]
@@ -129,7 +130,7 @@ def solve(
             sigma = raised
         step = _STEPS[method if next_sigma > 0 else "euler"]
         x = step(denoiser.at(i), x, sigma, next_sigma)
-        if jax.default_backend() == "cpu" and not isinstance(x, jax.core.Tracer):
+        if jax.default_backend() == "cpu" and not isinstance(x, Tracer):
             # A CPU's virtual devices share few threads: with steps queued ahead, an all-reduce
             # inside a denoiser can starve until XLA ends the process.
             jax.block_until_ready(x)
@@ -138,7 +139,7 @@ def solve(
 
 def generate(
     denoiser: Denoiser | Swap,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Int[np.ndarray, " seeds"],
     image_shape: tuple[int, int, int],
     sigmas: Float[np.ndarray, " levels"] | Sequence[float],
     *,

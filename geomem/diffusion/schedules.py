@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Key
 from scipy.special import ndtr
 
@@ -42,13 +43,13 @@ class Levels(NamedTuple):
       low, high: the piece's edges in sigma.
     """
 
-    mean: Float32[Array, ""]
-    log_mass: Float32[Array, " pieces"]
-    outer: Float32[Array, " pieces"]
-    span: Float32[Array, " pieces"]
-    scale: Float32[Array, " pieces"]
-    low: Float32[Array, " pieces"]
-    high: Float32[Array, " pieces"]
+    mean: Float32[ArrayLike, ""]
+    log_mass: Float32[Array | np.ndarray, " pieces"]
+    outer: Float32[Array | np.ndarray, " pieces"]
+    span: Float32[Array | np.ndarray, " pieces"]
+    scale: Float32[Array | np.ndarray, " pieces"]
+    low: Float32[Array | np.ndarray, " pieces"]
+    high: Float32[Array | np.ndarray, " pieces"]
 
     def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "*shape"]:
         """Draw noise levels, as `Schedule.sample`."""
@@ -98,16 +99,16 @@ class Schedule:
         with np.errstate(divide="ignore"):
             log_mass = np.log(weights * (inner - outer))
         # One step inside, so that no rounding to float32 puts a draw into a gap.
-        bounds = np.float32([points[:-1], points[1:]])
-        low, high = np.nextafter(bounds, np.float32([[np.inf], [0]]))
+        bounds = np.array([points[:-1], points[1:]], np.float32)
+        low, high = np.nextafter(bounds, np.array([[np.inf], [0]], np.float32))
         scale = np.where(right, -self.std, self.std)
         padding = (0, -len(low) % _PIECES)
-        columns = (outer, inner - outer, scale, low, high)
-        return Levels(
-            np.float32(self.mean),
-            np.pad(np.float32(log_mass), padding, constant_values=-np.inf),  # never drawn
-            *(np.pad(np.float32(column), padding) for column in columns),
+        log_mass = np.pad(log_mass.astype(np.float32), padding, constant_values=-np.inf)  # no draws
+        outer, span, scale, low, high = (
+            np.pad(column.astype(np.float32), padding)
+            for column in (outer, inner - outer, scale, low, high)
         )
+        return Levels(np.float32(self.mean), log_mass, outer, span, scale, low, high)
 
     def mass(self, low: float = 0.0, high: float = math.inf) -> float:
         """Return the probability that a draw lies in [low, high], in float64."""
@@ -125,7 +126,8 @@ class Schedule:
         def excess(z):
             return self.mass(0, math.exp(self.mean + self.std * z)) - probability
 
-        return math.exp(self.mean + self.std * scipy.optimize.brentq(excess, -37, 37, xtol=1e-13))
+        z = cast(float, scipy.optimize.brentq(excess, -37, 37, xtol=1e-13))
+        return math.exp(self.mean + self.std * z)
 
     @property
     def gaps(self) -> tuple[tuple[float, float], ...]:

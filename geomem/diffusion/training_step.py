@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, Key, Shaped, UInt8
 
 from geomem import data
@@ -73,12 +74,12 @@ class Recipe:
         """Return Adam with the ramped learning rate."""
         return optax.adam(self.learning_rate)
 
-    def learning_rate(self, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
+    def learning_rate(self, step: Int32[ArrayLike, ""]) -> Float32[Array, ""]:
         """Return lr min(step batch / lr_ramp, 1): 0 at the first step, unless lr_ramp is 0."""
         ramp = step * (self.batch / self.lr_ramp) if self.lr_ramp else jnp.ones_like(step)
         return self.lr * jnp.minimum(ramp, 1.0)
 
-    def ema_decay(self, step: Int32[Array, ""] | int) -> Float32[Array, ""]:
+    def ema_decay(self, step: Int32[ArrayLike, ""]) -> Float32[Array, ""]:
         """Return 0.5^(batch / min(ema_halflife, ema_ramp images_seen)); 0 at the first step."""
         halflife = jnp.minimum(self.ema_halflife, self.ema_ramp * self.batch * step)
         return 0.5 ** (self.batch / jnp.maximum(halflife, 1e-8))
@@ -92,9 +93,9 @@ class Images(NamedTuple):
       mean, std: per-pixel moments over the training set, for dummy images.
     """
 
-    pixels: Shaped[Array, "images height width channels"]
-    mean: Float32[Array, "height width channels"]
-    std: Float32[Array, "height width channels"]
+    pixels: Shaped[Array | np.ndarray, "images height width channels"]
+    mean: Float32[Array | np.ndarray, "height width channels"]
+    std: Float32[Array | np.ndarray, "height width channels"]
 
 
 @flax.struct.dataclass
@@ -128,7 +129,8 @@ def init(
     denoiser: preconditioning.EDMDenoiser, recipe: Recipe, image_shape: Sequence[int]
 ) -> TrainState:
     """Return the state before the first step, for images of shape (height, width, channels)."""
-    params = denoiser.init(jax.random.key(recipe.seed), tuple(image_shape))
+    height, width, channels = image_shape
+    params = denoiser.init(jax.random.key(recipe.seed), (height, width, channels))
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -168,8 +170,8 @@ def loss(
 def make_update(
     denoiser: preconditioning.EDMDenoiser,
     recipe: Recipe,
-    devices: Sequence[jax.Device] | None = None,
-):
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices, by `jax.pmap` with the axis "data".
 
     Args:
@@ -221,7 +223,10 @@ def make_update(
     return update
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def replicate(
+    tree: Any,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Any:
     """Copy each array to all of this process's devices, which become its leading axis."""
     process = jax.process_index()
     devices = [device for device in devices or jax.devices() if device.process_index == process]
@@ -269,7 +274,7 @@ def _draw(key, images, recipe, levels):
     shape = images.mean.shape
     sigma = levels.sample(next(keys))
     index = jax.random.randint(next(keys), (), 0, len(images.pixels))
-    clean = data.to_float(images.pixels[index])
+    clean = data.to_float(jnp.asarray(images.pixels)[index])
     noise_key, dummy_key, augment_key, dropout_key = keys
     if recipe.schedule.dummy:
         dummy = images.mean + images.std * _normal(dummy_key, shape)

@@ -24,7 +24,7 @@ from geomem.points.visit import Pass, Points
 
 __all__ = ["coverage_sweep", "weight_sweep"]
 
-_DELTAS = np.float32([1e-3, 1e-2, 1e-1])  # failure probabilities of the own-weight bounds
+_DELTAS = np.array([1e-3, 1e-2, 1e-1], np.float32)  # failure probabilities of the own-weight bounds
 _TAILS = (0.25, 0.5)  # (1 - q) / delta of the upper bound
 _RADII = 128  # of the upper bound, a geometric grid over a factor _REACH
 _REACH = 100.0
@@ -68,7 +68,7 @@ class _Noised(NamedTuple):
     queries: jax.Array  # [B, d]
     noise: jax.Array  # [draws, B, r]
     own: jax.Array  # [draws, B], inner product of the noise with the query
-    norms: jax.Array  # [draws, B], of the noise, squared
+    norms: jax.Array | None  # [draws, B], of the noise, squared
 
 
 def _run(frame, sweep, index, chunk, **context):

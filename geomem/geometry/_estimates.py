@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
 from scipy import special
 
 __all__ = ["Curves", "Estimate", "Refinement", "bootstrap_fraction", "bootstrap_mean"]
@@ -15,18 +17,18 @@ _CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """The estimate of a curve at S noise levels, with its bootstrap.
+    """The estimate of a curve at each noise level, with its bootstrap.
 
     Attributes:
-      mean: [S].
-      low, high: [S], 95% interval: `bootstrap_fraction` for coverage, else the bootstrap's.
-      replicates: [B, S], bootstrap replicates of the mean.
+      mean: the estimate.
+      low, high: 95% interval: `bootstrap_fraction` for coverage, else the bootstrap's.
+      replicates: bootstrap replicates of the mean.
     """
 
-    mean: jax.Array
-    low: jax.Array
-    high: jax.Array
-    replicates: jax.Array
+    mean: Float[Array, " levels"]
+    low: Float[Array, " levels"]
+    high: Float[Array, " levels"]
+    replicates: Float[Array, "bootstrap levels"]
 
     def __repr__(self) -> str:
         """The size only."""
@@ -34,17 +36,16 @@ class Estimate(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """A curve at R further noise levels, from the same noise and the same bootstrap resamples.
+    """A curve at further noise levels, from the same noise and the same bootstrap resamples.
 
     Attributes:
-      sigma: [R], ascending, inside the cells of the grid in which the curve changes most.
-      mean: [R].
-      replicates: [B, R].
+      sigma: ascending, inside the cells of the grid in which the curve changes most.
+      mean, replicates: as in `Estimate`.
     """
 
-    sigma: jax.Array
-    mean: jax.Array
-    replicates: jax.Array
+    sigma: Float[Array, " levels"]
+    mean: Float[Array, " levels"]
+    replicates: Float[Array, "bootstrap levels"]
 
     def __repr__(self) -> str:
         """The size only."""
@@ -52,7 +53,7 @@ class Refinement(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """C(sigma) and W(sigma) with bands and bounds; every field is float32 [S] unless stated.
+    """C(sigma) and W(sigma) with bands and bounds, in float32.
 
     Attributes:
       sigma: noise levels, ascending.
@@ -65,19 +66,19 @@ class Curves(NamedTuple):
       coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
     """
 
-    sigma: jax.Array
+    sigma: Float[Array, " levels"]
     coverage: Estimate
-    coverage_lower_bound: jax.Array
-    coverage_upper_bound: jax.Array
+    coverage_lower_bound: Float[Array, " levels"]
+    coverage_upper_bound: Float[Array, " levels"]
     max_weight: Estimate
-    own_weight: jax.Array
-    own_weight_lower_bound: jax.Array
-    own_weight_upper_bound: jax.Array
+    own_weight: Float[Array, " levels"]
+    own_weight_lower_bound: Float[Array, " levels"]
+    own_weight_upper_bound: Float[Array, " levels"]
     coverage_refinement: Refinement | None = None
     max_weight_refinement: Refinement | None = None
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """Return the curves on the grid as the columns of curves.csv, [S] each."""
+    def columns(self) -> dict[str, Float[np.ndarray, " levels"]]:
+        """Return the curves on the grid as the columns of curves.csv."""
         fields = {
             "sigma": self.sigma,
             "coverage": self.coverage.mean,
@@ -100,8 +101,10 @@ class Curves(NamedTuple):
         return f"Curves({levels}, {len(self.coverage.replicates)} bootstrap replicates)"
 
 
-def bootstrap_mean(key: jax.Array, values: jax.Array, count: int) -> Estimate:
-    """Return the Estimate of the mean of `values` [M, S], with `count` resamples of its rows."""
+def bootstrap_mean(
+    key: Key[Array, ""], values: Float[ArrayLike, "rows levels"], count: int
+) -> Estimate:
+    """Return the Estimate of the mean of `values`, with `count` resamples of its rows."""
     if count < 1:
         raise ValueError(f"bootstrap must be at least 1, got {count}.")
     # NumPy, because compiling it would take longer than running it.
@@ -111,13 +114,15 @@ def bootstrap_mean(key: jax.Array, values: jax.Array, count: int) -> Estimate:
     times = [np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(count)]
     replicates = np.array(times, np.float32) @ values / np.float32(rows)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.float32(np.quantile(replicates, [tail, 1 - tail], axis=0))
+    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0).astype(np.float32)
     mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))
 
 
-def bootstrap_fraction(key: jax.Array, values: jax.Array, draws: int, count: int) -> Estimate:
-    """Return `bootstrap_mean` of fractions of `draws` draws [M, S], with an interval near 0 and 1.
+def bootstrap_fraction(
+    key: Key[Array, ""], values: Float[ArrayLike, "rows levels"], draws: int, count: int
+) -> Estimate:
+    """Return `bootstrap_mean` of fractions of `draws` draws, with an interval near 0 and 1.
 
     The percentile bootstrap is far too narrow where nearly all values are 0 or 1. This interval is
     Clopper and Pearson's at the effective number of draws, mean (1 - mean) / var(mean), times
@@ -141,4 +146,4 @@ def bootstrap_fraction(key: jax.Array, values: jax.Array, draws: int, count: int
     hits, misses = mean * effective, (1 - mean) * effective
     low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-9), misses + 1, tail), 0)
     high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1e-9), 1 - tail), 1)
-    return estimate._replace(low=jnp.float32(low), high=jnp.float32(high))
+    return estimate._replace(low=jnp.asarray(low, jnp.float32), high=jnp.asarray(high, jnp.float32))

@@ -44,12 +44,17 @@ class Frame(NamedTuple):
     @property
     def reduced(self) -> bool:
         """Whether coordinates are given."""
-        return isinstance(self.points, Points) and isinstance(self.points.rows, tuple)
+        return self._rows() is not None
 
     @property
     def rank(self) -> int:
         """r, how many coordinates there are."""
-        return self.points.rows[1].shape[1] if self.reduced else self.points.shape[1]
+        rows = self._rows()
+        return self.points.shape[1] if rows is None else rows[1].shape[1]
+
+    def _rows(self) -> tuple | None:
+        rows = self.points.rows if isinstance(self.points, Points) else None
+        return rows if isinstance(rows, tuple) else None
 
     def of_points(self) -> Frame:
         """The frame whose queries are the points themselves."""

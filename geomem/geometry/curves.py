@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, Shaped
 
 from geomem.geometry import _curve_kernels, _reduced_noise, posterior, shells
 from geomem.geometry._estimates import (
@@ -49,23 +51,24 @@ _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of level
 
 
 def plain_max_weight(
-    key: jax.Array, points: jax.Array, sigma: float, *, draws: int = 4
-) -> jax.Array:
+    key: Key[Array, ""], points: Float[ArrayLike, "points dim"], sigma: float, *, draws: int = 4
+) -> Float[Array, " points"]:
     """Return max_i w_i(x + sigma Z, sigma) of each training point x, averaged over noise draws.
 
     The mean over the points estimates W(sigma).
 
     Args:
       key: PRNG key.
-      points: float32 [N, d], the training points.
+      points: the training points.
       sigma: noise level, > 0.
       draws: noise draws for each point.
 
     Returns:
-      float32 [N], in (0, 1].
+      The mean weight of each point, in (0, 1].
 
     Source: paper, Def. 4.1.
     """
+    points = jnp.asarray(points)
 
     def draw(key):
         y = points + sigma * jax.random.normal(key, points.shape)
@@ -75,14 +78,19 @@ def plain_max_weight(
 
 
 def estimate_curves(
-    train: Any, heldout: Any, sigmas: Any = None, *, seed: int = 0, **options: Any
+    train: Shaped[ArrayLike, "train ..."] | PlacedPoints,
+    heldout: Shaped[ArrayLike, "heldout ..."],
+    sigmas: Float[ArrayLike, " levels"] | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> Curves:
     """Estimate C(sigma) and W(sigma) of a data set: `estimate` with a default grid and a seed.
 
     Args:
       train: [N, H, W, C] images or [N, d] vectors, NumPy or JAX, uint8 or float; or placed points.
-      heldout: [M, H, W, C] or [M, d], of the same distribution as `train` but not in it.
-      sigmas: [S], noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma.
+      heldout: images or vectors of the same distribution as `train` but not in it.
+      sigmas: noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma.
       seed: of the noise and the bootstrap.
       **options: other arguments of `estimate`.
 
@@ -103,10 +111,10 @@ def estimate_curves(
 
 
 def estimate(
-    key: jax.Array,
-    train: Any,
-    heldout: Any,
-    sigmas: jax.Array,
+    key: Key[Array, ""],
+    train: Shaped[ArrayLike, "train ..."] | PlacedPoints,
+    heldout: Shaped[ArrayLike, "heldout ..."],
+    sigmas: Float[ArrayLike, " levels"],
     *,
     num_base: int | None = None,
     draws_coverage: int = 8,
@@ -123,7 +131,7 @@ def estimate(
       train: [N, d] or [N, H, W, C], N >= 2, uint8 as stored (x / 127.5 - 1) or float; or what
         `placement.shard` or `placement.stream` returns.
       heldout: [M, d] or [M, H, W, C].
-      sigmas: [S], ascending, > 0.
+      sigmas: noise levels, ascending, > 0.
       num_base: number of training points, drawn at random, that are noised for W; default: all.
       draws_coverage: noise draws for each held-out point.
       draws_weight: noise draws for each training point.
@@ -146,58 +154,57 @@ def estimate(
     """
     sigmas = check_sigmas(sigmas)
     coverage_key, weight_key = jax.random.split(key)
-    train, heldout = _rows("train", train), _rows("heldout", heldout)
-    num_base = len(train) if num_base is None else num_base
-    frame = _frame(train, heldout, len(heldout) * draws_coverage + num_base * draws_weight)
-    coverage, coverage_refinement, *certificate = _coverage(
+    points, queries = as_points(_rows("train", train)), as_rows(heldout, "heldout")
+    num_base = len(points) if num_base is None else num_base
+    frame = _frame(points, queries, len(queries) * draws_coverage + num_base * draws_weight)
+    coverage, coverage_refinement, lower, upper = _coverage(
         coverage_key, frame, sigmas, draws_coverage, shell_c, bootstrap, refine, progress
     )
-    weight, weight_refinement, *own = _weight(
+    weight, weight_refinement, own, own_lower, own_upper = _weight(
         weight_key, frame, sigmas, num_base, draws_weight, bootstrap, refine, progress
     )
-    return Curves(
-        sigmas, coverage, *certificate, weight, *own, coverage_refinement, weight_refinement
-    )
+    bounded = sigmas, coverage, lower, upper, weight, own, own_lower, own_upper
+    return Curves(*bounded, coverage_refinement, weight_refinement)
 
 
 def estimate_coverage(
-    key: jax.Array,
-    train: Any,
-    heldout: Any,
-    sigmas: jax.Array,
+    key: Key[Array, ""],
+    train: Shaped[ArrayLike, "train ..."] | PlacedPoints,
+    heldout: Shaped[ArrayLike, "heldout ..."],
+    sigmas: Float[ArrayLike, " levels"],
     *,
     draws: int = 8,
     shell_c: float = 5.0,
     bootstrap: int = 500,
     progress: bool = False,
-) -> tuple[Estimate, jax.Array, jax.Array]:
-    """Estimate C(sigma), with its certified bounds [S] each; arguments as in `estimate`."""
+) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"]]:
+    """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
-    train, heldout = _rows("train", train), _rows("heldout", heldout)
-    frame = _frame(train, heldout, len(heldout) * draws)
-    coverage, _, *certificate = _coverage(
+    points, queries = as_points(_rows("train", train)), as_rows(heldout, "heldout")
+    frame = _frame(points, queries, len(queries) * draws)
+    coverage, _, lower, upper = _coverage(
         key, frame, sigmas, draws, shell_c, bootstrap, 0, progress
     )
-    return coverage, *certificate
+    return coverage, lower, upper
 
 
 def estimate_weight(
-    key: jax.Array,
-    train: Any,
-    sigmas: jax.Array,
+    key: Key[Array, ""],
+    train: Shaped[ArrayLike, "train ..."] | PlacedPoints,
+    sigmas: Float[ArrayLike, " levels"],
     *,
     num_base: int | None = None,
     draws: int = 4,
     bootstrap: int = 500,
     progress: bool = False,
-) -> tuple[Estimate, jax.Array, jax.Array, jax.Array]:
-    """Estimate W(sigma), with the own weight and its bounds [S]; arguments as in `estimate`."""
+) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"], Float[Array, " levels"]]:
+    """Estimate W(sigma), with the own weight and its bounds; arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
-    train = _rows("train", train)
-    num_base = len(train) if num_base is None else num_base
-    frame = _frame(train, None, num_base * draws)
+    points = as_points(_rows("train", train))
+    num_base = len(points) if num_base is None else num_base
+    frame = _frame(points, None, num_base * draws)
     weight, _, *own = _weight(key, frame, sigmas, num_base, draws, bootstrap, 0, progress)
-    return weight, *own
+    return weight, own[0], own[1], own[2]
 
 
 def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
@@ -206,7 +213,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
     noise_key, bootstrap_key = jax.random.split(key)
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
-    limits = np.square(np.float32(shells.radii(dim, shell_c)))
+    limits = np.array(shells.radii(dim, shell_c), np.float32) ** 2
     kernel = functools.partial(
         _curve_kernels.coverage_sweep,
         noise_key,
@@ -269,8 +276,8 @@ def _rng(key):
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def check_sigmas(sigmas: jax.Array) -> jax.Array:
-    """Return a grid of noise levels as float32 [S].
+def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Float[Array, " levels"]:
+    """Return a grid of noise levels as float32.
 
     Raises:
       ValueError: empty, not one-dimensional, not ascending, not finite or not > 0.
@@ -296,9 +303,8 @@ def _rows(name, points):
     return points if isinstance(points, PlacedPoints) else as_rows(points, name)
 
 
-def _frame(train, heldout, noised):
+def _frame(points, heldout, noised):
     """The cheaper frame for this many noised copies."""
-    points = as_points(train)
     if len(points) < 2:
         raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
     heldout = points.take(jnp.arange(1)) if heldout is None else decode(heldout)
@@ -306,8 +312,8 @@ def _frame(train, heldout, noised):
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
     # The reduction's factorization costs about as much as the products of 2 N noised copies.
-    in_one_place = isinstance(points, Points) and points.mesh is None
-    if in_one_place and len(points) + 1 < points.shape[1] and noised > 2 * len(points):
+    worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
+    if worth_it and isinstance(points, Points) and points.mesh is None:
         return _reduced_noise.reduced_frame(decode(points.rows), heldout)
     return _reduced_noise.direct_frame(points, heldout)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
 from scipy.special import expit, logit
 
 from geomem.geometry.curves import Curves
@@ -18,15 +20,19 @@ __all__ = ["Zone", "check_threshold", "crossings", "find", "find_danger_zone", "
 _SHRINK = 1e-4  # toward 1/2, so that 0 and 1 have logits: about the resolution of 8,000 draws
 
 
-def in_zone(coverage: np.ndarray, max_weight: np.ndarray, threshold: float = 0.8) -> np.ndarray:
-    """Return whether min(C, W) >= threshold at each noise level: [S], [S] -> bool [S].
+def in_zone(
+    coverage: Float[ArrayLike, " levels"],
+    max_weight: Float[ArrayLike, " levels"],
+    threshold: float = 0.8,
+) -> Bool[np.ndarray, " levels"]:
+    """Return whether min(C, W) >= threshold at each noise level.
 
     Source: the paper reads the zone off the two curves; the threshold is geomem's.
 
     >>> in_zone(np.array([0.1, 0.9, 1.0]), np.array([1.0, 0.9, 0.2]))
     array([False,  True, False])
     """
-    return np.minimum(coverage, max_weight) >= threshold
+    return np.minimum(np.asarray(coverage), np.asarray(max_weight)) >= threshold
 
 
 class Zone(NamedTuple):
@@ -60,7 +66,9 @@ class Zone(NamedTuple):
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
         """(low, high) of all intervals above the threshold, the main one first."""
-        return () if self.low is None else ((self.low, self.high), *self.others)
+        if self.low is None or self.high is None:
+            return ()
+        return (self.low, self.high), *self.others
 
     def __repr__(self) -> str:
         """Edges, peak and threshold."""
@@ -75,15 +83,8 @@ class Zone(NamedTuple):
                 f"both reach it. They come closest at sigma = {self.peak:.3g}, where the lower of "
                 f"the two is {self.peak_level:.2f}."
             )
-        low, high = (
-            f"{edge:.3g} (the {end} noise level: the zone may extend beyond it)"
-            if is_open
-            else f"{edge:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
-            for edge, interval, is_open, end in (
-                (self.low, self.low_interval, self.open_low, "smallest"),
-                (self.high, self.high_interval, self.open_high, "largest"),
-            )
-        )
+        low = _edge(self.low, self.low_interval, self.open_low, "smallest")
+        high = _edge(self.high, self.high_interval, self.open_high, "largest")
         text = (
             f"Danger zone at threshold {self.threshold:g}: sigma from {low} to {high}, with its "
             f"peak at {self.peak:.3g}."
@@ -126,17 +127,21 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
         main = min(inside, key=lambda edges: max(edges[0] - peak, peak - edges[1], 0))
         others = tuple(edges for edges in inside if edges != main)
         found = [edges for edges in (_overlapping(main, each) for each in replicates) if edges]
-    # Without a replicate that has the interval, its edges are all that is known.
-    bands = None if main is None else np.exp(np.quantile(found or [main], [0.025, 0.975], axis=0))
     ends = np.log(np.float64(curves.sigma[0])), np.log(np.float64(curves.sigma[-1]))
+    low = high = low_interval = high_interval = None
+    if main is not None:
+        low, high = (float(np.exp(edge)) for edge in main)
+        # Without a replicate that has the interval, its edges are all that is known.
+        bands = np.exp(np.quantile(found or [main], [0.025, 0.975], axis=0)).T.tolist()
+        low_interval, high_interval = ((left, right) for left, right in bands)
     return Zone(
-        low=None if main is None else float(np.exp(main[0])),
-        high=None if main is None else float(np.exp(main[1])),
+        low=low,
+        high=high,
         peak=float(np.exp(peak)),
         peak_level=float((expit(peak_level) - _SHRINK) / (1 - 2 * _SHRINK)),
         threshold=float(threshold),
-        low_interval=None if main is None else tuple(bands[:, 0].tolist()),
-        high_interval=None if main is None else tuple(bands[:, 1].tolist()),
+        low_interval=low_interval,
+        high_interval=high_interval,
         confidence=len(found) / len(replicates),
         open_low=main is not None and bool(main[0] <= ends[0]),
         open_high=main is not None and bool(main[1] >= ends[1]),
@@ -177,6 +182,12 @@ def check_threshold(threshold: float) -> None:
     """Raise a ValueError unless `threshold` is in (0, 1)."""
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}.")
+
+
+def _edge(sigma, interval, is_open, end):
+    if is_open:
+        return f"{sigma:.3g} (the {end} noise level: the zone may extend beyond it)"
+    return f"{sigma:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
 
 
 def _logit(values):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 __all__ = ["Subspace", "fourier_band"]
 
@@ -19,21 +21,27 @@ class Subspace(NamedTuple):
     """A subspace of images, the same in each channel.
 
     Attributes:
-      basis: float32 [H * W, k], orthonormal columns.
+      basis: orthonormal columns.
     """
 
-    basis: jax.Array
+    basis: Float[Array, "height*width rank"]
 
-    def coordinates(self, images: jax.Array) -> jax.Array:
-        """Return the orthonormal coordinates [N, k * C] of images [N, H, W, C]."""
+    def coordinates(
+        self, images: Float[ArrayLike, "images height width channels"]
+    ) -> Float[Array, "images rank*channels"]:
+        """Return the orthonormal coordinates of images."""
+        images = jnp.asarray(images)
         pixels = images.reshape(len(images), -1, images.shape[-1])
         projected = jnp.einsum(
             "npc,pk->nkc", pixels, self.basis, precision=jax.lax.Precision.HIGHEST
         )
         return projected.reshape(len(images), -1)
 
-    def images(self, coordinates: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-        """Return the images [N, H, W, C] with these coordinates [N, k * C]."""
+    def images(
+        self, coordinates: Float[ArrayLike, "images rank*channels"], shape: tuple[int, int, int]
+    ) -> Float[Array, "images height width channels"]:
+        """Return the images of shape (H, W, C) with these coordinates."""
+        coordinates = jnp.asarray(coordinates)
         split = coordinates.reshape(len(coordinates), -1, shape[-1])
         pixels = jnp.einsum("nkc,pk->npc", split, self.basis, precision=jax.lax.Precision.HIGHEST)
         return pixels.reshape(-1, *shape)

@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from geomem.geometry.posterior import Sigma
 
 __all__ = ["Gaussian", "fit_gaussian", "gaussian_denoise"]
 
@@ -17,38 +21,39 @@ class Gaussian(NamedTuple):
     """A normal distribution, given by the leading eigenvectors of its covariance.
 
     Attributes:
-      mean: [d].
-      basis: [d, r], orthonormal columns; the variance is 0 outside their span.
-      variance: [r].
+      mean: its mean.
+      basis: orthonormal columns; the variance is 0 outside their span.
+      variance: along each column of the basis.
     """
 
-    mean: jax.Array
-    basis: jax.Array
-    variance: jax.Array
+    mean: Float[Array, " dim"]
+    basis: Float[Array, "dim rank"]
+    variance: Float[Array, " rank"]
 
 
 @jax.jit
-def fit_gaussian(points: jax.Array) -> Gaussian:
-    """Return the normal distribution with the mean and the covariance (1/N) of `points` [N, d]."""
+def fit_gaussian(points: Float[ArrayLike, "points dim"]) -> Gaussian:
+    """Return the normal distribution with the mean and the covariance (1/N) of `points`."""
+    points = jnp.asarray(points)
     mean = points.mean(axis=0)
     _, singular, basis = jnp.linalg.svd(points - mean, full_matrices=False)
     return Gaussian(mean, basis.T, singular**2 / len(points))
 
 
 @jax.jit
-def gaussian_denoise(y: jax.Array, gaussian: Gaussian, sigma: float | jax.Array) -> jax.Array:
+def gaussian_denoise(
+    y: Float[ArrayLike, "queries dim"], gaussian: Gaussian, sigma: Sigma
+) -> Float[Array, "queries dim"]:
     """Return mu + S (S + sigma^2 I)^-1 (y - mu), the posterior mean of a normal prior.
 
     Args:
-      y: float32 [Q, d], noised points.
+      y: noised points.
       gaussian: the prior.
-      sigma: noise level, > 0, a scalar or [Q].
-
-    Returns:
-      float32 [Q, d].
+      sigma: noise level, > 0, one or one for each y.
 
     Source: paper, Theorems 4.9 and 4.10 (the denoiser at large sigma).
     """
+    y = jnp.asarray(y)
     variance = jnp.broadcast_to(jnp.asarray(sigma, y.dtype) ** 2, (len(y),))[:, None]
     precision = jax.lax.Precision.HIGHEST
     coordinates = jnp.matmul(y - gaussian.mean, gaussian.basis, precision=precision)

@@ -10,13 +10,15 @@ the width is convex in log N, so that a line through small subsets falls too fas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import tqdm
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
@@ -26,26 +28,26 @@ __all__ = ["Closing", "Growth", "extrapolate", "measure"]
 
 
 class Growth(NamedTuple):
-    """The zone on K subsamples of a training set, ascending in size.
+    """The zone on subsamples of a training set, ascending in size.
 
     Attributes:
-      count: int64 [K], images in each.
-      reached, left: float64 [K], sigma_C and sigma_W; NaN if the curve does not cross the threshold
-        inside the grid of noise levels.
-      peak, peak_level: float64 [K], the sigma with the largest min(C, W), and that value.
+      count: images in each.
+      reached, left: sigma_C and sigma_W; NaN if the curve does not cross the threshold inside the
+        grid of noise levels.
+      peak, peak_level: the sigma with the largest min(C, W), and that value.
       threshold: of both curves.
     """
 
-    count: np.ndarray
-    reached: np.ndarray
-    left: np.ndarray
-    peak: np.ndarray
-    peak_level: np.ndarray
+    count: Int[np.ndarray, " subsamples"]
+    reached: Float[np.ndarray, " subsamples"]
+    left: Float[np.ndarray, " subsamples"]
+    peak: Float[np.ndarray, " subsamples"]
+    peak_level: Float[np.ndarray, " subsamples"]
     threshold: float
 
     @property
-    def width(self) -> np.ndarray:
-        """ln(sigma_W / sigma_C), [K]; negative where the zone is empty, NaN at an open end."""
+    def width(self) -> Float[np.ndarray, " subsamples"]:
+        """ln(sigma_W / sigma_C); negative where the zone is empty, NaN at an open end."""
         return np.log(self.left / self.reached)
 
 
@@ -65,9 +67,9 @@ class Closing(NamedTuple):
 
 
 def measure(
-    key: jax.Array,
-    train: jax.Array,
-    heldout: jax.Array,
+    key: Key[Array, ""],
+    train: Float[ArrayLike, "train dim"],
+    heldout: Float[ArrayLike, "heldout dim"],
     whole: Curves,
     *,
     threshold: float = 0.8,
@@ -81,8 +83,8 @@ def measure(
 
     Args:
       key: PRNG key, of the subsamples and the noise.
-      train: float32 [N, d].
-      heldout: float32 [M, d].
+      train: training points.
+      heldout: held-out points.
       whole: the curves of all of `train`; the subsamples use its noise levels.
       threshold: in (0, 1).
       fractions: sizes of the subsamples, of N.
@@ -97,6 +99,7 @@ def measure(
     Raises:
       ValueError: a subsample of fewer than 2 images.
     """
+    train, heldout = jnp.asarray(train), jnp.asarray(heldout)
     order_key, noise_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(train))
     parts, rows = [], []
@@ -112,7 +115,7 @@ def measure(
         noise_key, subset_key = jax.random.split(noise_key)
         curves = curves_lib.estimate(
             subset_key,
-            jnp.asarray(train)[part],
+            train[part],
             heldout[:noised],
             whole.sigma,
             num_base=min(len(part), noised),
@@ -123,8 +126,8 @@ def measure(
         )
         rows.append((len(part), *_summary(curves, threshold)))
     rows.append((len(train), *_summary(whole, threshold)))
-    count, *columns = zip(*rows, strict=True)
-    return Growth(np.array(count), *(np.array(column) for column in columns), threshold)
+    count, reached, left, peak, peak_level = map(np.array, zip(*rows, strict=True))
+    return Growth(count, reached, left, peak, peak_level, threshold)
 
 
 def _summary(curves, threshold):
@@ -148,7 +151,7 @@ def extrapolate(growth: Growth) -> Closing | None:
     x, y = np.log2(growth.count[known]), growth.width[known]
     if len(np.unique(x)) < 3 or len(x) < 4:
         return None
-    line = scipy.stats.linregress(x, y)
+    line = cast(Any, scipy.stats.linregress(x, y))
     half = scipy.stats.t.ppf(0.975, len(x) - 2) * line.stderr
     interval = float(line.slope - half), float(line.slope + half)
     return Closing(float(line.slope), interval, interval[1] < 0)

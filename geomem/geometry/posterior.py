@@ -52,6 +52,8 @@ def plain_weights(
     Array([[0.5, 0.5]], dtype=float32)
     """
 
+    y, points = jnp.asarray(y), jnp.asarray(points)
+
     def one_query(y, sigma):
         squared_distances = jnp.sum((y - points) ** 2, axis=1)
         return jax.nn.softmax(-squared_distances / (2 * sigma**2))

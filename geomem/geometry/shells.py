@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Float32, Float64, Key
 
-from geomem.geometry.posterior import check_sigma
+from geomem.geometry.posterior import Sigma, check_sigma
 from geomem.points.exact import map_rows
 from geomem.points.neighbours import squared_distances
 
@@ -66,19 +68,24 @@ def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
 
 
 def contains(
-    y: jax.Array, points: jax.Array, sigma: float | jax.Array, *, c: float = 5.0
-) -> jax.Array:
-    """Return whether y_q is in S_sigma(x_i), bool [Q, N].
+    y: Float[ArrayLike, "queries dim"],
+    points: Float[ArrayLike, "points dim"],
+    sigma: Sigma,
+    *,
+    c: float = 5.0,
+) -> Bool[Array, "queries points"]:
+    """Return whether each y is in the shell S_sigma(x_i) of each point x_i.
 
     Args:
-      y: float32 [Q, d].
-      points: float32 [N, d], the centers of the shells.
-      sigma: noise level, > 0, a scalar or [Q].
+      y: noised points.
+      points: the centers of the shells.
+      sigma: noise level, > 0, one or one for each y.
       c: shell concentration.
 
     Raises:
       ValueError: sigma or c is not positive and finite.
     """
+    y = jnp.asarray(y)
     r_in, r_out = radii(y.shape[1], c)
     sigma = jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))[:, None]
     radius = jnp.sqrt(squared_distances(y, points)) / sigma
@@ -86,34 +93,35 @@ def contains(
 
 
 def coverage(
-    key: jax.Array,
-    heldout: jax.Array,
-    points: jax.Array,
+    key: Key[Array, ""],
+    heldout: Float[ArrayLike, "heldout dim"],
+    points: Float[ArrayLike, "points dim"],
     sigma: float,
     *,
     draws: int = 8,
     c: float = 5.0,
-) -> jax.Array:
+) -> Float[Array, " heldout"]:
     """Return the fraction of noised copies of each held-out point inside at least one shell.
 
     This is Def. 4.6 by plain Monte Carlo; `curves.estimate` computes a whole grid of noise levels.
 
     Args:
       key: PRNG key.
-      heldout: float32 [M, d].
-      points: float32 [N, d], the training points.
+      heldout: held-out points.
+      points: the training points.
       sigma: noise level, > 0.
       draws: noise draws for each held-out point.
       c: shell concentration.
 
     Returns:
-      float32 [M], in [0, 1]; its mean estimates C_sigma.
+      The fraction for each held-out point, in [0, 1]; its mean estimates C_sigma.
 
     Raises:
       ValueError: sigma or c is not positive and finite.
 
     Source: paper, Def. 4.6.
     """
+    heldout = jnp.asarray(heldout)
 
     def draw(key):
         y = heldout + sigma * jax.random.normal(key, heldout.shape)
@@ -126,15 +134,15 @@ class ProbabilityTable(NamedTuple):
     """The probability of a shell as a function of the distance to its center.
 
     Attributes:
-      values: float32 [T], P at ||x - x_i|| / sigma = 0, step, 2 step, ...; 0 beyond the last.
-      step: float32 scalar.
+      values: P at ||x - x_i|| / sigma = 0, step, 2 step, ...; 0 beyond the last.
+      step: the distance between two of them.
     """
 
-    values: jax.Array
-    step: jax.Array
+    values: Float32[Array | np.ndarray, " steps"]
+    step: Float32[ArrayLike, ""]
 
-    def __call__(self, noncentrality: jax.Array) -> jax.Array:
-        """Return P for noncentralities ||x - x_i||^2 / sigma^2 >= 0, an array of any shape."""
+    def __call__(self, noncentrality: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+        """Return P for noncentralities ||x - x_i||^2 / sigma^2 >= 0."""
         place = jnp.minimum(jnp.sqrt(noncentrality) / self.step, len(self.values) - 1.0)
         left = jnp.minimum(place.astype(jnp.int32), len(self.values) - 2)
         values = jnp.asarray(self.values)
@@ -148,7 +156,9 @@ def check_shell_c(c: float) -> None:
         raise ValueError(f"shell_c must be positive and finite, got {c:g}.")
 
 
-def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np.ndarray:
+def shell_probability(
+    noncentrality: Float[ArrayLike, "*shape"], dim: int, c: float = 5.0
+) -> Float64[np.ndarray, "*shape"]:
     """Return P(x + sigma Z in S_sigma(x_i)) for lambda = ||x - x_i||^2 / sigma^2, in float64.
 
     F(r_out^2; d, lambda) - F(r_in^2; d, lambda) with the noncentral chi-square distribution
@@ -156,12 +166,9 @@ def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np
     and 1e-10 relatively, for d from 1 to 196,608 and far into the tails (tests/test_shells.py).
 
     Args:
-      noncentrality: lambda >= 0, any shape.
+      noncentrality: lambda >= 0.
       dim: dimension d.
       c: shell concentration.
-
-    Returns:
-      float64, the shape of `noncentrality`.
     """
     from scipy.stats import ncx2
 
@@ -190,36 +197,41 @@ def probability_table(dim: int, c: float = 5.0) -> ProbabilityTable:
     end = 1.0
     while excess(end) > 0 or end < radii(dim, c)[1] / 64:
         end *= 2
-    end = brentq(excess, end / 2, end) if excess(end / 2) > 0 else end
+    if excess(end / 2) > 0:
+        end = cast(float, brentq(excess, end / 2, end))
     knots = np.linspace(0, end, _KNOTS)
     spline = CubicSpline(knots, shell_probability(knots**2, dim, c))
     values = np.clip(spline(np.linspace(0, end, _STEPS + 1)), 0, 1)
-    return ProbabilityTable(np.float32(values), np.float32(end / _STEPS))
+    return ProbabilityTable(values.astype(np.float32), np.float32(end / _STEPS))
 
 
 def coverage_bounds(
-    heldout: jax.Array, points: jax.Array, sigma: float, *, c: float = 5.0
-) -> tuple[jax.Array, jax.Array]:
+    heldout: Float[ArrayLike, "heldout dim"],
+    points: Float[ArrayLike, "points dim"],
+    sigma: float,
+    *,
+    c: float = 5.0,
+) -> tuple[Float[Array, " heldout"], Float[Array, " heldout"]]:
     """Return max_i P_i and min(1, sum_i P_i) for each held-out point, which bound its coverage.
 
     Args:
-      heldout: float32 [M, d].
-      points: float32 [N, d], the training points.
+      heldout: held-out points.
+      points: the training points.
       sigma: noise level, > 0.
       c: shell concentration.
 
     Returns:
-      (lower, upper), float32 [M] each; their means bound C_sigma.
+      (lower, upper); their means bound C_sigma.
 
     Raises:
       ValueError: sigma or c is not positive and finite.
     """
     check_sigma(sigma)
-    points = jnp.asarray(points)
+    heldout, points = jnp.asarray(heldout), jnp.asarray(points)
     table = probability_table(heldout.shape[1], c)
 
     def block(x):
         probability = table(squared_distances(x, points) / sigma**2)
         return probability.max(axis=1), jnp.minimum(probability.sum(axis=1), 1)
 
-    return map_rows(block, (jnp.asarray(heldout),), 256)
+    return map_rows(block, (heldout,), 256)

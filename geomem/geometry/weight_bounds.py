@@ -7,9 +7,10 @@ follow. They have the form of the paper's Theorem 4.2; the constants are geomem'
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
 
 __all__ = [
     "own_weight_lower_bound",
@@ -19,50 +20,56 @@ __all__ = [
 
 
 def union_bound_terms(
-    distances: jax.Array, sigma: jax.Array, delta: jax.Array, others: int
-) -> jax.Array:
+    distances: Float[ArrayLike, "*#shape"],
+    sigma: Float[ArrayLike, "*#shape"],
+    delta: Float[ArrayLike, "*#shape"],
+    others: int,
+) -> Float[Array, "*shape"]:
     """Return exp(-d_j^2 / (2 sigma^2) + (d_j / sigma) F^-1(1 - delta / others)), elementwise.
 
     With probability >= 1 - delta every w_j / w_1, j > 1, is at most its term: each xi_j is below
     -F^-1(1 - delta / others) with probability delta / others. F is the normal's distribution.
 
     Args:
-      distances: d_j, any shape.
-      sigma: noise level > 0, broadcast against `distances`.
-      delta: in (0, 1), broadcast against `distances`.
+      distances: d_j.
+      sigma: noise level > 0.
+      delta: in (0, 1).
       others: number of other points, N - 1.
     """
-    ratio = distances / sigma
+    ratio = jnp.asarray(distances) / sigma
     return jnp.exp(ratio * (-ndtri(delta / others) - ratio / 2))
 
 
 def own_weight_lower_bound(
-    distances: jax.Array, sigma: float | jax.Array, delta: float = 0.05
-) -> jax.Array:
+    distances: Float[ArrayLike, "*shape others"],
+    sigma: float | Float[ArrayLike, ...],
+    delta: float = 0.05,
+) -> Float[Array, "*shape"]:
     """Return 1 / (1 + sum_j exp(-d_j^2/(2 s^2) + (d_j/s) F^-1(1 - delta/(N-1)))), s = sigma.
 
     w_1 is at least this with probability >= 1 - delta over the noise. For N = 2 it is a quantile of
     w_1.
 
     Args:
-      distances: [..., N - 1], to all other points.
-      sigma: noise level, > 0.
+      distances: to all other points.
+      sigma: noise level, > 0, broadcast against `distances`.
       delta: allowed probability of failure, in (0, 1).
 
     Returns:
-      [...], in (0, 1].
+      The bound, in (0, 1].
     """
+    distances = jnp.asarray(distances)
     terms = union_bound_terms(distances, sigma, delta, distances.shape[-1])
     return 1 / (1 + terms.sum(axis=-1))
 
 
 def own_weight_upper_bound(
-    radii: jax.Array,
-    counts: jax.Array,
-    sigma: float | jax.Array,
+    radii: Float[ArrayLike, "*#shape radii"],
+    counts: Shaped[ArrayLike, "*#shape radii"],
+    sigma: float | Float[ArrayLike, ...],
     delta: float = 0.05,
     q: float = 0.975,
-) -> jax.Array:
+) -> Float[Array, "*shape"]:
     """Return 1 / (1 + a exp(-r^2/(2 s^2) - b r/s)), a = ceil(K (1 - (1-q)/delta)), b = F^-1(q).
 
     w_1 is at most this with probability >= 1 - delta, where K points lie within r of x_1: each xi_j
@@ -71,14 +78,14 @@ def own_weight_upper_bound(
     exponential. The radii must not depend on the noise; the best one is taken.
 
     Args:
-      radii: [..., G], for instance the sorted distances to the other points.
-      counts: [..., G], number of other points within each radius (then 1, 2, ..., N - 1).
-      sigma: noise level, > 0.
+      radii: for instance the sorted distances to the other points.
+      counts: number of other points within each radius (then 1, 2, ..., N - 1).
+      sigma: noise level, > 0, broadcast against `radii`.
       delta: allowed probability of failure, > 1 - q.
       q: in (1/2, 1).
 
     Returns:
-      [...], in (0, 1].
+      The bound, in (0, 1].
 
     Raises:
       ValueError: delta or q is out of range.
@@ -89,5 +96,5 @@ def own_weight_upper_bound(
         )
     # Rounding must not lift an exact integer to the next one.
     good = jnp.ceil(counts * (1 - (1 - q) / delta - 1e-6))
-    ratio = radii / sigma
+    ratio = jnp.asarray(radii) / sigma
     return 1 / (1 + jnp.max(good * jnp.exp(-ratio * (ratio / 2 + ndtri(q))), axis=-1))

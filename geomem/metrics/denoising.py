@@ -10,13 +10,14 @@ compilation serves all noise levels and all parameters.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Key
 from tqdm import tqdm
 
 from geomem.diffusion.sampler import Denoiser, as_pytree
@@ -37,7 +38,7 @@ __all__ = [
 _CONFIDENCE = 0.95
 
 Images = Float[Array | np.ndarray, "images height width channels"]
-Levels = Float[Array | np.ndarray, " levels"]  # ascending, positive
+Levels = Float[ArrayLike, " levels"]  # ascending, positive
 PerLevel = Float[np.ndarray, " levels"]
 
 
@@ -113,7 +114,7 @@ class RelativeGap(NamedTuple):
 
 
 def denoising_error(
-    key: jax.Array,
+    key: Key[Array, ""],
     denoiser: Denoiser,
     images: Images,
     sigmas: Levels,
@@ -145,11 +146,12 @@ def denoising_error(
     measure = Partial(_error, as_pytree(denoiser))
     per_image = _sweep(noise_key, measure, images, sigmas, draws, batch, progress).mean(axis=1)
     error = bootstrap_mean(bootstrap_key, jnp.asarray(per_image.T), bootstrap)
-    return Errors(*map(np.asarray, (sigmas, error.mean, error.low, error.high)), per_image)
+    mean, low, high = (np.asarray(field) for field in (error.mean, error.low, error.high))
+    return Errors(np.asarray(sigmas), mean, low, high, per_image)
 
 
 def noise_level_memorization(
-    key: jax.Array,
+    key: Key[Array, ""],
     denoiser: Denoiser,
     images: Images,
     train: Images,
@@ -190,9 +192,9 @@ def noise_level_memorization(
         flags.append(result.memorized)
         nearest.append(result.index[:, 0])
     rates = [intervals.rate(row, _CONFIDENCE)[2:] for row in flags]
-    return NoiseLevelMemorization(
-        np.asarray(sigmas), *np.transpose(rates), np.stack(flags), np.stack(nearest)
-    )
+    rate, low, high = np.transpose(rates)
+    found = np.stack(flags), np.stack(nearest)
+    return NoiseLevelMemorization(np.asarray(sigmas), rate, low, high, *found)
 
 
 def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
@@ -211,7 +213,9 @@ def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
 
     if not np.array_equal(train_errors.sigma, heldout_errors.sigma):
         raise ValueError("heldout_errors must have the noise levels of train_errors.")
-    train, heldout = np.float64(train_errors.per_image), np.float64(heldout_errors.per_image)
+    train, heldout = (
+        np.asarray(errors.per_image, np.float64) for errors in (train_errors, heldout_errors)
+    )
     m, n = train.shape[1], heldout.shape[1]
     ranks = rankdata(np.concatenate([train, heldout], axis=1), axis=1)
     auc = (ranks[:, m:].sum(axis=1) - n * (n + 1) / 2) / (m * n)
@@ -220,7 +224,7 @@ def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
 
 
 def relative_gap(
-    key: jax.Array,
+    key: Key[Array, ""],
     denoiser_a: Denoiser,
     denoiser_b: Denoiser,
     images: Images,
@@ -256,8 +260,8 @@ def relative_gap(
     values = _sweep(noise_key, measure, images, sigmas, draws, batch, progress).mean(axis=1)
     table = jnp.asarray(values.transpose(1, 2, 0).reshape(len(images), -1))  # [M, 3 S]
     means = bootstrap_mean(bootstrap_key, table, bootstrap)
-    distance, signal, error = np.float64(means.mean).reshape(3, -1)
-    replicates = np.float64(means.replicates).reshape(bootstrap, 3, -1)
+    distance, signal, error = np.asarray(means.mean, np.float64).reshape(3, -1)
+    replicates = np.asarray(means.replicates, np.float64).reshape(bootstrap, 3, -1)
     tail = (1 - _CONFIDENCE) / 2
     ratios = np.sqrt(replicates[:, 0] / replicates[:, 1])
     low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
@@ -329,4 +333,4 @@ def _auc_interval(auc, m, n):
     # `auc` itself is a root where it is 0 or 1.
     low = brentq(beyond, 0, auc - 1e-9) if auc > 0 else 0.0
     high = brentq(beyond, auc + 1e-9, 1) if auc < 1 else 1.0
-    return low, high
+    return cast(float, low), cast(float, high)

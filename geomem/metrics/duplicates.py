@@ -134,7 +134,7 @@ def scan(
 
 def _first_with_same_bytes(images):
     first = {}
-    digests = (hashlib.blake2b(np.ascontiguousarray(row), digest_size=16) for row in images)
+    digests = (hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16) for row in images)
     return np.array([first.setdefault(d.digest(), i) for i, d in enumerate(digests)])
 
 

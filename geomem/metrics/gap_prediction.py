@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 def predict(
     train: Float[np.ndarray, "train height width channels"],
     pool: Float[np.ndarray, "pool height width channels"],
-    highs: Sequence[float],
+    highs: Sequence[float] | Float[np.ndarray, " highs"],
     sigmas: Float[np.ndarray, " levels"],
     *,
     seeds: Sequence[int] = range(512),

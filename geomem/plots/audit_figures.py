@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Shaped
 
 from geomem.diffusion.conventions import TrainingNoise
 from geomem.geometry.growth import Growth
 from geomem.plots.style import COLORS, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["growth", "thumbnail", "training_noise"]
 
 _SIDE = 64  # pixels of a thumbnail
 
 
-def thumbnail(image: np.ndarray) -> bytes:
-    """Return a PNG file of an image [H, W, C] as stored: uint8, or floats in [-1, 1].
+def thumbnail(image: Shaped[np.ndarray, "height width channels"]) -> bytes:
+    """Return a PNG file of an image as stored: uint8, or floats in [-1, 1].
 
     Images larger than 64 pixels are reduced. Images with two or four channels show their first.
     """
@@ -32,7 +37,7 @@ def thumbnail(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def growth(subsamples: Growth):
+def growth(subsamples: Growth) -> Figure:
     """Draw the zone's edges and its peak against the number of training images.
 
     Args:
@@ -77,7 +82,7 @@ def growth(subsamples: Growth):
 
 def training_noise(
     noises: Sequence[TrainingNoise], zone: tuple[float, float] | None, cells: int = 48
-):
+) -> Figure:
     """Draw how often recipes train on each noise level, with the danger zone shaded.
 
     Args:

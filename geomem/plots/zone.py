@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from geomem import paths
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.plots.style import COLORS, legend, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["danger_zone", "read_run"]
 
@@ -33,12 +37,14 @@ def read_run(folder: paths.AnyPath) -> tuple[dict[str, np.ndarray], dict[str, An
 
 
 def danger_zone(
-    curves: Curves | Mapping[str, np.ndarray], zone: Zone | Mapping[str, Any], title: str = ""
-):
+    curves: Curves | Mapping[str, Float[np.ndarray, " levels"]],
+    zone: Zone | Mapping[str, Any],
+    title: str = "",
+) -> Figure:
     """Draw coverage and max posterior weight with 95% bands and bounds, and shade the danger zone.
 
     Args:
-      curves: from `geometry.curves.estimate`; or the columns of curves.csv, [S] each.
+      curves: from `geometry.curves.estimate`; or the columns of curves.csv.
       zone: from `geometry.danger_zone.find`; or the content of zone.json.
       title: describes the data.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ __all__ = [
     "merge_candidates",
     "round_center",
 ]
+
+Tree = TypeVar("Tree")  # an array, or a pytree of arrays
 
 CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
 QUERIES = 1024  # queries per block
@@ -68,7 +70,7 @@ def as_queries(array: Any, shape: tuple[int, ...], name: str) -> jax.Array:
     return decode(rows)
 
 
-def decode(rows: Any) -> Any:
+def decode(rows: Tree) -> Tree:
     """Return rows as float32; stored 8-bit images become x / 127.5 - 1, as by `data.to_float`."""
     return jax.tree.map(lambda a: _decode(a) if a.dtype == jnp.uint8 else a, rows)
 

@@ -76,7 +76,8 @@ def squared_distances(
     Returns:
       float32 [Q, N]; exactly 0 for equal rows.
     """
-    x, points = as_queries(x, points.shape, "x"), decode(as_rows(points, "points"))
+    points = decode(as_rows(points, "points"))
+    x = as_queries(x, points.shape, "x")
     origin = center(points)
     centered, others = x - origin, points - origin
     scale = jnp.sum(centered**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)

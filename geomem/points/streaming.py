@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -102,7 +103,7 @@ class Stream(PlacedPoints):
         Raises:
           ValueError: inside a JAX transformation, where nothing can be read.
         """
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((queries, context))):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((queries, context))):
             raise ValueError("points must not be a stream inside a JAX transformation.")
         context = self.center() if context is None else context
         total = len(jax.tree.leaves(queries)[0])
@@ -154,7 +155,9 @@ class Stream(PlacedPoints):
             first = [k * self._length + start for k in range(len(self._devices))]
             stop = [self._stop(k) for k in range(len(self._devices))]
             rows = self._place(lambda k: self._filled(first[k], stop[k]))
-            return rows, *(self._place(lambda k, e=e: np.int32([e[k]])) for e in (first, stop))
+            return rows, *(
+                self._place(lambda k, e=e: np.array([e[k]], np.int32)) for e in (first, stop)
+            )
 
         yield from _one_ahead(step, range(0, self._length, self._step))
 
@@ -194,7 +197,7 @@ class Stream(PlacedPoints):
             first, stop = k * self._length, self._stop(k)
             index = np.unique(np.linspace(first, stop - 1, _CENTER_ROWS).astype(int))
             rows = to_float(self._rows.read(index[: max(0, stop - first)]))
-            return rows.sum(axis=0, keepdims=True), np.float32([len(rows)])
+            return rows.sum(axis=0, keepdims=True), np.array([len(rows)], np.float32)
 
         samples = {k: sample(k) for k in self._local_devices()}
         total = self._place(lambda k: samples[k][0])

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -238,9 +239,11 @@ def as_points(points: Any) -> PlacedPoints:
     if isinstance(points, PlacedPoints):
         return points
     points = as_rows(points, "points")
-    sharding = None if isinstance(points, jax.core.Tracer) else points.sharding
-    if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
-        return Points(points, len(points), sharding.mesh, sharding.spec[0])
+    sharding = None if isinstance(points, Tracer) else points.sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        axis = sharding.spec[0] if sharding.spec else None
+        if axis is not None:
+            return Points(points, len(points), sharding.mesh, axis)
     return Points(points, len(points))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -98,13 +99,13 @@ class _Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        def step(x, layer):
-            if callable(layer):
-                return layer(x)
-            if not isinstance(layer[0], str):
-                return jnp.concatenate([step(x, unit) for unit in layer], axis=-1)
-            name, channels, height, width, *stride = layer
-            return _Unit(channels, (height, width), *stride, name=name)(x)
+        def step(x, layer: Any) -> jax.Array:
+            if isinstance(layer, tuple):
+                if not isinstance(layer[0], str):
+                    return jnp.concatenate([step(x, unit) for unit in layer], axis=-1)
+                name, channels, height, width, *stride = layer
+                return _Unit(channels, (height, width), *stride, name=name)(x)
+            return layer(x)
 
         chains = [functools.reduce(step, branch, x) for branch in self.branches]
         return jnp.concatenate(chains, axis=-1)
@@ -243,8 +244,12 @@ def features(params: Mapping, tap: str = "feat_2048", batch: int = 128) -> Featu
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+
     # XLA removes all computation behind the chosen tap.
-    apply = jax.jit(lambda params, images: Inception().apply({"params": params}, images)[tap])
+    @jax.jit
+    def apply(params, images):
+        outputs = Inception().apply({"params": params}, images)
+        return cast(dict[str, jax.Array], outputs)[tap]
 
     def extract(images):
         images = np.asarray(images)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import urllib.request
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
     Raises:
       ValueError: if tensors are missing or have another shape; names the first three.
     """
-    expected = traverse_util.flatten_dict(_shapes()["params"])
+    flat = traverse_util.flatten_dict(_shapes()["params"])
+    expected = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flat)
     params, wrong = {}, []
 
     def tensor(path, shape):
@@ -107,7 +109,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
             got = "is missing" if value is None else f"has shape {value.shape}"
             wrong.append(f"{name} {got}, expected {shape}")
             return np.ones(shape)
-        return np.float64(value)
+        return np.asarray(value, np.float64)
 
     for (*module, layer, leaf), value in expected.items():
         if layer == "fc":
