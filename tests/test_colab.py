@@ -110,7 +110,7 @@ def test_quick_values_replace_its_parameters(path):
 
 @pytest.mark.slow
 @each
-def test_runs_and_shows_what_the_repository_shows(path, tmp_path, monkeypatch):
+def test_rerun_shows_the_committed_outputs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as in Colab
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

@@ -111,7 +111,7 @@ def test_digest_covers_pixels_and_indices():
     assert one.train_split.sha256() == wanted.hexdigest()
 
 
-def test_folder_of_images(folder):
+def test_reads_folder_of_images(folder):
     path, pixels = folder
     (path / "cat" / "._001.png").write_text("what macOS adds to a zip")
     dataset = data.load(str(path), heldout=0.25, seed=1)
@@ -127,7 +127,7 @@ def test_folder_of_images(folder):
     np.testing.assert_array_equal(again.test, dataset.test)
 
 
-def test_folder_and_heldout_folder(folder, tmp_path):
+def test_reads_heldout_folder(folder, tmp_path):
     path, pixels = folder
     Image.fromarray(pixels[0]).save(tmp_path / "held.png")
     (tmp_path / "more").mkdir()
@@ -149,7 +149,7 @@ def test_gray_folder_has_one_channel_and_resize_crops(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 @pytest.mark.parametrize("channels", [0, 1, 3])
-def test_arrays(tmp_path, rng, suffix, channels):
+def test_reads_arrays(tmp_path, rng, suffix, channels):
     shape = (10, 4, 4) + (channels,) * bool(channels)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path / f"images.{suffix}"
@@ -161,7 +161,7 @@ def test_arrays(tmp_path, rng, suffix, channels):
     np.testing.assert_array_equal(whole.reshape(shape), pixels[order])
 
 
-def test_float_arrays_stay_as_they_are(tmp_path, rng, capsys):
+def test_float_arrays_are_unchanged(tmp_path, rng, capsys):
     pixels = rng.uniform(-1, 1, (10, 4, 4, 3))
     np.save(tmp_path / "images.npy", pixels)
     dataset = data.load(str(tmp_path / "images.npy"))

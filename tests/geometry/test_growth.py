@@ -27,7 +27,7 @@ def digits():
     return train, heldout, whole
 
 
-def test_subsamples_of_digits(digits):
+def test_subsamples_move_the_zone_to_larger_noise(digits):
     train, heldout, whole = digits
     result = growth.measure(
         jax.random.key(1), train, heldout, whole, noised=200, fractions=(1 / 8,)
@@ -47,7 +47,7 @@ def test_subsamples_of_digits(digits):
         growth.measure(jax.random.key(1), train, heldout, whole, fractions=(0.001,))
 
 
-def test_slope_agrees_with_linregress(rng):
+def test_slope_matches_least_squares(rng):
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     width = 2 - 0.2 * np.log2(count / 100) + rng.normal(0, 0.02, len(count))
     closing = growth.extrapolate(made(count, width))
@@ -64,14 +64,14 @@ def test_slope_agrees_with_linregress(rng):
     assert closing.closes
 
 
-def test_open_ends_are_left_out_of_the_line():
+def test_line_ignores_open_ends():
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     width = 2 - 0.2 * np.log2(count / 100)
     width[2] = np.nan
     assert growth.extrapolate(made(count, width)).slope == pytest.approx(-0.2)
 
 
-def test_no_sign_of_closing(rng):
+def test_flat_or_wider_zones_do_not_close(rng):
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     flat = growth.extrapolate(made(count, 1 + rng.normal(0, 0.05, len(count))))
     assert not flat.closes

@@ -56,7 +56,7 @@ def test_bounds_are_sharp_for_two_points(rng):
     assert fails_too_often(weights > 0.95 * upper, delta)
 
 
-def test_bounds_by_hand():
+def test_bounds_match_formulas():
     """The formulas, term by term."""
     distances, sigma, delta, q = np.array([1.0, 2.0, 4.0]), 1.5, 0.2, 0.9
     terms = [

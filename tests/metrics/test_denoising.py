@@ -52,7 +52,7 @@ def errors(digits):
     ]
 
 
-def test_error_of_a_shrinking_denoiser(digits):
+def test_error_matches_closed_form(digits):
     # E||a (x + sigma z) - x||^2 = (1 - a)^2 ||x||^2 + a^2 sigma^2 d
     heldout = digits[1][:60]
     result = denoising.denoising_error(
@@ -137,7 +137,7 @@ def test_exact_denoiser_returns_copies_at_small_noise(digits):
     assert linear.rate.max() < 0.05
 
 
-def test_relative_gap_equals_the_loop_and_vanishes_at_large_noise(digits):
+def test_relative_gap_matches_loop_and_vanishes_at_large_noise(digits):
     train, _, exact, wiener = digits
     sigmas = np.float32([2.0, 20.0, 200.0])
     result = denoising.relative_gap(KEY, exact, wiener, train, sigmas, draws=2, batch=128)

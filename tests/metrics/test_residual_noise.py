@@ -58,7 +58,7 @@ def test_noise_adds_to_squared_distances():
     assert ratio[3] == 1
 
 
-def test_rejects_few_images_and_other_shapes():
+def test_rejects_too_few_images_and_bad_shapes():
     with pytest.raises(ValueError, match="heldout must hold 4 or more images, got 3"):
         residual_noise.fit_spectrum(np.zeros((3, 8, 8, 1), "f"))
     spectrum = residual_noise.fit_spectrum(np.ones((4, 8, 8, 1), "f"))
@@ -69,7 +69,7 @@ def test_rejects_few_images_and_other_shapes():
         residual_noise.residual_noise(np.ones((4, 8, 8, 3), "f"), spectrum)
 
 
-def test_rejects_values_that_are_not_finite():
+def test_rejects_nonfinite_values():
     images = np.ones((4, 8, 8, 1), "f")
     spectrum = residual_noise.fit_spectrum(images)
     images[1, 2, 3] = np.nan

@@ -114,7 +114,7 @@ def test_files_agree_with_each_other(finished):
     assert str(folder.parent) not in (folder / "run.json").read_text().replace(str(folder), "")
 
 
-def test_page_is_complete_escaped_and_loads_nothing(finished):
+def test_page_is_complete_and_self_contained(finished):
     text = finished.page.read_text()
     parsed = Page(text)
     assert parsed.open == []
@@ -157,7 +157,7 @@ def test_does_not_extrapolate(finished):
         ((0.01, 0.02), "wider"),
     ],
 )
-def test_names_the_trend_with_more_images(finished, interval, trend):
+def test_describes_the_trend_with_more_images(finished, interval, trend):
     closing = {"slope": sum(interval) / 2, "slope_interval": interval}
     report = finished.report | {"growth": {"count": [10, 80], "closing": closing}}
     assert trend in dict(verdict.answers(report))["Would more images help?"]

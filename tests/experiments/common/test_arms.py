@@ -157,7 +157,7 @@ parallel.train_and_evaluate_all(tasks, 2)
 
 
 @pytest.mark.slow
-def test_parallel_runs_save_and_end_when_their_parent_is_killed(tmp_path):
+def test_parallel_runs_save_and_stop_when_their_parent_is_killed(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}
     with (tmp_path / "log").open("w") as log:
         parent = subprocess.Popen(
@@ -194,7 +194,7 @@ def test_summary_holds_means_and_standard_errors():
     assert line["late"] is None is line["late_error"]
 
 
-def test_early_stopping_takes_the_least_memorized_checkpoint_of_equal_quality():
+def test_early_stopping_picks_the_least_memorized_checkpoint():
     def row(arm, kimg, frechet, memorized):
         keys = {"seed": 0, "without_noise": memorized}
         return {"arm": arm, "kimg": kimg, "frechet": frechet, **keys}

@@ -271,7 +271,7 @@ def test_resuming_commands_keep_their_folder(command):
     assert command(write_results, "--overwrite", resumes=True)[0] == 2
 
 
-def test_files_are_numbered_too(tmp_path):
+def test_output_files_are_numbered(tmp_path):
     config = Config(out=str(tmp_path / "a.b" / "samples.npz"))
     (tmp_path / "a.b").mkdir()
     record = results.run_facts(dataclasses.replace(config, count=9), results.Phases())
@@ -385,7 +385,7 @@ def test_compilation_cache_can_be_turned_off(own_cache, monkeypatch):
     assert not own_cache.exists()
 
 
-def test_unwritable_compilation_cache_is_no_error(own_cache):
+def test_tolerates_unwritable_compilation_cache(own_cache):
     own_cache.write_text("a file where a folder should be")
     compilation.enable_cache()
     assert jax.config.jax_compilation_cache_dir is None

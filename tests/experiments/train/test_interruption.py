@@ -78,7 +78,7 @@ def _assert_same(folder, reference):
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
-def test_killed_runs_equal_an_uninterrupted_one_bitwise(reference, cache, tmp_path):
+def test_killed_runs_resume_bitwise(reference, cache, tmp_path):
     rng, kills = random.Random(0), int(os.environ.get("GEOMEM_KILLS", "5"))
     while_writing = 0
     for kill in range(kills):

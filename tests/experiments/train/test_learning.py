@@ -49,7 +49,7 @@ def _command(folder, kimg):
     return time.perf_counter() - start
 
 
-def test_memorizes_digits_and_approaches_the_empirical_loss_from_above(tmp_path):
+def test_memorizes_digits_and_approaches_the_empirical_loss(tmp_path):
     config = PRESETS["digits"]
     training = data.load("digits").subset(count=config.num_train).train.astype(np.float64)
     excess, seconds = [], 0.0

@@ -74,7 +74,7 @@ def _legacy(path, pickled):
 
 @pytest.mark.parametrize("write", [_zip, _legacy])
 @pytest.mark.parametrize("function", ["exec", "Path.touch", "getattr"])
-def test_refuses_pickled_calls_without_running_them(tmp_path, write, function):
+def test_rejects_pickled_calls_without_running_them(tmp_path, write, function):
     marker = tmp_path / "it_ran"
     payload = {
         "exec": _Call(exec, f"open({str(marker)!r}, 'w')"),
