@@ -1,4 +1,4 @@
-"""Data sets: values, order, provenance, selections, and one clear line for bad input."""
+"""Data sets: values, order, origin, selections, and one-line errors."""
 
 import hashlib
 import types
@@ -143,7 +143,7 @@ def test_gray_folder_has_one_channel_and_resize_crops(tmp_path):
     Image.fromarray(gradient.T).save(tmp_path / "b.jpg", quality=100)
     dataset = data.load(str(tmp_path), resize=4, heldout="digits")
     assert dataset.train.shape == (2, 4, 4, 1)
-    # The centre square, averaged: columns 6..17 in four groups of three.
+    # The center square, averaged: columns 6..17 in four groups of three.
     np.testing.assert_allclose(dataset.train_split.pixels[0, 0, :, 0], [70, 100, 130, 160], atol=6)
 
 
@@ -277,7 +277,7 @@ def test_rejects_resize_without_folder(folder, tmp_path):
     for name in (str(tmp_path / "s16.npy"), "digits"):
         with pytest.raises(ValueError, match=r"resize must be None unless .* folder, got 8"):
             data.load(name, resize=8)
-    # Held-out images that are a folder are fitted to the training images.
+    # Held-out images from a folder are resized to match the training images.
     dataset = data.load("cifar10_sample", heldout=str(path), resize=32)
     assert dataset.test.shape == (12, 32, 32, 3)
 
@@ -293,7 +293,7 @@ def test_rejects_bad_fractions(fraction):
 
 @pytest.fixture
 def mocked_tfds(monkeypatch, tmp_path):
-    """TFDS's own mock data, as if the data sets were prepared."""
+    """Use the mock data of TFDS, as if the data sets were prepared."""
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
@@ -311,12 +311,12 @@ def test_celeba_gray_is_cropped_and_gray(mocked_tfds):
     assert dataset.train.shape == (5, 32, 32, 1)
     assert dataset.test.shape == (3, 32, 32, 1)
     image = np.zeros((218, 178, 3), np.uint8)
-    image[20:198] = [255, 0, 0]  # the centre square, all red: luma 0.299 * 255
+    image[20:198] = [255, 0, 0]  # the center square, all red: luma 0.299 * 255
     np.testing.assert_array_equal(np.unique(sources._celeba_gray(image)), [76])
 
 
 def test_canonical_order_follows_ids():
-    """TFDS stores shuffled; the position in canonical order is the number in `id`."""
+    """TFDS stores images shuffled; the number in `id` is the position in canonical order."""
 
     facts = [{"id": name} for name in (b"train_2", b"train_10", b"train_0")]
 

@@ -1,4 +1,4 @@
-"""An import goes down or sideways, never up and never in a circle; heavy packages load late."""
+"""Imports go down or sideways, never up or in a circle; heavy packages load late."""
 
 import ast
 import collections
@@ -24,12 +24,12 @@ FORBIDDEN = {("diffusion", "geometry")}  # schedules take two numbers, not a Zon
 HEAVY = ("tensorflow_datasets", "sklearn", "matplotlib", "orbax", "flax", "PIL")
 MODULES = sorted(ROOT.rglob("*.py"))
 LONGEST = 350  # lines
-# The library's function and the command of the same name are both how people call them.
+# The geometry module and the command share the name that users know.
 SAME_NAME = {"danger_zone"}
 
 
 def _name(path):
-    """geomem/points/exact.py -> geomem.points.exact; a package's __init__ is the package."""
+    """Return the module name: geomem/points/exact.py -> geomem.points.exact."""
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -38,7 +38,7 @@ NAMES = {_name(path): path for path in MODULES}
 
 
 def _imports(path):
-    """The geomem modules that a file imports, anywhere in it."""
+    """Yield the modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -23,7 +23,7 @@ def python(*words):
 
 
 def geomem_command(monkeypatch, capsys, *words):
-    """(exit code, stdout, stderr) of the command in this process."""
+    """Run the command in this process; return (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["geomem", *words])
     code = 0
     try:

@@ -1,4 +1,4 @@
-"""The README is one page, and its Python example does what it says."""
+"""The README is one page, and its Python example prints what its comments say."""
 
 import pathlib
 import re

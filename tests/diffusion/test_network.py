@@ -21,7 +21,7 @@ def case(request):
 
 
 def _error(ours, theirs):
-    """Largest error relative to the output's scale."""
+    """Return the largest error, relative to the output's scale."""
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
@@ -170,7 +170,7 @@ def test_bfloat16_is_close_to_float32(case):
 
 
 def test_preconditioning_limits():
-    # sigma -> 0 returns the input; sigma -> infinity forgets it.
+    # As sigma -> 0, the input is returned; as sigma -> infinity, it is ignored.
     denoiser, params = edm_weights.load(DATA / "songunet_gray8.npz")
     denoise = jax.jit(denoiser)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))

@@ -76,7 +76,7 @@ def test_far_tails_are_accurate():
     tail = scipy.stats.norm(-1.2, 1.2).sf
     quantiles = tail(np.log(draws)) / tail(np.log(high))
     assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
-    # Accurate to the tail's end: the smallest of a million uniforms is about 1e-6.
+    # Accurate to the end of the tail: the smallest of a million uniforms is about 1e-6.
     assert 1e-8 < quantiles.min() < 1e-5
     # The same in the left tail, mirrored about the median.
     mirrored = schedules.gap(BASE, np.exp(-2.4) / high, 1e6)

@@ -111,7 +111,7 @@ def test_one_dispatch_equals_single_steps():
 
 @pytest.fixture(scope="module")
 def network_runs():
-    """The initial state, and a function that takes a step, with every random option on."""
+    """Return the initial state and a step function, with every random option turned on."""
     network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2)
     denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5, lr=1e-3)
     start = training_step.init(denoiser, recipe, (8, 8, 1))

@@ -1,4 +1,4 @@
-"""The danger-zone command end to end, and its one-line answers to bad input."""
+"""The danger-zone command end to end, and its one-line errors."""
 
 import csv
 import dataclasses
@@ -120,7 +120,7 @@ def test_band_sets_the_dimension(tmp_path):
 
 
 def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
-    """The protocol's own counts, reduced: fresh subsets and base points, on 40 EDM levels."""
+    """The paper's protocol with smaller counts: fresh subsets and base points, 40 EDM levels."""
     monkeypatch.setattr(danger_zone, "_PAPER_TRIALS", 40)
     monkeypatch.setattr(danger_zone, "_PAPER_WEIGHT_DRAWS", 8)
     config = small(tmp_path, protocol="paper", num_train=120, num_heldout=40)
@@ -141,7 +141,7 @@ def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
 
 
 def test_devices_and_streams_match_one_device(tmp_path, monkeypatch, capsys):
-    """90 images of 64 pixels: enough that the command places them itself."""
+    """Use 90 images of 64 pixels: enough for the command to place them itself."""
     settings = {"num_train": 90, "num_sigmas": 3, "bootstrap": 5, "draws_coverage": 2}
 
     def found():

@@ -1,4 +1,4 @@
-"""Curves against published numbers, plain loops, and identities of the noise's law."""
+"""Curves against published numbers, plain loops and identities of the noise distribution."""
 
 import csv
 import pathlib
@@ -51,7 +51,7 @@ def test_matches_published_curves(published, estimated):
             estimate.mean, estimate.replicates.std(axis=0), rows, strict=True
         ):
             error = np.hypot(ours, standard_error(row["ci95_low"], row["ci95_high"]))
-            # Where neither sample saw anything but 0 or 1: a rate below 1 in 4,000 draws.
+            # For levels where both samples saw only 0 or only 1: a rate below 1 in 4,000 draws.
             assert abs(mean - float(row["estimate"])) <= max(3 * error, 2.5e-4), row["sigma"]
 
 
@@ -70,7 +70,7 @@ def test_bounds_bracket_the_curves(estimated):
     assert (estimated.own_weight <= estimated.max_weight.mean + 1e-6).all()
     assert (estimated.own_weight_lower_bound <= estimated.own_weight + 0.01).all()
     assert (estimated.own_weight <= estimated.own_weight_upper_bound + 0.01).all()
-    # Not vacuous: the lower bound is near 1 on the calm end of small noise.
+    # The bounds are not vacuous: at small noise, the lower bound is near 1.
     assert estimated.own_weight_lower_bound[0] >= 0.998
 
 
@@ -103,7 +103,7 @@ def test_own_weight_bounds_match_formulas(cifar, estimated):
             for delta in (0.001, 0.01, 0.1)
             for tail in (0.25, 0.5)
         )
-        # The sweep counts neighbours on a grid of radii: never tighter, and hardly looser.
+        # The sweep counts neighbors on a grid of radii: never tighter, and hardly looser.
         assert upper - 1e-4 <= estimated.own_weight_upper_bound[s] <= 1.1 * upper + 0.01
 
 
@@ -112,7 +112,7 @@ SMALL_SIGMAS = np.float32([0.3, 1.0, 3.0])
 
 @pytest.fixture(scope="module")
 def small():
-    """30 training and 12 held-out points in 50 dimensions, two training points alike."""
+    """Return 30 training and 12 held-out points in 50 dimensions; two training points are equal."""
     rng = np.random.default_rng(0)
     train = rng.standard_normal((30, 50)).astype(np.float32) + 5
     train[7] = train[3]
@@ -152,7 +152,7 @@ def direct_weight(rng, train, draws):
 
 @pytest.mark.parametrize("reduced", [True, False])
 def test_both_frames_match_direct_noising(small, rng, reduced):
-    """Same expectation as noising the points themselves, within 4.5 standard errors."""
+    """Expectations match those of noising the points directly, within 4.5 standard errors."""
     train, heldout = small
     frame = (_reduced_noise.reduced_frame if reduced else _reduced_noise.direct_frame)(
         train, heldout
@@ -216,7 +216,7 @@ def test_noise_has_the_same_norm_in_both_frames(small):
 
 
 def test_refinement_matches_grid_levels(small):
-    """An extra level gives what the same level of a grid gives: same noise, same resamples."""
+    """An extra level equals the same level on a grid: same noise, same resamples."""
     train, heldout = small
     key = jax.random.key(0)
     refined = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=3)
@@ -309,7 +309,7 @@ def test_bootstrap_band_matches_standard_error(rng):
 @pytest.mark.parametrize("count", [30, 200])
 @pytest.mark.parametrize("draws", [2, 8])
 def test_coverage_bands_contain_the_truth(mean, count, draws, rng):
-    """At least 93% of bands hold it, for images that differ a lot or little; few hold too often."""
+    """At least 93% of bands contain it, whether images differ a lot or little."""
     repeats = 3000
     for concentration in (0.5, 5):
         chance = rng.beta(mean * concentration, (1 - mean) * concentration, (count, repeats))
@@ -322,7 +322,7 @@ def test_coverage_bands_contain_the_truth(mean, count, draws, rng):
 
 
 def test_coverage_band_is_exact_without_clusters():
-    """All draws of an image alike: Clopper and Pearson's interval of M draws."""
+    """If all draws of an image agree, the band is the Clopper-Pearson interval of M draws."""
     values = np.repeat([1.0, 0.0], [40, 60])[:, None]
     estimate = curves.bootstrap_fraction(jax.random.key(0), values, 8, 10)
     exact = stats.binomtest(40, 100).proportion_ci(method="exact")

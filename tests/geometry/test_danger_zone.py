@@ -1,4 +1,4 @@
-"""The zone of curves whose crossings are known in closed form, and of CIFAR-10 on many grids."""
+"""The zone on curves with known crossings, and of CIFAR-10 on many grids."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ GRID = np.geomspace(0.1, 10, 9)  # log10 spacing 1/4
 
 
 def curves(coverage, weight, spread=0.0, replicates=200, grid=GRID):
-    """Curves with these means; replicates shift the logits by normal noise of size `spread`."""
+    """Return curves with these means; replicates add noise of size `spread` to the logits."""
     rng = np.random.default_rng(0)
 
     def estimate(mean):
@@ -63,7 +63,7 @@ def test_intervals_cover_the_edges():
 
 
 def test_zone_is_where_both_curves_reach_threshold():
-    """Against the definition, on a fine grid of the same interpolated curves."""
+    """Compare with the definition, on a fine grid of the same interpolated curves."""
     grid = np.geomspace(0.1, 10, 4001)
     fine = curves(sigmoid(-0.5, 9, grid), sigmoid(0.3, -6, grid), grid=grid, replicates=1)
     for threshold in (0.3, 0.8, 0.9):
@@ -122,7 +122,7 @@ def test_marks_open_ends():
 
 
 def test_crossings_without_a_zone():
-    """Coverage arrives after the weight has left; a curve below the threshold has no crossing."""
+    """Coverage rises after the weight has fallen; a curve below the threshold has no crossing."""
     apart = curves(sigmoid(0.4, 8), sigmoid(-0.4, -8))
     expected = 10 ** np.array([0.4 + logit(0.8) / 8, -0.4 - logit(0.8) / 8])
     assert danger_zone.crossings(apart, 0.8) == pytest.approx(expected, rel=2e-3)

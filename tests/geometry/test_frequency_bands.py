@@ -1,4 +1,4 @@
-"""Fourier bands: ranks, orthonormality, and the spectra that they keep."""
+"""Fourier bands: ranks, orthonormality and the spectra that they preserve."""
 
 import numpy as np
 import pytest

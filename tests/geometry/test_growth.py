@@ -37,7 +37,7 @@ def test_subsamples_move_the_zone_to_larger_noise(digits):
     # Both curves are monotone here, so the zone's edges are the two crossings.
     assert result.reached[-1] == pytest.approx(zone.low, rel=1e-5)
     assert result.left[-1] == pytest.approx(zone.high, rel=1e-5)
-    # More shells cover more, more rivals split the posterior earlier.
+    # More shells cover more; more neighbors split the posterior at smaller noise.
     assert (result.reached[:4] > result.reached[4]).all()
     assert (result.left[:4] > result.left[4]).all()
     assert len(np.unique(result.reached[:4])) == 4  # four different subsamples
@@ -76,4 +76,4 @@ def test_flat_or_wider_zones_do_not_close(rng):
     flat = growth.extrapolate(made(count, 1 + rng.normal(0, 0.05, len(count))))
     assert not flat.closes
     assert growth.extrapolate(made(count, 1 + 0.1 * np.log2(count))).closes is False
-    assert growth.extrapolate(made(count[:8], np.ones(8))) is None  # two sizes are no line
+    assert growth.extrapolate(made(count[:8], np.ones(8))) is None  # two sizes are too few

@@ -15,7 +15,7 @@ BAR = 1e-5
 
 
 def near_duplicates(points, pairs, rng):
-    """`pairs` points replaced by copies of other points at distance 1e-3."""
+    """Replace `pairs` points by copies of other points at distance 1e-3."""
     points = points.copy()
     for copy, original in pairs:
         offset = rng.standard_normal(points.shape[1])
@@ -81,7 +81,7 @@ def test_exact_at_every_sigma(truth, precision):
 
 @pytest.mark.parametrize(("sigma", "shift"), [(0.002, 0), (0.02, 0), (0.02, 100), (0.14, 100)])
 def test_ties_between_far_points_are_exact(cifar, sigma, shift):
-    """Midway between two images 20 apart, weights hang on the last bits of either distance."""
+    """Midway between two images 20 apart, weights depend on the last bits of both distances."""
     train = cifar[0] + np.float32(shift)
     middle = (np.float64(train[:12]) + np.float64(train[12:24])) / 2
     direction = np.float64(train[:12]) - np.float64(train[12:24])
@@ -97,7 +97,7 @@ def test_ties_between_far_points_are_exact(cifar, sigma, shift):
 
 
 def test_naive_formula_exceeds_the_tolerance(cases, rng):
-    """The bars can fail: norm + norm - 2 dot in float32 does, badly."""
+    """The tolerance is not too loose: norm + norm - 2 dot in float32 fails it by far."""
     for case, wrong_by in (("20 near-duplicates", 0.05), ("near-duplicates, shifted", 0.5)):
         train, heldout = cases[case]
         y = noised(train, heldout, 0.002, rng)
@@ -107,7 +107,7 @@ def test_naive_formula_exceeds_the_tolerance(cases, rng):
         assert np.abs(naive - exact).max() > wrong_by
 
 
-@pytest.mark.parametrize("chunk", [300, 999, 5000])  # 1,000 is a multiple of none
+@pytest.mark.parametrize("chunk", [300, 999, 5000])  # none divides 1,000
 def test_result_is_independent_of_chunk_size(cases, chunk, rng):
     train, heldout = cases["20 near-duplicates"]
     for sigma in (0.02, 5):
@@ -141,7 +141,7 @@ def test_plain_definitions_match_float64_loops(cifar, rng):
 
 
 def with_copies(rng, copies, dim, apart, total=64):
-    """Points of which the first `copies` are equal and the next is `apart` from them."""
+    """Return points of which the first `copies` are equal and the next is `apart` from them."""
     points = rng.standard_normal((total, dim)).astype(np.float32)
     points[:copies] = points[0]
     direction = rng.standard_normal(dim)
@@ -151,7 +151,7 @@ def with_copies(rng, copies, dim, apart, total=64):
 
 @pytest.mark.parametrize("sigma", [0.003, 0.01, 0.1])
 def test_exact_copies_do_not_end_the_search_early(rng, sigma):
-    """Sixteen copies fill all candidates of a pass, and show no screening error."""
+    """Sixteen copies use up all candidates of a pass without showing any screening error."""
     y_noise = rng.standard_normal((40, 3072))
     for trial in range(8):
         points = with_copies(rng, 16, 3072, sigma)
@@ -227,7 +227,7 @@ def test_weights_sum_to_one_and_are_equivariant(points, sigma):
     y, points = points[:4] + np.float32(0.3), points[4:]
     weights = posterior.weights(y, points, sigma)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    # Permuting the data set permutes the weights, and leaves the denoiser alone.
+    # Permuting the data set permutes the weights and leaves the denoiser unchanged.
     order = np.random.default_rng(0).permutation(len(points))
     permuted = posterior.weights(y, points[order], sigma)
     np.testing.assert_allclose(permuted, weights[:, order], atol=BAR)
@@ -309,7 +309,7 @@ def test_memory_does_not_grow_with_queries_times_points():
 
 
 def test_accepts_fewer_groups_than_candidates(rng):
-    """128 points are fewer groups of 16 than there are candidates."""
+    """128 points form fewer groups of 16 than there are candidates."""
     points = rng.standard_normal((128, 5)).astype(np.float32)
     y = rng.standard_normal((7, 5)).astype(np.float32)
     found = posterior.denoise(y, points, 0.5)

@@ -1,4 +1,4 @@
-"""Shells: radii, membership, coverage, and the certificate against the Poisson mixture."""
+"""Shells: radii, membership, coverage, and certified bounds against the Poisson mixture."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def poisson_mixture(noncentrality, dim, c):
     a = dim / 2 + k
     below = special.gammainc(a, r_out**2 / 2) - special.gammainc(a, r_in**2 / 2)
     above = special.gammaincc(a, r_in**2 / 2) - special.gammaincc(a, r_out**2 / 2)
-    # Whichever tail is small keeps its digits.
+    # The smaller tail keeps its precision.
     return np.sum(poisson * np.where(special.gammainc(a, r_out**2 / 2) < 0.5, below, above))
 
 
@@ -85,7 +85,7 @@ def test_bounds_bracket_coverage(cifar, sigma):
 
 
 def test_bounds_are_tight_for_one_point(cifar):
-    """With a single training point coverage is its shell's probability, exactly."""
+    """With a single training point, coverage equals its shell's probability."""
     train, heldout = cifar[0][:1], cifar[1][:50]
     lower, upper = shells.coverage_bounds(heldout, train, 1.5)
     np.testing.assert_allclose(lower, upper, rtol=1e-6)

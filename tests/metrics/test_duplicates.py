@@ -39,7 +39,7 @@ def check(images, result):
 
 
 def planted(rng, images, copies):
-    """Images with exact and noised copies of the first `copies` of them, and their positions."""
+    """Return images with exact and noised copies of the first `copies`, and their positions."""
     images, places = images.copy(), rng.permutation(np.arange(copies, len(images)))[:copies]
     for source, place in enumerate(places):
         noise = rng.normal(0, 2, images.shape[1:]) * (source % 3)
@@ -58,7 +58,7 @@ def test_matches_loop_over_all_pairs(rng, tile):
 
 @pytest.mark.parametrize("shape", [(5, 7, 1), (33, 20, 3), (1, 600, 1), (2, 2, 300)])
 def test_matches_loop_for_any_shape(rng, shape):
-    """Block means of white noise screen few pairs, so products and differences must decide."""
+    """Block means rule out few pairs of white noise, so products and differences must decide."""
     images, _ = planted(rng, rng.integers(0, 256, (90, *shape), dtype=np.uint8), 12)
     check(images, duplicates.scan(images, tile=32))
 

@@ -27,7 +27,7 @@ def test_distance_matches_sqrtm_formula(rng, dim):
 
 
 def test_distance_of_commuting_covariances(rng):
-    """Axis-aligned in a common basis: sum of (m_a - m_b)^2 + (s_a - s_b)^2, with zero variances."""
+    """In a common basis: sum of (m_a - m_b)^2 + (s_a - s_b)^2, with some zero variances."""
     basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
     scales = rng.uniform(0, 3, (2, 12))
     scales[0, :5] = scales[1, 3:8] = 0

@@ -33,7 +33,7 @@ def test_matches_loop(rng, k):
 
 
 def test_matches_loop_with_ties_and_duplicates(rng):
-    """On a lattice, distances tie exactly and points repeat; balls are closed."""
+    """On a lattice, distances tie exactly and points repeat. Balls are closed."""
     reference = np.float32(rng.integers(0, 4, (333, 8)))
     samples = np.float32(rng.integers(1, 5, (150, 8)))
     result = precision_recall(samples, reference, 5, chunk=64)

@@ -1,4 +1,4 @@
-"""Planted noise is estimated, copies below it are detected, and clean images get none."""
+"""Planted noise is estimated, copies below it are found, and clean images have none."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_noise_adds_to_squared_distances():
     ratio = residual_noise.noise_removed_ratio(distance, np.float64([0.2, 0.2, 0.39, 0]), 100)
     assert ratio[0] == pytest.approx(np.sqrt((9 - 4) / (25 - 4)))
     assert ratio[1] == 0  # the noise explains all of d1
-    assert ratio[2] == 3 / 4  # d2 is hardly above the noise, too: the plain ratio
+    assert ratio[2] == 3 / 4  # d2 is barely above the noise, too: the plain ratio
     assert ratio[3] == 1
 
 

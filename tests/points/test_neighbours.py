@@ -1,4 +1,4 @@
-"""Distances and nearest neighbours against float64 loops, where cancellation is worst."""
+"""Distances and nearest neighbors against float64 loops, where cancellation is worst."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from geomem.points.exact import Candidates, map_rows, merge_candidates
 
 @pytest.fixture(scope="module")
 def clustered(cifar):
-    """300 images of which 40 lie within 1e-3 of the first, and 5 repeat the second exactly."""
+    """Return 300 images: 40 lie within 1e-3 of the first, and 5 repeat the second exactly."""
     rng = np.random.default_rng(1)
     points = cifar[0][:300].copy()
     offsets = rng.standard_normal((40, points.shape[1]))
@@ -31,7 +31,7 @@ def test_squared_distances_of_close_points_are_accurate(clustered, shift):
 
 
 @pytest.mark.parametrize("shift", [0, 100])
-@pytest.mark.parametrize("chunk", [70, 2048])  # 300 is no multiple of 70
+@pytest.mark.parametrize("chunk", [70, 2048])  # 300 is not a multiple of 70
 def test_two_nearest_match_float64_loop(cifar, clustered, chunk, shift):
     queries = np.concatenate([cifar[1][:40], clustered[[0, 1, 100, 120, 203]]]) + np.float32(shift)
     points = clustered + np.float32(shift)
@@ -109,7 +109,7 @@ def test_nearest_returns_any_number(cifar, count):
 
 
 def test_accepts_fewer_groups_than_candidates(rng):
-    """96 points are fewer groups of 16 than there are candidates."""
+    """96 points form fewer groups of 16 than there are candidates."""
     points = rng.standard_normal((96, 5)).astype(np.float32)
     queries = rng.standard_normal((7, 5)).astype(np.float32)
     index = oracles.two_nearest(queries, points)[1]

@@ -20,7 +20,7 @@ BAR = 1e-5
 
 @pytest.fixture(scope="module")
 def points(cifar):
-    """Images of which 30 are copies at distance 1e-3, some of them on other devices."""
+    """Return images, 30 of them copies at distance 1e-3, some on other devices."""
     points = cifar[0][:COUNT].copy()
     offsets = np.random.default_rng(0).standard_normal((30, points.shape[1]))
     offsets *= 1e-3 / np.linalg.norm(offsets, axis=1, keepdims=True)
@@ -30,7 +30,7 @@ def points(cifar):
 
 @pytest.fixture(scope="module")
 def noised(points, cifar):
-    """Noised training and held-out points [13, d] at each sigma."""
+    """Return noised training and held-out points [13, d] at each sigma."""
     rng = np.random.default_rng(1)
     clean = np.concatenate([points[[0, 1, 601, 900, 996]], cifar[1][:8]])
     return [(clean + s * rng.standard_normal(clean.shape)).astype(np.float32) for s in SIGMAS]
@@ -51,7 +51,7 @@ everywhere = pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENT
 
 
 def relative(found, wanted):
-    """The largest ||found - wanted|| / ||wanted|| of all rows."""
+    """Return the largest ||found - wanted|| / ||wanted|| of all rows."""
     found, wanted = np.float64(found), np.float64(wanted)
     return (np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
 
@@ -71,7 +71,7 @@ def test_top_weights_match_one_device_and_float64(points, noised, place):
     for sigma, y in zip(SIGMAS, noised, strict=True):
         found = posterior.top_weights(y, placed, sigma, k)
         one = posterior.top_weights(y, points, sigma, k)
-        # Of a single query the last bit of a logit near 10 is 1e-6 of its weights.
+        # For one query, the last bit of a logit near 10 changes its weights by 1e-6.
         assert relative(np.ravel(found.weight), np.ravel(one.weight)) <= 1e-6, sigma
         assert relative(found.weight, one.weight) <= 2e-6, sigma
         exact = np.exp(oracles.log_weights(y, points, sigma))
@@ -115,7 +115,7 @@ def test_curves_match_one_device(cifar):
     points, key, sigmas = cifar[0][:COUNT], jax.random.key(0), np.float32([0.1, 1, 2, 4, 8, 20])
     heldout = cifar[1][:20]
     settings = {"num_base": 21, "draws_coverage": 2, "draws_weight": 2, "bootstrap": 20}
-    # So few noised points that one device takes the direct frame too: the same noise.
+    # With so few noised points, one device uses the direct frame too, with the same noise.
     one = curves.estimate(key, points, heldout, sigmas, **settings)
     assert 0.1 < one.coverage.mean[2] < 1  # the comparison says something
     assert one.coverage_lower_bound.max() > 0.9
@@ -253,7 +253,7 @@ def test_two_processes_equal_one(points, noised, tmp_path):
 def test_places_points_where_memory_allows(stored, monkeypatch):
     path, points = stored
     assert isinstance(placement.place(path), Points)
-    monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is too little
+    monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is not enough
     assert isinstance(placement.place(path), Stream)
     single = placement.place(points, grid(1))
     assert isinstance(single, Stream)

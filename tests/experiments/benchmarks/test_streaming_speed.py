@@ -1,4 +1,4 @@
-"""The scale command at a small size, and its roofline against sums done by hand."""
+"""The scale command at a small size, and its roofline against sums by hand."""
 
 import json
 
@@ -9,7 +9,7 @@ from geomem.experiments.benchmarks import streaming_speed, timing
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
 def test_writes_results_and_removes_temporary_files(tmp_path, stored, monkeypatch):
-    monkeypatch.setattr(timing, "_SIDE", 256)  # of a product of no interest at this size
+    monkeypatch.setattr(timing, "_SIDE", 256)  # timing means nothing at this size
     (tmp_path / "temporary").mkdir()
     config = streaming_speed.Config(
         counts=(60, 100),

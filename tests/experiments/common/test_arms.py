@@ -1,4 +1,4 @@
-"""Arms of training noise: their gaps, trainings, tables and figures, end to end on tiny runs."""
+"""Training arms end to end on tiny runs: gaps, training, tables and figures."""
 
 import csv
 import dataclasses
@@ -89,7 +89,7 @@ def test_gap_training_writes_rows_and_figures(study):
 
 def test_same_command_computes_nothing_again(study, monkeypatch):
     config, result = study
-    monkeypatch.setattr(arms, "evaluate_samples", None)  # would fail if called
+    monkeypatch.setattr(arms, "evaluate_samples", None)  # fails if called
     assert gap_training.run(config).rows == result.rows
 
 
@@ -110,7 +110,7 @@ def test_kept_samples_follow_the_settings(study, monkeypatch):
 def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    loop.run(dataclasses.replace(config, kimg=1.6))  # to step 25, like an interruption
+    loop.run(dataclasses.replace(config, kimg=1.6))  # as if interrupted at step 25
     rows = arms.train_and_evaluate(Task(arm, config, EVALUATION))
     assert [row["kimg"] for row in rows] == [1.28, 2.56]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:

@@ -62,7 +62,7 @@ def _signal_at(step, number):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """The same run after SIGTERM, Ctrl-C and the traces of a kill, resumed each time."""
+    """The same run, resumed after SIGTERM, after Ctrl-C and from what a kill leaves behind."""
     folder = tmp_path_factory.mktemp("resumed")
     with _signal_at(8, signal.SIGTERM):
         result = loop.run(_config(folder))
