@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, set before JAX starts: every parallel path is really parallel."""
+"""Eight virtual CPU devices, set before JAX starts, so that parallel paths run in parallel."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-# Workers and the commands that tests start compile each program once, not each for itself.
+# Test workers and the commands that they start share one cache of compiled programs.
 _run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"geomem-tests-{_run}")
@@ -34,7 +34,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 @pytest.fixture(scope="session")
 def count_compilations():
-    """A context manager whose value, a list, holds one entry for each compilation inside it."""
+    """Return a context manager that yields a list with one entry for each compilation."""
 
     @contextlib.contextmanager
     def counting():
@@ -47,14 +47,14 @@ def count_compilations():
 
 @pytest.fixture(scope="session")
 def cifar():
-    """The bundled sample, flattened: training and held-out points, float32 [1000, 3072] each."""
+    """Return the bundled sample as training and held-out points, float32 [1000, 3072] each."""
     dataset = data.load()
     return dataset.train.reshape(1000, -1), dataset.test.reshape(1000, -1)
 
 
 @pytest.fixture(scope="session")
 def prepared_cifar10():
-    """Skips unless TFDS finds all of CIFAR-10 prepared (TFDS_DATA_DIR)."""
+    """Return CIFAR-10, or skip the test if TFDS has not prepared it (TFDS_DATA_DIR)."""
     try:
         return data.load("cifar10")
     except ValueError as error:

@@ -8,7 +8,7 @@ DATA = pathlib.Path(__file__).parent / "data"
 
 
 def load_oracle(name):
-    """The oracle's inputs and outputs; images as [B, H, W, C]."""
+    """Return the inputs and outputs of the oracle; images as [B, H, W, C]."""
     with np.load(DATA / f"songunet_{name}.npz") as archive:
         arrays = {key: archive[key] for key in archive.files if not key.startswith("param/")}
     return {

@@ -1,4 +1,4 @@
-"""The truth that kernels are held against: plain float64 NumPy loops, to be checked by eye."""
+"""Reference results for fast code: plain float64 NumPy loops that a reader can check by eye."""
 
 import numpy as np
 
@@ -25,14 +25,14 @@ def squared_distances(x, points):
 
 
 def two_nearest(queries, points):
-    """Distances and indices [Q, 2] of the two nearest points, ties by index."""
+    """Return the distances and indices [Q, 2] of the two nearest points, ties by index."""
     squares = squared_distances(queries, points)
     index = np.argsort(squares, axis=1, kind="stable")[:, :2]
     return np.sqrt(np.take_along_axis(squares, index, 1)), index
 
 
 def covered(y, points, sigma, r_in, r_out):
-    """Whether sigma r_in <= ||y - x_i|| <= sigma r_out for at least one i, [Q]."""
+    """Return whether sigma r_in <= ||y - x_i|| <= sigma r_out for at least one i, [Q]."""
     radius = np.sqrt(squared_distances(y, points)) / sigma
     return ((r_in <= radius) & (radius <= r_out)).any(axis=1)
 

@@ -22,7 +22,7 @@ assert jax.device_count() == 8 and jax.local_device_count() == 4
 
 
 def run_two(code, *arguments):
-    """Run `code` in two processes; it finds `arguments`, texts, and the number `process`."""
+    """Run `code` in two processes, with the strings `arguments` and the number `process`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

@@ -1,7 +1,7 @@
 """The notebooks in colab/ run, hold no logic of their own, and keep clean outputs in git.
 
-Every notebook in the folder is tested. To run fast here, a notebook assigns what makes it slow
-(training images, steps) in a cell with the tag "parameters", and its metadata gives smaller values:
+Every notebook in the folder is tested. A cell tagged "parameters" assigns what makes the notebook
+slow (training images, steps), and the metadata gives smaller values for the tests:
 {"geomem": {"quick": {"num_train": 200}}}.
 """
 
@@ -110,7 +110,7 @@ def test_quick_values_replace_its_parameters(path):
 
 @pytest.mark.slow
 @each
-def test_runs_and_shows_what_the_repository_shows(path, tmp_path, monkeypatch):
+def test_rerun_shows_the_committed_outputs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as in Colab
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

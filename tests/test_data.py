@@ -1,4 +1,4 @@
-"""Data sets: values, order, provenance, selections, and one clear line for bad input."""
+"""Data sets: values, order, origin, selections, and one-line errors."""
 
 import hashlib
 import types
@@ -111,7 +111,7 @@ def test_digest_covers_pixels_and_indices():
     assert one.train_split.sha256() == wanted.hexdigest()
 
 
-def test_folder_of_images(folder):
+def test_reads_folder_of_images(folder):
     path, pixels = folder
     (path / "cat" / "._001.png").write_text("what macOS adds to a zip")
     dataset = data.load(str(path), heldout=0.25, seed=1)
@@ -127,7 +127,7 @@ def test_folder_of_images(folder):
     np.testing.assert_array_equal(again.test, dataset.test)
 
 
-def test_folder_and_heldout_folder(folder, tmp_path):
+def test_reads_heldout_folder(folder, tmp_path):
     path, pixels = folder
     Image.fromarray(pixels[0]).save(tmp_path / "held.png")
     (tmp_path / "more").mkdir()
@@ -143,13 +143,13 @@ def test_gray_folder_has_one_channel_and_resize_crops(tmp_path):
     Image.fromarray(gradient.T).save(tmp_path / "b.jpg", quality=100)
     dataset = data.load(str(tmp_path), resize=4, heldout="digits")
     assert dataset.train.shape == (2, 4, 4, 1)
-    # The centre square, averaged: columns 6..17 in four groups of three.
+    # The center square, averaged: columns 6..17 in four groups of three.
     np.testing.assert_allclose(dataset.train_split.pixels[0, 0, :, 0], [70, 100, 130, 160], atol=6)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 @pytest.mark.parametrize("channels", [0, 1, 3])
-def test_arrays(tmp_path, rng, suffix, channels):
+def test_reads_arrays(tmp_path, rng, suffix, channels):
     shape = (10, 4, 4) + (channels,) * bool(channels)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path / f"images.{suffix}"
@@ -161,7 +161,7 @@ def test_arrays(tmp_path, rng, suffix, channels):
     np.testing.assert_array_equal(whole.reshape(shape), pixels[order])
 
 
-def test_float_arrays_stay_as_they_are(tmp_path, rng, capsys):
+def test_float_arrays_are_unchanged(tmp_path, rng, capsys):
     pixels = rng.uniform(-1, 1, (10, 4, 4, 3))
     np.save(tmp_path / "images.npy", pixels)
     dataset = data.load(str(tmp_path / "images.npy"))
@@ -277,7 +277,7 @@ def test_rejects_resize_without_folder(folder, tmp_path):
     for name in (str(tmp_path / "s16.npy"), "digits"):
         with pytest.raises(ValueError, match=r"resize must be None unless .* folder, got 8"):
             data.load(name, resize=8)
-    # Held-out images that are a folder are fitted to the training images.
+    # Held-out images from a folder are resized to match the training images.
     dataset = data.load("cifar10_sample", heldout=str(path), resize=32)
     assert dataset.test.shape == (12, 32, 32, 3)
 
@@ -293,7 +293,7 @@ def test_rejects_bad_fractions(fraction):
 
 @pytest.fixture
 def mocked_tfds(monkeypatch, tmp_path):
-    """TFDS's own mock data, as if the data sets were prepared."""
+    """Use the mock data of TFDS, as if the data sets were prepared."""
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
@@ -311,12 +311,12 @@ def test_celeba_gray_is_cropped_and_gray(mocked_tfds):
     assert dataset.train.shape == (5, 32, 32, 1)
     assert dataset.test.shape == (3, 32, 32, 1)
     image = np.zeros((218, 178, 3), np.uint8)
-    image[20:198] = [255, 0, 0]  # the centre square, all red: luma 0.299 * 255
+    image[20:198] = [255, 0, 0]  # the center square, all red: luma 0.299 * 255
     np.testing.assert_array_equal(np.unique(sources._celeba_gray(image)), [76])
 
 
 def test_canonical_order_follows_ids():
-    """TFDS stores shuffled; the position in canonical order is the number in `id`."""
+    """TFDS stores images shuffled; the number in `id` is the position in canonical order."""
 
     facts = [{"id": name} for name in (b"train_2", b"train_10", b"train_0")]
 

@@ -1,4 +1,4 @@
-"""The examples in docs/ do what they say; each page is one session."""
+"""The examples in docs/ produce the output they show; each page is one session."""
 
 import doctest
 import pathlib

@@ -1,4 +1,4 @@
-"""An import goes down or sideways, never up and never in a circle; heavy packages load late."""
+"""Imports go down or sideways, never up or in a circle; heavy packages load late."""
 
 import ast
 import collections
@@ -24,12 +24,12 @@ FORBIDDEN = {("diffusion", "geometry")}  # schedules take two numbers, not a Zon
 HEAVY = ("tensorflow_datasets", "sklearn", "matplotlib", "orbax", "flax", "PIL")
 MODULES = sorted(ROOT.rglob("*.py"))
 LONGEST = 350  # lines
-# The library's function and the command of the same name are both how people call them.
+# The geometry module and the command share the name that users know.
 SAME_NAME = {"danger_zone"}
 
 
 def _name(path):
-    """geomem/points/exact.py -> geomem.points.exact; a package's __init__ is the package."""
+    """Return the module name: geomem/points/exact.py -> geomem.points.exact."""
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -38,7 +38,7 @@ NAMES = {_name(path): path for path in MODULES}
 
 
 def _imports(path):
-    """The geomem modules that a file imports, anywhere in it."""
+    """Yield the modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -57,14 +57,14 @@ def _area(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_imports_go_down_or_sideways(name):
+def test_imports_never_go_up(name):
     for imported in _imports(NAMES[name]):
         if imported.startswith("geomem.") and _area(imported) in FLOORS:
             assert _floor(imported) <= _floor(name), f"{name} imports {imported}"
             assert (_area(name), _area(imported)) not in FORBIDDEN, f"{name} imports {imported}"
 
 
-def test_no_imports_run_in_a_circle():
+def test_no_circular_imports():
     graph = {
         name: {other for other in _imports(path) if other in NAMES and other != name}
         # A package's own modules may name it; the package itself loads them lazily.
@@ -86,7 +86,7 @@ def test_no_imports_run_in_a_circle():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_module_has_a_docstring_a_public_list_and_a_bearable_length(name):
+def test_modules_are_short_and_documented(name):
     path = NAMES[name]
     text = path.read_text()
     tree = ast.parse(text)
@@ -100,14 +100,14 @@ def test_every_module_has_a_docstring_a_public_list_and_a_bearable_length(name):
         )
 
 
-def test_no_two_modules_have_the_same_name():
+def test_module_names_are_unique():
     counts = collections.Counter(
         name.rpartition(".")[2] for name, path in NAMES.items() if path.name != "__main__.py"
     )
     assert {name for name, count in counts.items() if count > 1} == SAME_NAME
 
 
-def test_importing_the_geometry_loads_nothing_heavy():
+def test_geometry_imports_no_heavy_packages():
     modules = [
         name
         for name, path in NAMES.items()

@@ -23,7 +23,7 @@ def python(*words):
 
 
 def geomem_command(monkeypatch, capsys, *words):
-    """(exit code, stdout, stderr) of the command in this process."""
+    """Run the command in this process; return (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["geomem", *words])
     code = 0
     try:
@@ -34,7 +34,7 @@ def geomem_command(monkeypatch, capsys, *words):
     return code, output.out, output.err
 
 
-def test_import_loads_no_library():
+def test_import_loads_no_heavy_library():
     code = "import sys, geomem; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
     assert python("-c", code).stdout.strip() == "[]"
 
@@ -48,7 +48,7 @@ def test_every_public_name_exists(face):
         assert getattr(package, name) is not None
 
 
-def test_public_functions():
+def test_public_functions_are_those_of_their_modules():
     assert geomem.load is geomem.data.load
     assert geomem.denoise is geomem.geometry.posterior.denoise
     assert geomem.find_danger_zone is geomem.geometry.danger_zone.find

@@ -1,4 +1,4 @@
-"""The README is one page, and its Python example does what it says."""
+"""The README is one page, and its Python example prints what its comments say."""
 
 import pathlib
 import re
@@ -6,7 +6,7 @@ import re
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_example_prints_what_it_says(capsys, tmp_path, monkeypatch):
+def test_example_prints_its_comments(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
@@ -32,7 +32,7 @@ def test_has_two_commands_for_newcomers():
     assert all(line.startswith("pip install -e ") for line in install.splitlines())
 
 
-def test_links_lead_to_files():
+def test_links_point_to_files():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.replace("\n", " "))
     assert len(links) > 10
     for link in links:

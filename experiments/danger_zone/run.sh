@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make every result in results/. All but the first need CIFAR-10 prepared by TFDS (TFDS_DATA_DIR).
+# Reproduce everything in results/. All but the first need CIFAR-10 prepared by TFDS (TFDS_DATA_DIR).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run() { python -m geomem.experiments.danger_zone --overwrite --out "experiments/danger_zone/results/$1" "${@:2}"; }

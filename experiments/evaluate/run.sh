@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the results in results/: evaluate samples of the digits run of experiments/train.
+# Reproduce results/: train the digits preset, sample it and evaluate the samples.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -3,7 +3,7 @@
 set -eu
 out=${1:-runs}
 
-# Overfit 128 digits; then train on 128 others without a gap, and with one on their danger zone. Minutes on a CPU.
+# Overfit 128 digits. Then train on 128 others, with and without a gap on their danger zone. Minutes on a CPU.
 python -m geomem.experiments.train digits --out "$out/digits"
 python -m geomem.experiments.danger_zone --dataset digits --num-train 128 --subset-seed 0 --threshold 0.5 \
   --out "$out/zone"

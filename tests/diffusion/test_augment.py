@@ -1,4 +1,4 @@
-"""Augmentation: the labels describe the transformation, which a float64 loop applies."""
+"""Augmentation: a float64 loop applies the transformation that the labels describe."""
 
 import functools
 
@@ -13,13 +13,13 @@ KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
 def _blob(height, width, x, y):
-    """A Gaussian bump, wide enough to be resampled well."""
+    """Return a Gaussian bump, wide enough for accurate resampling."""
     rows, columns = np.mgrid[:height, :width]
     return np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[..., None].astype(np.float32)
 
 
 def _distance(image, goal):
-    """Distance of the bump's centroid from `goal` (x, y), in a window without its mirror images."""
+    """Return the distance of the bump's centroid from `goal` (x, y), without its mirror images."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
     near = np.hypot(columns - goal[0], rows - goal[1]) < 9
     mass = np.where(near, np.asarray(image[..., 0], np.float64), 0)
@@ -30,7 +30,7 @@ def _distance(image, goal):
 
 
 def _transform(labels, offset, sides, sign):
-    """Where the labels say that a point at `offset` (x, y) from the center goes.
+    """Return where the labels send a point at `offset` (x, y) from the center.
 
     The published labels do not tell whether an axis is stretched or shrunk: `sign`.
     """

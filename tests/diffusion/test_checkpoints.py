@@ -1,4 +1,4 @@
-"""Checkpoints: exact, and safe against damage and full disks."""
+"""Checkpoints are exact, and survive damage and full disks."""
 
 import logging
 import pathlib

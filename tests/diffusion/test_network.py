@@ -21,7 +21,7 @@ def case(request):
 
 
 def _error(ours, theirs):
-    """Largest error relative to the output's scale."""
+    """Return the largest error, relative to the output's scale."""
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
@@ -141,7 +141,7 @@ def test_adaptive_scale_multiplies_the_normalized_channels():
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_every_option_works_on_oblong_images(compute):
+def test_options_work_on_rectangular_images(compute):
     options = {"embedding": "fourier", "adaptive_scale": True, "patch": 2, "compute": compute}
     network = unet.UNet(8, (1, 2), 1, (4,), dropout=0.5, **options)
     denoiser = preconditioning.EDMDenoiser(network, 0.3)
@@ -170,7 +170,7 @@ def test_bfloat16_is_close_to_float32(case):
 
 
 def test_preconditioning_limits():
-    # sigma -> 0 returns the input; sigma -> infinity forgets it.
+    # As sigma -> 0, the input is returned; as sigma -> infinity, it is ignored.
     denoiser, params = edm_weights.load(DATA / "songunet_gray8.npz")
     denoise = jax.jit(denoiser)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 1))
@@ -200,7 +200,7 @@ def test_preconditioning_limits():
         (lambda t: t.clear(), "model.enc.HEIGHTxWIDTH_conv.weight is missing"),
     ],
 )
-def test_names_mismatched_tensors(change, message, tmp_path):
+def test_rejects_mismatched_tensors(change, message, tmp_path):
     with np.load(TINY) as archive:
         tensors = {
             name.removeprefix("param/"): archive[name]
@@ -222,7 +222,7 @@ def test_accepts_the_default_attention_at_other_resolutions():
         preconditioning.EDMDenoiser(network.copy(attention=(7,))).init(jax.random.key(0), (8, 8, 3))
 
 
-def test_rejects_other_files_and_sides(tmp_path):
+def test_rejects_bad_files_and_sides(tmp_path):
     with pytest.raises(
         ValueError, match=r"^weights must be an \.npz or \.safetensors file, got .*\.pkl"
     ):

@@ -152,6 +152,6 @@ def test_rejects_bad_arguments(arguments, message):
         sampler.solve(**call)
 
 
-def test_rejects_no_seeds():
+def test_rejects_empty_seeds():
     with pytest.raises(ValueError, match=r"^seeds must hold at least one seed, got none"):
         sampler.generate(EMPIRICAL, [], (4, 4, 1), GRID)

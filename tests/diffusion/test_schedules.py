@@ -76,7 +76,7 @@ def test_far_tails_are_accurate():
     tail = scipy.stats.norm(-1.2, 1.2).sf
     quantiles = tail(np.log(draws)) / tail(np.log(high))
     assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
-    # Accurate to the tail's end: the smallest of a million uniforms is about 1e-6.
+    # Accurate to the end of the tail: the smallest of a million uniforms is about 1e-6.
     assert 1e-8 < quantiles.min() < 1e-5
     # The same in the left tail, mirrored about the median.
     mirrored = schedules.gap(BASE, np.exp(-2.4) / high, 1e6)
@@ -85,7 +85,7 @@ def test_far_tails_are_accurate():
     assert scipy.stats.kstest(quantiles, "uniform").pvalue > 0.01
 
 
-def test_dummy_draws_like_its_base_and_marks_the_interval():
+def test_dummy_keeps_the_draws_and_marks_the_interval():
     schedule = schedules.dummy(BASE, 0.5, 2.0)
     draws = schedule.sample(jax.random.key(3), (1000,))
     np.testing.assert_array_equal(draws, BASE.sample(jax.random.key(3), (1000,)))
@@ -137,7 +137,7 @@ def test_adjacent_gaps_are_merged():
     assert schedule.gaps == ((0.1, 3.0),)
 
 
-def test_edges_may_be_numpy_numbers():
+def test_accepts_numpy_edges():
     schedule = schedules.gap(BASE, np.float32(0.5), np.int64(5))
     assert schedule == schedules.gap(BASE, 0.5, 5)
 

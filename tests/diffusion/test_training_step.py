@@ -96,7 +96,7 @@ def test_steps_follow_adam_and_the_averaging_rule():
         assert host.metrics["loss"] == pytest.approx(window, rel=1e-4)
 
 
-def test_steps_in_one_dispatch_equal_single_steps():
+def test_one_dispatch_equals_single_steps():
     update = training_step.make_update(Scaled(), _recipe())
     images = training_step.replicate(IMAGES)
     start = training_step.init(Scaled(), _recipe(), (8, 8, 1))
@@ -111,7 +111,7 @@ def test_steps_in_one_dispatch_equal_single_steps():
 
 @pytest.fixture(scope="module")
 def network_runs():
-    """The initial state, and a function that takes a step, with every random option on."""
+    """Return the initial state and a step function, with every random option turned on."""
     network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2)
     denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5, lr=1e-3)
     start = training_step.init(denoiser, recipe, (8, 8, 1))
@@ -125,7 +125,7 @@ def network_runs():
     return start, step
 
 
-def test_a_step_does_not_depend_on_the_number_of_devices(network_runs):
+def test_step_is_independent_of_device_count(network_runs):
     start, step = network_runs
     expected = step(start, 1)
     assert _leaf_error(expected.params, start.params) > 5e-4  # the step changes the parameters
@@ -135,7 +135,7 @@ def test_a_step_does_not_depend_on_the_number_of_devices(network_runs):
         assert _leaf_error(state.ema, expected.ema) <= 1e-6
 
 
-def test_checkpoints_move_between_one_eight_and_two_devices(network_runs, tmp_path):
+def test_checkpoints_move_between_device_counts(network_runs, tmp_path):
     start, step = network_runs
     state = start
     for count, devices in enumerate((1, 8, 2), 1):
@@ -152,7 +152,7 @@ def test_checkpoints_move_between_one_eight_and_two_devices(network_runs, tmp_pa
     assert _leaf_error(state.params, expected.params) <= 1e-5
 
 
-def test_compiles_only_at_the_first_step():
+def test_compiles_only_on_the_first_step():
     traced = []
 
     class Counted(Scaled):
@@ -172,7 +172,7 @@ def test_compiles_only_at_the_first_step():
     assert first == len(traced) > 0
 
 
-def test_ignores_gradients_that_are_not_finite():
+def test_ignores_nonfinite_gradients():
     class Broken(Scaled):
         def __call__(self, params, x, sigma, augment_labels=None, dropout_keys=None):
             return x + jnp.sqrt(params["w"] - params["w"])  # value 0, gradient NaN
@@ -199,7 +199,7 @@ def test_examples_are_uniform_draws_with_unit_noise():
     assert labels is None
 
 
-def test_dummy_images_replace_only_those_inside_the_interval():
+def test_dummy_images_replace_only_the_interval():
     recipe = training_step.Recipe(schedules.dummy(schedules.lognormal(), 0.2, 0.6), augment=0)
     clean, _, sigma, _ = _draws(recipe, seed=2)
     truth = PIXELS / 127.5 - 1
@@ -212,6 +212,6 @@ def test_dummy_images_replace_only_those_inside_the_interval():
     np.testing.assert_allclose(dummies.std(0), truth.std(0), atol=0.05)
 
 
-def test_rejects_a_batch_that_devices_cannot_share():
+def test_rejects_indivisible_batch():
     with pytest.raises(ValueError, match=r"^batch must be a multiple of the 8 devices, got 12"):
         training_step.make_update(Scaled(), _recipe(batch=12))

@@ -1,4 +1,4 @@
-"""Runs whose folders are in a bucket, with the real clients and a server on this machine."""
+"""Runs whose folders are in a bucket, with the real clients and a local server."""
 
 import os
 import subprocess
@@ -122,7 +122,7 @@ def test_training_sampling_and_zones_use_a_bucket(bucket):
 
 
 def test_evaluations_and_arms_use_a_bucket(bucket, tmp_path):
-    """On one device, so that two arms run in two processes."""
+    """Use one device, so that two arms run in two processes."""
     ran = subprocess.run(
         [sys.executable, "-c", EVALUATIONS],
         env={**bucket, "XLA_FLAGS": ""},
@@ -132,7 +132,7 @@ def test_evaluations_and_arms_use_a_bucket(bucket, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.npy"]  # nothing went elsewhere
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npy"]  # nothing elsewhere
 
 
 def test_reports_an_unwritable_bucket_in_one_line(bucket, monkeypatch):

@@ -1,4 +1,4 @@
-"""The danger-zone command end to end, and its one-line answers to bad input."""
+"""The danger-zone command end to end, and its one-line errors."""
 
 import csv
 import dataclasses
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
     return command(*flags.split(), "--threshold", "0.5", "--out", str(out)), out
 
 
-def test_the_command_writes_its_files_and_says_so(finished):
+def test_command_lists_the_files_it_writes(finished):
     process, out = finished
     assert process.returncode == 0, process.stderr
     assert {path.name for path in out.iterdir()} == {
@@ -86,7 +86,7 @@ def test_files_agree_with_each_other_and_with_python(finished, tmp_path):
     assert run["environment"]["packages"]["jax"]
 
 
-def test_plot_only_draws_again(finished, tmp_path):
+def test_plot_only_redraws_the_figure(finished, tmp_path):
     _, out = finished
     before = (out / "figure.pdf").read_bytes()
     (out / "figure.pdf").unlink()
@@ -96,7 +96,7 @@ def test_plot_only_draws_again(finished, tmp_path):
         danger_zone.run(Config(plot_only=str(tmp_path)))
 
 
-def test_the_legend_explains_every_line(finished):
+def test_legend_explains_every_line(finished):
     columns, zone, _ = zone_plot.read_run(finished[1])
     figure = zone_plot.danger_zone(columns, zone)
     (axes,) = figure.axes
@@ -107,20 +107,20 @@ def test_the_legend_explains_every_line(finished):
     assert len(labels) == len(set(labels))
 
 
-def test_an_empty_zone_has_null_edges_and_a_figure(tmp_path):
+def test_empty_zone_has_null_edges_and_a_figure(tmp_path):
     result = danger_zone.run(small(tmp_path, sigma_max=0.05))
     assert result.zone.low is None
     assert json.loads((result.folder / "zone.json").read_text())["low"] is None
     assert (result.folder / "figure.png").exists()
 
 
-def test_bands_work_on_coordinates(tmp_path):
+def test_band_sets_the_dimension(tmp_path):
     low = danger_zone.run(small(tmp_path, band="low", radius=1.0))
     assert json.loads((low.folder / "run.json").read_text())["dimensions"] == 5
 
 
 def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
-    """The protocol's own counts, reduced: fresh subsets and base points, on 40 EDM levels."""
+    """The paper's protocol with smaller counts: fresh subsets and base points, 40 EDM levels."""
     monkeypatch.setattr(danger_zone, "_PAPER_TRIALS", 40)
     monkeypatch.setattr(danger_zone, "_PAPER_WEIGHT_DRAWS", 8)
     config = small(tmp_path, protocol="paper", num_train=120, num_heldout=40)
@@ -140,8 +140,8 @@ def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
         assert np.abs(one - other).mean() < 0.05
 
 
-def test_all_devices_and_streams_give_the_curves_of_one_device(tmp_path, monkeypatch, capsys):
-    """90 images of 64 pixels: enough that the command places them itself."""
+def test_devices_and_streams_match_one_device(tmp_path, monkeypatch, capsys):
+    """Use 90 images of 64 pixels: enough for the command to place them itself."""
     settings = {"num_train": 90, "num_sigmas": 3, "bootstrap": 5, "draws_coverage": 2}
 
     def found():
@@ -201,7 +201,7 @@ def test_rejects_bad_settings(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_copies_are_reported(tmp_path, capsys):
+def test_warns_about_copies(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     pixels[5] = pixels[3]
     np.save(tmp_path / "train.npy", pixels)
@@ -221,7 +221,7 @@ def test_copies_are_reported(tmp_path, capsys):
         (["--out", "/proc/geomem"], "error: --out must be a writable folder, got /proc/geomem"),
     ],
 )
-def test_the_command_line_fails_in_one_line(flags, line):
+def test_reports_errors_in_one_line(flags, line):
     process = command(*flags)
     assert process.returncode == 2
     assert process.stderr.startswith(line)
@@ -230,7 +230,7 @@ def test_the_command_line_fails_in_one_line(flags, line):
 
 
 @pytest.mark.parametrize("kind", [BrokenExecutor, jax.errors.JaxRuntimeError, MemoryError])
-def test_short_memory_is_one_line_too(kind, capsys, monkeypatch):
+def test_reports_short_memory_in_one_line(kind, capsys, monkeypatch):
     def run(config):
         raise kind("no room\nfor this")
 
@@ -241,7 +241,7 @@ def test_short_memory_is_one_line_too(kind, capsys, monkeypatch):
     assert capsys.readouterr().err == f"error: {kind.__name__}: no room\n"
 
 
-def test_bad_flags_and_help():
+def test_help_lists_every_flag():
     assert command("--no-such-flag").returncode == 2
     process = command("--help")
     assert process.returncode == 0
@@ -256,7 +256,7 @@ def test_curves_csv_has_one_row_for_each_sigma(finished):
     assert {len(row) for row in rows} == {12}
 
 
-def test_results_that_are_written_do_not_make_the_commit_dirty(tmp_path, monkeypatch):
+def test_written_results_do_not_make_the_commit_dirty(tmp_path, monkeypatch):
     code, saved = tmp_path / "geomem/__init__.py", tmp_path / "experiments/x/results/a.csv"
     for path in (code, saved):
         path.parent.mkdir(parents=True)

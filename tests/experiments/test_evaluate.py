@@ -1,4 +1,4 @@
-"""The evaluation command end to end on planted copies, and its one-line answers to bad input."""
+"""The evaluate command end to end on planted copies, and its one-line errors."""
 
 import csv
 import dataclasses
@@ -66,7 +66,7 @@ def test_files_hold_the_result(planted):
 
 
 def test_reads_folder_of_8_bit_images(planted, tmp_path):
-    """Quantized to 8 bits the same samples are copies of the same images."""
+    """Quantized to 8 bits, the same samples copy the same images."""
     path, (report, _, _) = planted
     images = np.load(path)["images"][..., 0]
     for i, image in enumerate(images):
@@ -76,7 +76,7 @@ def test_reads_folder_of_8_bit_images(planted, tmp_path):
     found = evaluate.run(config)
     np.testing.assert_array_equal(found.report.samples.index[:30, 0], report.samples.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
-    # --resize is then the samples' alone: named data sets have their size.
+    # --resize then applies only to the samples: named data sets have a fixed size.
     enlarged = dataclasses.replace(config, resize=16)
     assert evaluate._load_data(enlarged).train.shape == (64, 8, 8, 1)
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_reads_folder_of_8_bit_images(planted, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_draws_pairs_with_any_number_of_channels(channels):
-    """In color if there are three, else in gray, at the channels' mean."""
+    """Draw three channels in color, and others in gray, by the mean of the channels."""
     images = np.full((1, 2, 2, channels), 100, np.uint8)
     images[..., 0] += 2 * channels
     (axes,) = pairs.pairs(images, images, ["0.10"], [True]).axes
@@ -110,7 +110,7 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
     assert report.samples.index[:, 0].tolist() == [3, 7]
     assert report.memorized.count == 2
     assert scores == {}
-    # Weights that the user names are used, or their mistake is said.
+    # Weights that the user names are used, or the error names the mistake.
     monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match=r"inception must be .* no weights at .*absent\.pth"):
         evaluate.run(config)

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "tpu" / "tpu.sh"
 
 # Records its arguments, answers from lists of states, and runs ssh commands in the folders of two
-# workers, whose Python also records its arguments.
+# workers, whose Python records its arguments, too.
 GCLOUD = f"""#!{sys.executable}
 import json, os, pathlib, subprocess, sys
 

@@ -1,4 +1,4 @@
-"""Curves against published numbers, plain loops, and identities of the noise's law."""
+"""Curves against published numbers, plain loops and identities of the noise distribution."""
 
 import csv
 import pathlib
@@ -45,17 +45,17 @@ def standard_error(low, high):
     return (float(high) - float(low)) / (2 * 1.96)
 
 
-def test_agrees_with_the_published_curves(published, estimated):
+def test_matches_published_curves(published, estimated):
     for estimate, rows in zip((estimated.coverage, estimated.max_weight), published, strict=True):
         for mean, ours, row in zip(
             estimate.mean, estimate.replicates.std(axis=0), rows, strict=True
         ):
             error = np.hypot(ours, standard_error(row["ci95_low"], row["ci95_high"]))
-            # Where neither sample saw anything but 0 or 1: a rate below 1 in 4,000 draws.
+            # For levels where both samples saw only 0 or only 1: a rate below 1 in 4,000 draws.
             assert abs(mean - float(row["estimate"])) <= max(3 * error, 2.5e-4), row["sigma"]
 
 
-def test_the_zone_is_2_to_5(estimated):
+def test_zone_spans_2_to_5(estimated):
     high = (estimated.coverage.mean >= 0.8) & (estimated.max_weight.mean >= 0.8)
     np.testing.assert_array_equal(estimated.sigma[high], [2, 3, 4, 5])
     zone = danger_zone.find(estimated)
@@ -70,18 +70,18 @@ def test_bounds_bracket_the_curves(estimated):
     assert (estimated.own_weight <= estimated.max_weight.mean + 1e-6).all()
     assert (estimated.own_weight_lower_bound <= estimated.own_weight + 0.01).all()
     assert (estimated.own_weight <= estimated.own_weight_upper_bound + 0.01).all()
-    # Not vacuous: the lower bound is near 1 on the calm end of small noise.
+    # The bounds are not vacuous: at small noise, the lower bound is near 1.
     assert estimated.own_weight_lower_bound[0] >= 0.998
 
 
-def test_certificate_is_that_of_the_shells(cifar, estimated):
+def test_coverage_bounds_match_shells(cifar, estimated):
     for s in (8, 10, 12):
         lower, upper = shells.coverage_bounds(*cifar[::-1], float(estimated.sigma[s]))
         assert estimated.coverage_lower_bound[s] == pytest.approx(float(lower.mean()), abs=1e-5)
         assert estimated.coverage_upper_bound[s] == pytest.approx(float(upper.mean()), abs=1e-5)
 
 
-def test_own_weight_bounds_are_those_of_the_formulas(cifar, estimated):
+def test_own_weight_bounds_match_formulas(cifar, estimated):
     squares = oracles.squared_distances(cifar[0], cifar[0])
     distances = np.sort(np.sqrt(squares), axis=1)[:, 1:]
     for s in (11, 13, 16, 18):
@@ -103,7 +103,7 @@ def test_own_weight_bounds_are_those_of_the_formulas(cifar, estimated):
             for delta in (0.001, 0.01, 0.1)
             for tail in (0.25, 0.5)
         )
-        # The sweep counts neighbours on a grid of radii: never tighter, and hardly looser.
+        # The sweep counts neighbors on a grid of radii: never tighter, and hardly looser.
         assert upper - 1e-4 <= estimated.own_weight_upper_bound[s] <= 1.1 * upper + 0.01
 
 
@@ -112,7 +112,7 @@ SMALL_SIGMAS = np.float32([0.3, 1.0, 3.0])
 
 @pytest.fixture(scope="module")
 def small():
-    """30 training and 12 held-out points in 50 dimensions, two training points alike."""
+    """Return 30 training and 12 held-out points in 50 dimensions; two training points are equal."""
     rng = np.random.default_rng(0)
     train = rng.standard_normal((30, 50)).astype(np.float32) + 5
     train[7] = train[3]
@@ -125,7 +125,7 @@ def direct_coverage(key, train, heldout, draws):
     )
 
 
-def test_plain_max_weight_is_the_definition(small):
+def test_plain_max_weight_matches_definition(small):
     """W (Def. 4.1) against the float64 posterior of the same noise."""
     train, _ = small
     key = jax.random.key(4)
@@ -151,8 +151,8 @@ def direct_weight(rng, train, draws):
 
 
 @pytest.mark.parametrize("reduced", [True, False])
-def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
-    """Same expectation as noising the points themselves, within 4.5 standard errors."""
+def test_both_frames_match_direct_noising(small, rng, reduced):
+    """Expectations match those of noising the points directly, within 4.5 standard errors."""
     train, heldout = small
     frame = (_reduced_noise.reduced_frame if reduced else _reduced_noise.direct_frame)(
         train, heldout
@@ -186,7 +186,7 @@ def test_both_frames_give_the_law_of_the_direct_way(small, rng, reduced):
     np.testing.assert_allclose(own.mean(axis=0), wanted[1], atol=4.5 * 0.35 / np.sqrt(6000))
 
 
-def test_reduced_coordinates_keep_all_inner_products(cifar):
+def test_reduced_coordinates_preserve_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
     train, heldout = cifar[0][:200], cifar[1][:5]
     frame = _reduced_noise.reduced_frame(train, heldout)
@@ -215,8 +215,8 @@ def test_noise_has_the_same_norm_in_both_frames(small):
         assert norms.var() == pytest.approx(100, rel=0.1)
 
 
-def test_refinement_is_of_the_same_curve(small):
-    """An extra level gives what the same level of a grid gives: same noise, same resamples."""
+def test_refinement_matches_grid_levels(small):
+    """An extra level equals the same level on a grid: same noise, same resamples."""
     train, heldout = small
     key = jax.random.key(0)
     refined = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=3)
@@ -233,7 +233,7 @@ def test_refinement_is_of_the_same_curve(small):
     np.testing.assert_allclose(refined.max_weight.replicates, plain.max_weight.replicates)
 
 
-def test_images_of_any_kind_are_welcome(rng):
+def test_accepts_any_image_type(rng):
     """uint8 or float, NumPy or JAX, images or vectors: the same curves."""
     pixels = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     images = data.to_float(pixels)
@@ -251,7 +251,7 @@ def test_images_of_any_kind_are_welcome(rng):
     np.testing.assert_allclose(default.sigma, np.geomspace(0.02, 80, 32), rtol=1e-6)
 
 
-def test_blocks_change_nothing(small, monkeypatch):
+def test_result_is_independent_of_block_size(small, monkeypatch):
     train, heldout = small
     key = jax.random.key(0)
     whole = curves.estimate(key, train, heldout, SMALL_SIGMAS)
@@ -261,7 +261,7 @@ def test_blocks_change_nothing(small, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_points_in_chunks_change_nothing(small):
+def test_result_is_independent_of_chunk_size(small):
     train, heldout = small
     frame = _reduced_noise.direct_frame(train, heldout).of_points()
     arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
@@ -281,7 +281,7 @@ def test_copies_share_the_weight_at_small_noise(small):
     assert own[0] <= upper[0] + 1e-6
 
 
-def test_near_copies_keep_their_posterior(small, rng):
+def test_near_copies_have_the_exact_weight(small, rng):
     """At distance 1e-3 and sigma 0.001 the pair's weight is a known function of one normal."""
     train = small[0].copy()
     offset = rng.standard_normal(50)
@@ -295,7 +295,7 @@ def test_near_copies_keep_their_posterior(small, rng):
     assert weight.mean[0] == pytest.approx(expected, abs=0.004)
 
 
-def test_the_bootstrap_band_has_the_width_of_the_standard_error(rng):
+def test_bootstrap_band_matches_standard_error(rng):
     values = rng.standard_normal((400, 3)).astype(np.float32) * np.float32([1, 2, 3])
     estimate = curves.bootstrap_mean(jax.random.key(0), values, 4000)
     wanted = values.std(axis=0) / np.sqrt(400)
@@ -308,8 +308,8 @@ def test_the_bootstrap_band_has_the_width_of_the_standard_error(rng):
 @pytest.mark.parametrize("mean", [0.001, 0.01, 0.03, 0.1, 0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("count", [30, 200])
 @pytest.mark.parametrize("draws", [2, 8])
-def test_coverage_bands_hold_the_truth(mean, count, draws, rng):
-    """At least 93% of bands hold it, for images that differ a lot or little; few hold too often."""
+def test_coverage_bands_contain_the_truth(mean, count, draws, rng):
+    """At least 93% of bands contain it, whether images differ a lot or little."""
     repeats = 3000
     for concentration in (0.5, 5):
         chance = rng.beta(mean * concentration, (1 - mean) * concentration, (count, repeats))
@@ -322,7 +322,7 @@ def test_coverage_bands_hold_the_truth(mean, count, draws, rng):
 
 
 def test_coverage_band_is_exact_without_clusters():
-    """All draws of an image alike: Clopper and Pearson's interval of M draws."""
+    """If all draws of an image agree, the band is the Clopper-Pearson interval of M draws."""
     values = np.repeat([1.0, 0.0], [40, 60])[:, None]
     estimate = curves.bootstrap_fraction(jax.random.key(0), values, 8, 10)
     exact = stats.binomtest(40, 100).proportion_ci(method="exact")
@@ -335,7 +335,7 @@ def test_coverage_band_is_exact_without_clusters():
         assert float(estimate.high[0]) == pytest.approx(exact.high, abs=1e-5)
 
 
-def test_one_compilation_for_each_shape(small, count_compilations):
+def test_compiles_once_per_shape(small, count_compilations):
     train, heldout = small
     curves.estimate(jax.random.key(0), train, heldout, SMALL_SIGMAS)
     with count_compilations() as compilations:
@@ -404,7 +404,7 @@ def test_rejects_bad_points(small, change, message):
         curves.estimate(jax.random.key(0), *change(*small), SMALL_SIGMAS)
 
 
-def test_weights_agree_with_the_posterior(cifar):
+def test_max_weight_matches_posterior(cifar):
     """The sweep's W at one sigma against `posterior.max_weight` on freshly noised points."""
     train = cifar[0]
     weight = curves.estimate_weight(jax.random.key(0), train, [5.0], num_base=400)[0]

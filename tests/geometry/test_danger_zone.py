@@ -1,4 +1,4 @@
-"""The zone of curves whose crossings are known in closed form, and of CIFAR-10 on many grids."""
+"""The zone on curves with known crossings, and of CIFAR-10 on many grids."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ GRID = np.geomspace(0.1, 10, 9)  # log10 spacing 1/4
 
 
 def curves(coverage, weight, spread=0.0, replicates=200, grid=GRID):
-    """Curves with these means; replicates shift the logits by normal noise of size `spread`."""
+    """Return curves with these means; replicates add noise of size `spread` to the logits."""
     rng = np.random.default_rng(0)
 
     def estimate(mean):
@@ -62,8 +62,8 @@ def test_intervals_cover_the_edges():
         assert widths == pytest.approx([-1.96 * 0.25 / slope, 1.96 * 0.25 / slope], rel=0.1)
 
 
-def test_the_zone_is_where_both_curves_reach_the_threshold():
-    """Against the definition, on a fine grid of the same interpolated curves."""
+def test_zone_is_where_both_curves_reach_threshold():
+    """Compare with the definition, on a fine grid of the same interpolated curves."""
     grid = np.geomspace(0.1, 10, 4001)
     fine = curves(sigmoid(-0.5, 9, grid), sigmoid(0.3, -6, grid), grid=grid, replicates=1)
     for threshold in (0.3, 0.8, 0.9):
@@ -73,7 +73,7 @@ def test_the_zone_is_where_both_curves_reach_the_threshold():
         assert danger_zone.crossings(fine, threshold) == pytest.approx((zone.low, zone.high))
 
 
-def test_a_zone_inside_one_cell_is_found():
+def test_finds_zone_within_one_grid_cell():
     rising = np.where(np.arange(9) <= 4, 0.0, 1.0)
     falling = np.where(np.arange(9) <= 4, 1.0, 0.0)
     zone = danger_zone.find(curves(rising, falling), 0.4)
@@ -86,7 +86,7 @@ def test_a_zone_inside_one_cell_is_found():
     )
 
 
-def test_all_intervals_are_returned_the_main_one_first():
+def test_returns_all_intervals_main_one_first():
     """Two bumps: the interval of the higher one comes first, and the bootstrap stays with it."""
     grid = np.geomspace(0.1, 10, 41)
     bumps = np.maximum(sigmoid(-0.7, 20, grid) * sigmoid(-0.3, -20, grid), 0.02)
@@ -101,7 +101,7 @@ def test_all_intervals_are_returned_the_main_one_first():
     assert "Both curves also reach the threshold from" in str(zone)
 
 
-def test_an_empty_zone_is_a_result():
+def test_returns_an_empty_zone():
     zone = danger_zone.find(curves(0.5 * sigmoid(-0.6, 5), sigmoid(0.7, -4)), 0.8)
     assert (zone.low, zone.high, zone.low_interval, zone.confidence) == (None, None, None, 0.0)
     assert 0.45 < zone.peak_level < 0.5
@@ -110,7 +110,7 @@ def test_an_empty_zone_is_a_result():
     assert str(zone).startswith("No danger zone at threshold 0.8")
 
 
-def test_a_zone_that_touches_the_ends_says_so():
+def test_marks_open_ends():
     open_curves = curves(np.full(9, 0.9), np.full(9, 0.95))
     zone = danger_zone.find(open_curves, 0.8)
     assert (zone.low, zone.high) == pytest.approx((0.1, 10.0))
@@ -122,7 +122,7 @@ def test_a_zone_that_touches_the_ends_says_so():
 
 
 def test_crossings_without_a_zone():
-    """Coverage arrives after the weight has left; a curve below the threshold has no crossing."""
+    """Coverage rises after the weight has fallen; a curve below the threshold has no crossing."""
     apart = curves(sigmoid(0.4, 8), sigmoid(-0.4, -8))
     expected = 10 ** np.array([0.4 + logit(0.8) / 8, -0.4 - logit(0.8) / 8])
     assert danger_zone.crossings(apart, 0.8) == pytest.approx(expected, rel=2e-3)

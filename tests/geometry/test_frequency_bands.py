@@ -1,4 +1,4 @@
-"""Fourier bands: ranks, orthonormality, and the spectra that they keep."""
+"""Fourier bands: ranks, orthonormality and the spectra that they preserve."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_bands_are_orthonormal_and_of_the_exact_rank(cifar, band, rank):
 
 
 @pytest.mark.parametrize(("height", "width", "radius"), [(8, 8, 2.5), (7, 9, 3), (6, 5, 0)])
-def test_the_two_bands_make_up_everything(rng, height, width, radius):
+def test_two_bands_sum_to_the_image(rng, height, width, radius):
     images = rng.standard_normal((5, height, width, 2)).astype(np.float32)
     parts = []
     for band in ("low", "high"):

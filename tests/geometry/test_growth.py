@@ -27,7 +27,7 @@ def digits():
     return train, heldout, whole
 
 
-def test_subsamples_of_digits(digits):
+def test_subsamples_move_the_zone_to_larger_noise(digits):
     train, heldout, whole = digits
     result = growth.measure(
         jax.random.key(1), train, heldout, whole, noised=200, fractions=(1 / 8,)
@@ -37,7 +37,7 @@ def test_subsamples_of_digits(digits):
     # Both curves are monotone here, so the zone's edges are the two crossings.
     assert result.reached[-1] == pytest.approx(zone.low, rel=1e-5)
     assert result.left[-1] == pytest.approx(zone.high, rel=1e-5)
-    # More shells cover more, more rivals split the posterior earlier.
+    # More shells cover more; more neighbors split the posterior at smaller noise.
     assert (result.reached[:4] > result.reached[4]).all()
     assert (result.left[:4] > result.left[4]).all()
     assert len(np.unique(result.reached[:4])) == 4  # four different subsamples
@@ -47,7 +47,7 @@ def test_subsamples_of_digits(digits):
         growth.measure(jax.random.key(1), train, heldout, whole, fractions=(0.001,))
 
 
-def test_slope_agrees_with_linregress(rng):
+def test_slope_matches_least_squares(rng):
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     width = 2 - 0.2 * np.log2(count / 100) + rng.normal(0, 0.02, len(count))
     closing = growth.extrapolate(made(count, width))
@@ -64,16 +64,16 @@ def test_slope_agrees_with_linregress(rng):
     assert closing.closes
 
 
-def test_open_ends_are_left_out_of_the_line():
+def test_line_ignores_open_ends():
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     width = 2 - 0.2 * np.log2(count / 100)
     width[2] = np.nan
     assert growth.extrapolate(made(count, width)).slope == pytest.approx(-0.2)
 
 
-def test_no_sign_of_closing(rng):
+def test_flat_or_wider_zones_do_not_close(rng):
     count = np.repeat([100, 200, 400, 800], [4, 4, 2, 1])
     flat = growth.extrapolate(made(count, 1 + rng.normal(0, 0.05, len(count))))
     assert not flat.closes
     assert growth.extrapolate(made(count, 1 + 0.1 * np.log2(count))).closes is False
-    assert growth.extrapolate(made(count[:8], np.ones(8))) is None  # two sizes are no line
+    assert growth.extrapolate(made(count[:8], np.ones(8))) is None  # two sizes are too few

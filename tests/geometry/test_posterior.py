@@ -15,7 +15,7 @@ BAR = 1e-5
 
 
 def near_duplicates(points, pairs, rng):
-    """`pairs` points replaced by copies of other points at distance 1e-3."""
+    """Replace `pairs` points by copies of other points at distance 1e-3."""
     points = points.copy()
     for copy, original in pairs:
         offset = rng.standard_normal(points.shape[1])
@@ -81,7 +81,7 @@ def test_exact_at_every_sigma(truth, precision):
 
 @pytest.mark.parametrize(("sigma", "shift"), [(0.002, 0), (0.02, 0), (0.02, 100), (0.14, 100)])
 def test_ties_between_far_points_are_exact(cifar, sigma, shift):
-    """Midway between two images 20 apart, weights hang on the last bits of either distance."""
+    """Midway between two images 20 apart, weights depend on the last bits of both distances."""
     train = cifar[0] + np.float32(shift)
     middle = (np.float64(train[:12]) + np.float64(train[12:24])) / 2
     direction = np.float64(train[:12]) - np.float64(train[12:24])
@@ -96,8 +96,8 @@ def test_ties_between_far_points_are_exact(cifar, sigma, shift):
     assert np.abs(np.float64(posterior.denoise(y, points, sigma)) - mean).max() <= BAR
 
 
-def test_the_usual_formula_fails_that_bar(cases, rng):
-    """The bars can fail: norm + norm - 2 dot in float32 does, badly."""
+def test_naive_formula_exceeds_the_tolerance(cases, rng):
+    """The tolerance is not too loose: norm + norm - 2 dot in float32 fails it by far."""
     for case, wrong_by in (("20 near-duplicates", 0.05), ("near-duplicates, shifted", 0.5)):
         train, heldout = cases[case]
         y = noised(train, heldout, 0.002, rng)
@@ -107,8 +107,8 @@ def test_the_usual_formula_fails_that_bar(cases, rng):
         assert np.abs(naive - exact).max() > wrong_by
 
 
-@pytest.mark.parametrize("chunk", [300, 999, 5000])  # 1,000 is a multiple of none
-def test_the_chunk_changes_nothing(cases, chunk, rng):
+@pytest.mark.parametrize("chunk", [300, 999, 5000])  # none divides 1,000
+def test_result_is_independent_of_chunk_size(cases, chunk, rng):
     train, heldout = cases["20 near-duplicates"]
     for sigma in (0.02, 5):
         y = noised(train, heldout, sigma, rng)
@@ -116,7 +116,7 @@ def test_the_chunk_changes_nothing(cases, chunk, rng):
         assert np.abs(found - oracles.denoise(y, train, np.float32(sigma))).max() <= BAR
 
 
-def test_sigma_for_each_query_and_vmap_over_sigma(cifar, rng):
+def test_accepts_sigma_per_query_and_vmap(cifar, rng):
     train, heldout = cifar[0][:100], cifar[1]
     sigmas = np.float32([0.5, 2, 5, 20])
     y = noised(train, heldout, 2, rng)
@@ -130,7 +130,7 @@ def test_sigma_for_each_query_and_vmap_over_sigma(cifar, rng):
     np.testing.assert_allclose(denoised, wanted, atol=BAR)
 
 
-def test_plain_definitions_are_the_float64_loops(cifar, rng):
+def test_plain_definitions_match_float64_loops(cifar, rng):
     train, heldout = cifar[0][:200], cifar[1]
     for sigma in np.float32([2, 5, 20]):
         y = noised(train, heldout, sigma, rng)
@@ -141,7 +141,7 @@ def test_plain_definitions_are_the_float64_loops(cifar, rng):
 
 
 def with_copies(rng, copies, dim, apart, total=64):
-    """Points of which the first `copies` are equal and the next is `apart` from them."""
+    """Return points of which the first `copies` are equal and the next is `apart` from them."""
     points = rng.standard_normal((total, dim)).astype(np.float32)
     points[:copies] = points[0]
     direction = rng.standard_normal(dim)
@@ -151,7 +151,7 @@ def with_copies(rng, copies, dim, apart, total=64):
 
 @pytest.mark.parametrize("sigma", [0.003, 0.01, 0.1])
 def test_exact_copies_do_not_end_the_search_early(rng, sigma):
-    """Sixteen copies fill all candidates of a pass, and show no screening error."""
+    """Sixteen copies use up all candidates of a pass without showing any screening error."""
     y_noise = rng.standard_normal((40, 3072))
     for trial in range(8):
         points = with_copies(rng, 16, 3072, sigma)
@@ -170,7 +170,7 @@ def test_exact_copies_do_not_end_the_search_early(rng, sigma):
     dim=st.sampled_from([2, 64, 768]),
     sigma=st.sampled_from([0.001, 0.01, 0.1, 1.0, 10.0]),
 )
-def test_copies_and_batches_change_no_result(seed, copies, dim, sigma):
+def test_result_is_independent_of_copies_and_batch(seed, copies, dim, sigma):
     rng = np.random.default_rng(seed)
     points = with_copies(rng, copies, dim, sigma)
     picks = rng.integers(0, 64, 8)
@@ -184,7 +184,7 @@ def test_copies_and_batches_change_no_result(seed, copies, dim, sigma):
     np.testing.assert_allclose(alone, mean[[0, 5]], rtol=0, atol=2e-6)
 
 
-def test_images_and_stored_pixels_are_welcome(cifar):
+def test_accepts_images_and_stored_pixels(cifar):
     images = cifar[0][:40].reshape(-1, 32, 32, 3)
     stored = np.uint8(np.rint((images + 1) * 127.5))
     y = images[:3] + np.float32(0.5)
@@ -223,11 +223,11 @@ sigma_strategy = st.floats(0.0625, 50, width=32)
 
 @settings(deadline=None, max_examples=25)
 @given(points=points_strategy, sigma=sigma_strategy)
-def test_weights_sum_to_one_and_follow_the_data_set(points, sigma):
+def test_weights_sum_to_one_and_are_equivariant(points, sigma):
     y, points = points[:4] + np.float32(0.3), points[4:]
     weights = posterior.weights(y, points, sigma)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    # Permuting the data set permutes the weights, and leaves the denoiser alone.
+    # Permuting the data set permutes the weights and leaves the denoiser unchanged.
     order = np.random.default_rng(0).permutation(len(points))
     permuted = posterior.weights(y, points[order], sigma)
     np.testing.assert_allclose(permuted, weights[:, order], atol=BAR)
@@ -239,7 +239,7 @@ def test_weights_sum_to_one_and_follow_the_data_set(points, sigma):
     np.testing.assert_allclose(posterior.max_weight(y, points, sigma), weights.max(1), atol=BAR)
 
 
-def test_limits_in_sigma(cifar):
+def test_limits_at_small_and_large_sigma(cifar):
     train, heldout = cifar
     nearest = oracles.two_nearest(heldout[:8], train)[1][:, 0]
     np.testing.assert_array_equal(posterior.denoise(heldout[:8], train, 1e-3), train[nearest])
@@ -270,7 +270,7 @@ def test_empirical_denoiser_takes_images(cifar):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_query_that_is_not_finite_spoils_nothing_but_itself(cifar, bad):
+def test_nonfinite_query_affects_only_itself(cifar, bad):
     train = cifar[0][:100]
     y = cifar[1][:3].copy()
     y[1, 7] = bad
@@ -288,7 +288,7 @@ def test_rejects_bad_sigma(cifar, sigma):
             function(heldout[:2], train, sigma)
 
 
-def test_one_compilation_for_each_shape(count_compilations, rng):
+def test_compiles_once_per_shape(count_compilations, rng):
     points = rng.standard_normal((21, 4)).astype(np.float32)
     for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
         function(points[:5], points, 1.0)
@@ -308,8 +308,8 @@ def test_memory_does_not_grow_with_queries_times_points():
         assert memory.temp_size_in_bytes <= 256e6 + blocks
 
 
-def test_few_points_in_whole_groups(rng):
-    """128 points are fewer groups of 16 than there are candidates."""
+def test_accepts_fewer_groups_than_candidates(rng):
+    """128 points form fewer groups of 16 than there are candidates."""
     points = rng.standard_normal((128, 5)).astype(np.float32)
     y = rng.standard_normal((7, 5)).astype(np.float32)
     found = posterior.denoise(y, points, 0.5)

@@ -1,4 +1,4 @@
-"""Shells: radii, membership, coverage, and the certificate against the Poisson mixture."""
+"""Shells: radii, membership, coverage, and certified bounds against the Poisson mixture."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def poisson_mixture(noncentrality, dim, c):
     a = dim / 2 + k
     below = special.gammainc(a, r_out**2 / 2) - special.gammainc(a, r_in**2 / 2)
     above = special.gammaincc(a, r_in**2 / 2) - special.gammaincc(a, r_out**2 / 2)
-    # Whichever tail is small keeps its digits.
+    # The smaller tail keeps its precision.
     return np.sum(poisson * np.where(special.gammainc(a, r_out**2 / 2) < 0.5, below, above))
 
 
@@ -36,7 +36,7 @@ def test_shell_probability_is_exact_into_the_tails(dim, c):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 19, 64, 3072, 196608])
-def test_table_follows_the_exact_probability(dim, rng):
+def test_table_matches_exact_probability(dim, rng):
     table = shells.probability_table(dim)
     end = float(table.step) * len(table.values)
     noncentrality = np.float32(rng.uniform(0, 1.2 * end, 4000) ** 2)
@@ -63,7 +63,7 @@ def test_rejects_bad_c(c):
         shells.radii(10, c)
 
 
-def test_membership_is_the_exact_event(cifar, rng):
+def test_membership_matches_definition(cifar, rng):
     train, heldout = cifar[0][:200], cifar[1][:200]
     for sigma in (0.5, 1.5, 5.0):
         y = (heldout + sigma * rng.standard_normal(heldout.shape)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_membership_is_the_exact_event(cifar, rng):
 
 
 @pytest.mark.parametrize("sigma", [0.8, 1.5, 3.0])
-def test_the_certificate_brackets_coverage(cifar, sigma):
+def test_bounds_bracket_coverage(cifar, sigma):
     """2,000 draws for 20 held-out points: coverage lies between the bounds, within 5 sigma."""
     train, heldout = cifar[0][:100], cifar[1][:20]
     lower, upper = shells.coverage_bounds(heldout, train, sigma)
@@ -84,8 +84,8 @@ def test_the_certificate_brackets_coverage(cifar, sigma):
     assert (estimate <= upper + error).all()
 
 
-def test_the_certificate_is_tight_for_one_point(cifar):
-    """With a single training point coverage is its shell's probability, exactly."""
+def test_bounds_are_tight_for_one_point(cifar):
+    """With a single training point, coverage equals its shell's probability."""
     train, heldout = cifar[0][:1], cifar[1][:50]
     lower, upper = shells.coverage_bounds(heldout, train, 1.5)
     np.testing.assert_allclose(lower, upper, rtol=1e-6)

@@ -20,7 +20,7 @@ def sorted_distances(points):
 
 
 def fails_too_often(failures, delta):
-    """Whether so many failures are implausible (p < 1e-6) at probability `delta`."""
+    """Return whether this many failures are implausible (p < 1e-6) at probability `delta`."""
     return stats.binom.sf(failures.sum() - 1, len(failures), delta) < 1e-6
 
 
@@ -40,7 +40,7 @@ def test_bounds_hold_at_their_probability(rng, sigma, delta):
 
 
 def test_bounds_are_sharp_for_two_points(rng):
-    """With one other point both are quantiles of w_1: 5% tighter, and they fail too often."""
+    """With one other point, both are quantiles of w_1: tightened by 5%, they fail too often."""
     points, sigma, delta = np.array([[0.0, 0.0], [1.0, 1.0]]), 1.0, 0.1
     distances = sorted_distances(points)
     weights = own_weights(points, sigma, 20_000, rng)
@@ -56,8 +56,8 @@ def test_bounds_are_sharp_for_two_points(rng):
     assert fails_too_often(weights > 0.95 * upper, delta)
 
 
-def test_bounds_by_hand():
-    """The formulas, term by term."""
+def test_bounds_match_formulas():
+    """Compare with the formulas, term by term."""
     distances, sigma, delta, q = np.array([1.0, 2.0, 4.0]), 1.5, 0.2, 0.9
     terms = [
         np.exp(-(d**2) / (2 * sigma**2) + d / sigma * stats.norm.ppf(1 - delta / 3))

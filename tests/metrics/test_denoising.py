@@ -34,7 +34,7 @@ def gaussian(prior, x, sigma):
 def digits():
     """(128 training images, 128 held-out images, the exact denoiser, the Gaussian denoiser)."""
     dataset = data.load("digits")
-    # Shuffled, because the first and the last digits are by different writers.
+    # Shuffled, because different people wrote the first and the last digits.
     shuffled = np.random.default_rng(0).permutation(np.concatenate([dataset.train, dataset.test]))
     train, heldout = shuffled[:128], shuffled[128:256]
     points = jnp.asarray(train.reshape(128, -1))
@@ -52,7 +52,7 @@ def errors(digits):
     ]
 
 
-def test_error_of_a_shrinking_denoiser(digits):
+def test_error_matches_closed_form(digits):
     # E||a (x + sigma z) - x||^2 = (1 - a)^2 ||x||^2 + a^2 sigma^2 d
     heldout = digits[1][:60]
     result = denoising.denoising_error(
@@ -60,7 +60,7 @@ def test_error_of_a_shrinking_denoiser(digits):
     )
     squares = np.float64(heldout**2).sum(axis=(1, 2, 3))
     expected = 0.01 * squares + 0.81 * np.float64(SIGMAS)[:, None] ** 2 * 64
-    # The relative spread of one draw is about sqrt(2 / 64), of 100 draws a tenth of it.
+    # The relative spread is about sqrt(2 / 64) for one draw, and a tenth of that for 100 draws.
     np.testing.assert_allclose(result.per_image, expected, rtol=5 * np.sqrt(2 / 64) / 10)
     np.testing.assert_allclose(result.mean, expected.mean(axis=1), rtol=0.01)
     assert result.per_image.shape == (4, 60)
@@ -137,7 +137,7 @@ def test_exact_denoiser_returns_copies_at_small_noise(digits):
     assert linear.rate.max() < 0.05
 
 
-def test_relative_gap_equals_the_loop_and_vanishes_at_large_noise(digits):
+def test_relative_gap_matches_loop_and_vanishes_at_large_noise(digits):
     train, _, exact, wiener = digits
     sigmas = np.float32([2.0, 20.0, 200.0])
     result = denoising.relative_gap(KEY, exact, wiener, train, sigmas, draws=2, batch=128)

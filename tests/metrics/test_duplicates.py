@@ -39,7 +39,7 @@ def check(images, result):
 
 
 def planted(rng, images, copies):
-    """Images with exact and noised copies of the first `copies` of them, and their positions."""
+    """Return images with exact and noised copies of the first `copies`, and their positions."""
     images, places = images.copy(), rng.permutation(np.arange(copies, len(images)))[:copies]
     for source, place in enumerate(places):
         noise = rng.normal(0, 2, images.shape[1:]) * (source % 3)
@@ -48,7 +48,7 @@ def planted(rng, images, copies):
 
 
 @pytest.mark.parametrize("tile", [7, 64, 2048])
-def test_equals_the_loop_over_all_pairs(rng, tile):
+def test_matches_loop_over_all_pairs(rng, tile):
     pixels = data.load().train_split.pixels[:150]
     images, places = planted(rng, pixels, 24)
     result = duplicates.scan(images, tile=tile)
@@ -57,13 +57,13 @@ def test_equals_the_loop_over_all_pairs(rng, tile):
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 1), (33, 20, 3), (1, 600, 1), (2, 2, 300)])
-def test_equals_the_loop_for_any_shape_of_white_noise(rng, shape):
-    """Block means of white noise screen few pairs, so products and differences must decide."""
+def test_matches_loop_for_any_shape(rng, shape):
+    """Block means rule out few pairs of white noise, so products and differences must decide."""
     images, _ = planted(rng, rng.integers(0, 256, (90, *shape), dtype=np.uint8), 12)
     check(images, duplicates.scan(images, tile=32))
 
 
-def test_equals_the_loop_at_the_cutoff(rng):
+def test_matches_loop_at_the_cutoff(rng):
     """Distances differ from the cutoff by a few float32 steps, far from the origin."""
     base = rng.uniform(-0.1, 0.1, (64, 6, 6, 1))
     first = duplicates.scan(base)
@@ -88,7 +88,7 @@ def test_groups_are_components_at_any_scale(rng):
     assert not duplicates.scan(images, threshold=0.01).groups()
 
 
-def test_every_image_has_a_copy(rng):
+def test_pairs_every_image_with_its_copy(rng):
     pixels = data.load().train_split.pixels[:200]
     noised = np.clip(pixels + rng.integers(-3, 4, pixels.shape), 0, 255).astype(np.uint8)
     result = duplicates.scan(np.concatenate([pixels, noised]))
@@ -110,7 +110,7 @@ def test_finds_jpeg_copies():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_few_or_identical_images(count):
+def test_accepts_few_or_identical_images(count):
     same = np.full((count, 4, 4, 1), 7, np.uint8)
     result = duplicates.scan(same)
     assert result.group.tolist() == [0] * count
@@ -120,14 +120,14 @@ def test_few_or_identical_images(count):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_rejects_values_that_are_not_finite(value):
+def test_rejects_nonfinite_values(value):
     images = np.zeros((5, 4, 4, 1), "f")
     images[2:4, 0, 0] = value
     with pytest.raises(ValueError, match="images must be finite, got NaN or inf in 2 of 5"):
         duplicates.scan(images)
 
 
-def test_number_of_pairs_does_not_recompile(count_compilations):
+def test_pair_count_does_not_recompile(count_compilations):
     few, many = (data.load().train_split.pixels[:150].copy() for _ in range(2))
     for images, count in ((few, 3), (many, 40)):
         images[-count:] = images[:count] ^ 1  # near copies: the last bit of each value

@@ -19,7 +19,7 @@ def by_sqrtm(a, b):
 
 
 @pytest.mark.parametrize("dim", [1, 7, 40])
-def test_distance_equals_the_sqrtm_formula(rng, dim):
+def test_distance_matches_sqrtm_formula(rng, dim):
     for scale in (0.1, 1.0, 10.0):
         a, b = random_moments(rng, dim), random_moments(rng, dim, scale)
         assert frechet.distance(a, b) == pytest.approx(by_sqrtm(a, b), rel=1e-9)
@@ -27,7 +27,7 @@ def test_distance_equals_the_sqrtm_formula(rng, dim):
 
 
 def test_distance_of_commuting_covariances(rng):
-    """Axis-aligned in a common basis: sum of (m_a - m_b)^2 + (s_a - s_b)^2, with zero variances."""
+    """In a common basis: sum of (m_a - m_b)^2 + (s_a - s_b)^2, with some zero variances."""
     basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
     scales = rng.uniform(0, 3, (2, 12))
     scales[0, :5] = scales[1, 3:8] = 0
@@ -56,7 +56,7 @@ def test_distance_converges_to_that_of_the_distributions(rng):
     assert frechet.distance(a, b) == pytest.approx(5 + 1 + 0.25, rel=0.01)
 
 
-def test_statistics_equal_numpys_streamed_merged_or_whole(rng, monkeypatch):
+def test_statistics_match_numpy(rng, monkeypatch):
     monkeypatch.setattr(frechet, "_CHUNK", 9 * 37)
     features = np.float32(1000 + rng.standard_normal((101, 9)))  # far from 0: float32 would fail
     mean, covariance = np.float64(features).mean(axis=0), np.cov(np.float64(features).T)
@@ -69,7 +69,7 @@ def test_statistics_equal_numpys_streamed_merged_or_whole(rng, monkeypatch):
         np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-9, atol=1e-11)
 
 
-def test_score_names_samples_reference_and_features(rng):
+def test_score_records_its_inputs(rng):
     images = rng.uniform(-1, 1, (300, 4, 4, 1)).astype(np.float32)
     reference = frechet.describe(images[:200], "uniform noise")
     assert reference[1:] == ("uniform noise", "pixels")

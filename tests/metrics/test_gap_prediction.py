@@ -29,7 +29,7 @@ def prediction(digits):
 
 def test_lower_edges_decide_more_samples(prediction):
     rates = [rate.rate for rate in prediction.rate[:3]]
-    # With the highest edge, the flow is the pool's, which ends on each of its images alike.
+    # With the highest edge, the flow is the pool's, which ends on each image equally often.
     assert rates[0] < 0.25
     assert rates[0] <= rates[1] <= rates[2] == 1
     assert prediction.chance == prediction.rate[0]
@@ -38,7 +38,7 @@ def test_lower_edges_decide_more_samples(prediction):
 
 
 def test_subtracts_copies_by_chance(digits, prediction):
-    """Half of a small pool are training images, so its own flow often ends on them."""
+    """Half of a small pool is training images, so its own flow often ends on them."""
     train, pool = digits
     small = gap_prediction.predict(train, pool[:64], HIGHS, GRID, seeds=SEEDS)
     assert small.chance.rate > 0.3

@@ -20,7 +20,7 @@ def loop(x, y):
     return mean(others(x)) + mean(others(y)) - 2 * mean([(a, b) for a in x for b in y])
 
 
-def test_equals_the_double_loop(rng):
+def test_matches_double_loop(rng):
     x, y = rng.standard_normal((9, 4)), 0.5 + rng.standard_normal((13, 4))
     assert squared_mmd(x, y) == pytest.approx(loop(x.tolist(), y.tolist()), rel=1e-12)
     whole = kernel_distance(x, y[:9], size=1000)
@@ -39,7 +39,7 @@ def test_is_unbiased_with_the_right_standard_error(rng):
     assert 0.7 < z.std() < 1.6  # Student's t with 9 degrees: 1.13
 
 
-def test_shifted_normals(rng):
+def test_matches_closed_form_for_shifted_normals(rng):
     """The expectation of k = (ab + 1)^3 for shifted normals in d = 1, from their moments."""
     x, y = rng.standard_normal((2, 100_000, 1))
     y = y + 1

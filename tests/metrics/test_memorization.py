@@ -28,7 +28,7 @@ def near_the_threshold(rng, points, count, spread, ratio=1 / 3):
 
 
 @pytest.mark.parametrize("resident", [0, memorization._RESIDENT_BYTES])
-def test_equals_the_float64_loop_on_10000_queries(rng, monkeypatch, resident):
+def test_matches_float64_loop_on_10000_queries(rng, monkeypatch, resident):
     monkeypatch.setattr(memorization, "_RESIDENT_BYTES", resident)
     points = rng.standard_normal((300, 48)).astype(np.float32)
     queries = np.concatenate(
@@ -65,7 +65,7 @@ def test_streams_images_from_host_memory(rng):
     assert growth is None or growth < 0.75 * train.nbytes
 
 
-def test_a_copy_of_a_duplicate_counts():
+def test_copy_of_a_duplicate_counts():
     train = np.zeros((4, 2, 2, 1), np.float32)
     train[2:] = np.float32([0, 1])[:, None, None, None]  # 0, 0, 0, 1
     samples = train[[0, 3]] + np.float32(1e-3)
@@ -82,7 +82,7 @@ def test_a_copy_of_a_duplicate_counts():
     assert not exact.memorized[0]
 
 
-def test_a_ratio_at_the_threshold_does_not_count():
+def test_ratio_at_threshold_does_not_count():
     train = np.float32([[0.0], [4.0], [100.0]])
     result = memorization.measure(np.float32([[1.0]]), train)
     assert result.ratio[0] == 1 / 3
@@ -152,7 +152,7 @@ def test_rejects_bad_input(digits, bad, message):
         memorization.measure(**arguments)
 
 
-def test_adaptive_score_equals_the_loop(digits):
+def test_adaptive_score_matches_loop(digits):
     train, heldout = digits
     squares = oracles.squared_distances(heldout[:30].reshape(30, -1), train.reshape(128, -1))
     nearest = np.sort(np.sqrt(squares), axis=1)[:, :50]

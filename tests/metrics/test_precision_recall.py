@@ -23,7 +23,7 @@ def loop(samples, reference, k):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_equals_the_loop(rng, k):
+def test_matches_loop(rng, k):
     reference = np.float32(rng.standard_normal((333, 8)))
     samples = np.float32(0.3 + 0.8 * rng.standard_normal((150, 8)))
     result = precision_recall(samples, reference, k, chunk=64)
@@ -32,8 +32,8 @@ def test_equals_the_loop(rng, k):
     assert 0 < result.recall < 1
 
 
-def test_equals_the_loop_with_ties_and_duplicates(rng):
-    """On a lattice, distances tie exactly and points repeat; balls are closed."""
+def test_matches_loop_with_ties_and_duplicates(rng):
+    """On a lattice, distances tie exactly and points repeat. Balls are closed."""
     reference = np.float32(rng.integers(0, 4, (333, 8)))
     samples = np.float32(rng.integers(1, 5, (150, 8)))
     result = precision_recall(samples, reference, 5, chunk=64)

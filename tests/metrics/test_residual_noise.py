@@ -1,4 +1,4 @@
-"""Planted noise is estimated, copies below it are detected, and clean images get none."""
+"""Planted noise is estimated, copies below it are found, and clean images have none."""
 
 import numpy as np
 import pytest
@@ -54,11 +54,11 @@ def test_noise_adds_to_squared_distances():
     ratio = residual_noise.noise_removed_ratio(distance, np.float64([0.2, 0.2, 0.39, 0]), 100)
     assert ratio[0] == pytest.approx(np.sqrt((9 - 4) / (25 - 4)))
     assert ratio[1] == 0  # the noise explains all of d1
-    assert ratio[2] == 3 / 4  # d2 is hardly above the noise, too: the plain ratio
+    assert ratio[2] == 3 / 4  # d2 is barely above the noise, too: the plain ratio
     assert ratio[3] == 1
 
 
-def test_rejects_few_images_and_other_shapes():
+def test_rejects_too_few_images_and_bad_shapes():
     with pytest.raises(ValueError, match="heldout must hold 4 or more images, got 3"):
         residual_noise.fit_spectrum(np.zeros((3, 8, 8, 1), "f"))
     spectrum = residual_noise.fit_spectrum(np.ones((4, 8, 8, 1), "f"))
@@ -69,7 +69,7 @@ def test_rejects_few_images_and_other_shapes():
         residual_noise.residual_noise(np.ones((4, 8, 8, 3), "f"), spectrum)
 
 
-def test_rejects_values_that_are_not_finite():
+def test_rejects_nonfinite_values():
     images = np.ones((4, 8, 8, 1), "f")
     spectrum = residual_noise.fit_spectrum(images)
     images[1, 2, 3] = np.nan

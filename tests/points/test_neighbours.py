@@ -1,4 +1,4 @@
-"""Distances and nearest neighbours against float64 loops, where cancellation is worst."""
+"""Distances and nearest neighbors against float64 loops, where cancellation is worst."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from geomem.points.exact import Candidates, map_rows, merge_candidates
 
 @pytest.fixture(scope="module")
 def clustered(cifar):
-    """300 images of which 40 lie within 1e-3 of the first, and 5 repeat the second exactly."""
+    """Return 300 images: 40 lie within 1e-3 of the first, and 5 repeat the second exactly."""
     rng = np.random.default_rng(1)
     points = cifar[0][:300].copy()
     offsets = rng.standard_normal((40, points.shape[1]))
@@ -22,7 +22,7 @@ def clustered(cifar):
 
 
 @pytest.mark.parametrize("shift", [0, 100])
-def test_squared_distances_are_relatively_exact_however_close(clustered, shift):
+def test_squared_distances_of_close_points_are_accurate(clustered, shift):
     points = clustered + np.float32(shift)
     found = np.float64(neighbours.squared_distances(points, points))
     wanted = oracles.squared_distances(points, points)
@@ -31,8 +31,8 @@ def test_squared_distances_are_relatively_exact_however_close(clustered, shift):
 
 
 @pytest.mark.parametrize("shift", [0, 100])
-@pytest.mark.parametrize("chunk", [70, 2048])  # 300 is no multiple of 70
-def test_two_nearest_are_those_of_a_float64_loop(cifar, clustered, chunk, shift):
+@pytest.mark.parametrize("chunk", [70, 2048])  # 300 is not a multiple of 70
+def test_two_nearest_match_float64_loop(cifar, clustered, chunk, shift):
     queries = np.concatenate([cifar[1][:40], clustered[[0, 1, 100, 120, 203]]]) + np.float32(shift)
     points = clustered + np.float32(shift)
     found = neighbours.two_nearest(queries, points, chunk=chunk)
@@ -50,7 +50,7 @@ def test_two_nearest_breaks_ties_by_index():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite_do_not_hang(rng, bad):
+def test_nonfinite_values_do_not_hang(rng, bad):
     points = rng.standard_normal((50, 3)).astype(np.float32)
     queries = points[:2] + 1
     queries[1, 1] = bad
@@ -64,7 +64,7 @@ def test_two_nearest_rejects_a_single_point():
         neighbours.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
 
 
-def test_one_compilation_for_each_shape(count_compilations, rng):
+def test_compiles_once_per_shape(count_compilations, rng):
     points = rng.standard_normal((33, 5)).astype(np.float32)
     neighbours.two_nearest(points[:7], points)
     with count_compilations() as compilations:
@@ -88,7 +88,7 @@ def test_candidates_are_the_first_of_the_sorted_points(rng, size, ties):
     np.testing.assert_array_equal(best.score, np.take_along_axis(score, order, 1))
 
 
-def test_map_rows_fills_up_the_last_block(rng):
+def test_map_rows_pads_the_last_block(rng):
     rows = rng.standard_normal((10, 3)).astype(np.float32)
     np.testing.assert_array_equal(
         jax.jit(lambda x: map_rows(lambda x: 2 * x, (x,), 4))(rows), 2 * rows
@@ -96,7 +96,7 @@ def test_map_rows_fills_up_the_last_block(rng):
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_nearest_of_any_number(cifar, count):
+def test_nearest_returns_any_number(cifar, count):
     points = cifar[0][:300].copy()
     points[200:205] = points[1]
     queries = np.concatenate([cifar[1][:20], points[[0, 1, 100]]])
@@ -108,8 +108,8 @@ def test_nearest_of_any_number(cifar, count):
     np.testing.assert_allclose(found.distance, wanted, rtol=2e-6, atol=0)
 
 
-def test_few_points_in_whole_groups(rng):
-    """96 points are fewer groups of 16 than there are candidates."""
+def test_accepts_fewer_groups_than_candidates(rng):
+    """96 points form fewer groups of 16 than there are candidates."""
     points = rng.standard_normal((96, 5)).astype(np.float32)
     queries = rng.standard_normal((7, 5)).astype(np.float32)
     index = oracles.two_nearest(queries, points)[1]

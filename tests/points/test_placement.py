@@ -20,7 +20,7 @@ BAR = 1e-5
 
 @pytest.fixture(scope="module")
 def points(cifar):
-    """Images of which 30 are copies at distance 1e-3, some of them on other devices."""
+    """Return images, 30 of them copies at distance 1e-3, some on other devices."""
     points = cifar[0][:COUNT].copy()
     offsets = np.random.default_rng(0).standard_normal((30, points.shape[1]))
     offsets *= 1e-3 / np.linalg.norm(offsets, axis=1, keepdims=True)
@@ -30,7 +30,7 @@ def points(cifar):
 
 @pytest.fixture(scope="module")
 def noised(points, cifar):
-    """Noised training and held-out points [13, d] at each sigma."""
+    """Return noised training and held-out points [13, d] at each sigma."""
     rng = np.random.default_rng(1)
     clean = np.concatenate([points[[0, 1, 601, 900, 996]], cifar[1][:8]])
     return [(clean + s * rng.standard_normal(clean.shape)).astype(np.float32) for s in SIGMAS]
@@ -51,13 +51,13 @@ everywhere = pytest.mark.parametrize("place", PLACEMENTS.values(), ids=PLACEMENT
 
 
 def relative(found, wanted):
-    """The largest ||found - wanted|| / ||wanted|| of all rows."""
+    """Return the largest ||found - wanted|| / ||wanted|| of all rows."""
     found, wanted = np.float64(found), np.float64(wanted)
     return (np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
 
 
 @everywhere
-def test_the_denoiser_equals_that_of_one_device_and_the_exact_one(points, noised, place):
+def test_denoiser_matches_one_device_and_float64(points, noised, place):
     placed = place(points)
     for sigma, y in zip(SIGMAS, noised, strict=True):
         found = posterior.denoise(y, placed, sigma)
@@ -66,12 +66,12 @@ def test_the_denoiser_equals_that_of_one_device_and_the_exact_one(points, noised
 
 
 @everywhere
-def test_the_largest_weights_equal_those_of_one_device_and_the_exact_ones(points, noised, place):
+def test_top_weights_match_one_device_and_float64(points, noised, place):
     placed, k = place(points), 20
     for sigma, y in zip(SIGMAS, noised, strict=True):
         found = posterior.top_weights(y, placed, sigma, k)
         one = posterior.top_weights(y, points, sigma, k)
-        # Of a single query the last bit of a logit near 10 is 1e-6 of its weights.
+        # For one query, the last bit of a logit near 10 changes its weights by 1e-6.
         assert relative(np.ravel(found.weight), np.ravel(one.weight)) <= 1e-6, sigma
         assert relative(found.weight, one.weight) <= 2e-6, sigma
         exact = np.exp(oracles.log_weights(y, points, sigma))
@@ -82,7 +82,7 @@ def test_the_largest_weights_equal_those_of_one_device_and_the_exact_ones(points
 
 
 @everywhere
-def test_two_nearest_are_those_of_a_float64_loop(points, noised, place):
+def test_two_nearest_match_float64_loop(points, noised, place):
     placed = place(points + np.float32(100))
     queries = np.concatenate([noised[0], noised[5], points[[3, 603]]]) + np.float32(100)
     found = neighbours.two_nearest(queries, placed)
@@ -104,18 +104,18 @@ def test_ties_are_broken_by_index_across_devices(rng):
 
 
 @pytest.mark.parametrize("place", [placement.shard, placement.stream])
-def test_fewer_points_than_devices(rng, place):
+def test_accepts_fewer_points_than_devices(rng, place):
     points = rng.standard_normal((5, 3)).astype(np.float32)
     y = points[:2] + np.float32(0.1)
     found = posterior.denoise(y, place(points), 0.5)
     np.testing.assert_allclose(found, oracles.denoise(y, points, 0.5), atol=BAR)
 
 
-def test_curves_equal_those_of_one_device(cifar):
+def test_curves_match_one_device(cifar):
     points, key, sigmas = cifar[0][:COUNT], jax.random.key(0), np.float32([0.1, 1, 2, 4, 8, 20])
     heldout = cifar[1][:20]
     settings = {"num_base": 21, "draws_coverage": 2, "draws_weight": 2, "bootstrap": 20}
-    # So few noised points that one device takes the direct frame too: the same noise.
+    # With so few noised points, one device uses the direct frame too, with the same noise.
     one = curves.estimate(key, points, heldout, sigmas, **settings)
     assert 0.1 < one.coverage.mean[2] < 1  # the comparison says something
     assert one.coverage_lower_bound.max() > 0.9
@@ -125,7 +125,7 @@ def test_curves_equal_those_of_one_device(cifar):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
-def test_an_array_that_is_already_sharded_stays_where_it_is(points, noised):
+def test_sharded_arrays_stay_in_place(points, noised):
     sharding = NamedSharding(grid(8), PartitionSpec("points"))
     placed = jax.device_put(points[:992], sharding)
     found = posterior.denoise(noised[6], placed, SIGMAS[6])
@@ -161,13 +161,13 @@ def test_stored_images_are_decoded_on_the_device(stored):
         np.testing.assert_array_equal(as_points(placed).take(index), rows[index])
 
 
-def test_every_stored_value_is_decoded_as_by_the_data(stored):
+def test_decodes_every_stored_value(stored):
     values = np.arange(256, dtype=np.uint8)[:, None]
     found = as_points(values).take(np.arange(256))
     np.testing.assert_array_equal(found, data.to_float(values))
 
 
-def test_one_compilation_for_each_shape(count_compilations, rng):
+def test_compiles_once_per_shape(count_compilations, rng):
     points = rng.standard_normal((21, 4)).astype(np.float32)
     y = points[:5]
     for place in (placement.shard, lambda points: placement.stream(points, step=2)):
@@ -179,7 +179,7 @@ def test_one_compilation_for_each_shape(count_compilations, rng):
         assert compilations == []
 
 
-def test_queries_that_are_not_finite_do_not_hang(points, noised):
+def test_nonfinite_queries_do_not_hang(points, noised):
     y = noised[6].copy()
     y[1, 7] = np.nan
     for place in (placement.shard, lambda points: placement.stream(points, step=50)):
@@ -188,7 +188,7 @@ def test_queries_that_are_not_finite_do_not_hang(points, noised):
         assert np.isfinite(np.delete(found, 1, axis=0)).all()
 
 
-def test_bad_input_is_named(points):
+def test_rejects_bad_input(points):
     with pytest.raises(
         ValueError, match=r"points must hold uint8 or floats \[N, ...\], got int64 of shape \(4,\)"
     ):
@@ -250,10 +250,10 @@ def test_two_processes_equal_one(points, noised, tmp_path):
         np.testing.assert_allclose(found["curve"], weight.mean, rtol=1e-5)
 
 
-def test_points_are_placed_where_there_is_room(stored, monkeypatch):
+def test_places_points_where_memory_allows(stored, monkeypatch):
     path, points = stored
     assert isinstance(placement.place(path), Points)
-    monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is too little
+    monkeypatch.setattr(placement, "_memory", lambda device: points.size)  # half is not enough
     assert isinstance(placement.place(path), Stream)
     single = placement.place(points, grid(1))
     assert isinstance(single, Stream)

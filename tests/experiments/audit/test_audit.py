@@ -33,7 +33,7 @@ FACTS = {"train": 50, "standard_deviation": 0.5}
 
 
 def small(tmp_path, dataset, **changes):
-    """A configuration of a quick audit."""
+    """Return the configuration of a quick audit."""
     config = Config(str(dataset), num_sigmas=7, max_noised=40, threshold=0.5, growth=False)
     return dataclasses.replace(config, **{"out": str(tmp_path / "out"), **changes})
 
@@ -60,7 +60,7 @@ def finished(folder, tmp_path_factory):
 
 
 class Page(html.parser.HTMLParser):
-    """Collects open tags, loaded resources and text."""
+    """Collects open tags, external resources and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -110,11 +110,11 @@ def test_files_agree_with_each_other(finished):
     assert report["growth"]["count"][-1] == report["dataset"]["different_train"]
     run = json.loads((folder / "run.json").read_text())
     assert run["data"]["train"]["count"] == 80
-    assert run["config"]["dataset"] == NAME  # without the folders of this machine
+    assert run["config"]["dataset"] == NAME  # no absolute paths
     assert str(folder.parent) not in (folder / "run.json").read_text().replace(str(folder), "")
 
 
-def test_page_is_complete_escaped_and_loads_nothing(finished):
+def test_page_is_complete_and_self_contained(finished):
     text = finished.page.read_text()
     parsed = Page(text)
     assert parsed.open == []
@@ -157,7 +157,7 @@ def test_does_not_extrapolate(finished):
         ((0.01, 0.02), "wider"),
     ],
 )
-def test_names_the_trend_with_more_images(finished, interval, trend):
+def test_describes_the_trend_with_more_images(finished, interval, trend):
     closing = {"slope": sum(interval) / 2, "slope_interval": interval}
     report = finished.report | {"growth": {"count": [10, 80], "closing": closing}}
     assert trend in dict(verdict.answers(report))["Would more images help?"]
@@ -247,7 +247,7 @@ def test_command_uses_the_settings_with_which_a_gap_helped():
 
 
 def _parse_train(command):
-    """The training configuration that a command line asks for."""
+    """Return the training configuration of a command line."""
     program, name, *words = shlex.split(command)
     assert (program, name) == ("geomem", "train")
     return arguments.parse(configuration.Config, words, "geomem train", presets=PRESETS)[0]
@@ -323,7 +323,7 @@ def test_command_line_prints_errors_in_one_line(tmp_path):
 
 
 def _fake_torch(rng):
-    """The parts of torch that the settings use, made of NumPy."""
+    """A NumPy stand-in for the parts of torch that the settings use."""
 
     class Array(np.ndarray):
         def to(self, device):
@@ -401,7 +401,7 @@ def test_edm_settings_leave_the_gap_out(settings, rng):
 
 
 class FakeScheduler:
-    """The parts of diffusers' DDPMScheduler that the settings use."""
+    """A stand-in for the parts of diffusers' DDPMScheduler that the settings use."""
 
     def __init__(self, alphas_cumprod, array):
         self.alphas_cumprod, self._array = alphas_cumprod, array

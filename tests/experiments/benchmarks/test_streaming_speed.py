@@ -1,4 +1,4 @@
-"""The scale command at a small size, and its roofline against sums done by hand."""
+"""The scale command at a small size, and its roofline against sums by hand."""
 
 import json
 
@@ -9,7 +9,7 @@ from geomem.experiments.benchmarks import streaming_speed, timing
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
 def test_writes_results_and_removes_temporary_files(tmp_path, stored, monkeypatch):
-    monkeypatch.setattr(timing, "_SIDE", 256)  # of a product of no interest at this size
+    monkeypatch.setattr(timing, "_SIDE", 256)  # timing means nothing at this size
     (tmp_path / "temporary").mkdir()
     config = streaming_speed.Config(
         counts=(60, 100),
@@ -27,7 +27,7 @@ def test_writes_results_and_removes_temporary_files(tmp_path, stored, monkeypatc
     assert (tmp_path / "out" / "figure.png").exists()
 
 
-def test_roofline_is_the_sum_of_the_readme():
+def test_roofline_matches_sums_by_hand():
     """Two devices of 1 Tflop/s, 1 GB/s; 1,000 points of dimension 10; 4 queries."""
     machine = streaming_speed.Machine("toy", 2, 1e12, 1e9, 1e9, 1e9)
     least = streaming_speed.roofline(machine, 1000, 10, 4)

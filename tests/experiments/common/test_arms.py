@@ -1,4 +1,4 @@
-"""Arms of training noise: their gaps, trainings, tables and figures, end to end on tiny runs."""
+"""Training arms end to end on tiny runs: gaps, training, tables and figures."""
 
 import csv
 import dataclasses
@@ -89,7 +89,7 @@ def test_gap_training_writes_rows_and_figures(study):
 
 def test_same_command_computes_nothing_again(study, monkeypatch):
     config, result = study
-    monkeypatch.setattr(arms, "evaluate_samples", None)  # would fail if called
+    monkeypatch.setattr(arms, "evaluate_samples", None)  # fails if called
     assert gap_training.run(config).rows == result.rows
 
 
@@ -110,7 +110,7 @@ def test_kept_samples_follow_the_settings(study, monkeypatch):
 def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    loop.run(dataclasses.replace(config, kimg=1.6))  # to step 25, like an interruption
+    loop.run(dataclasses.replace(config, kimg=1.6))  # as if interrupted at step 25
     rows = arms.train_and_evaluate(Task(arm, config, EVALUATION))
     assert [row["kimg"] for row in rows] == [1.28, 2.56]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:
@@ -157,7 +157,7 @@ parallel.train_and_evaluate_all(tasks, 2)
 
 
 @pytest.mark.slow
-def test_parallel_runs_save_and_end_when_their_parent_is_killed(tmp_path):
+def test_parallel_runs_save_and_stop_when_their_parent_is_killed(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}
     with (tmp_path / "log").open("w") as log:
         parent = subprocess.Popen(
@@ -194,7 +194,7 @@ def test_summary_holds_means_and_standard_errors():
     assert line["late"] is None is line["late_error"]
 
 
-def test_early_stopping_takes_the_least_memorized_checkpoint_of_equal_quality():
+def test_early_stopping_picks_the_least_memorized_checkpoint():
     def row(arm, kimg, frechet, memorized):
         keys = {"seed": 0, "without_noise": memorized}
         return {"arm": arm, "kimg": kimg, "frechet": frechet, **keys}

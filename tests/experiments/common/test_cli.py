@@ -1,4 +1,4 @@
-"""The command line: flags in groups, one-line errors, folders that no other run overwrites."""
+"""The command line: grouped flags, one-line errors, and results that are never overwritten."""
 
 import dataclasses
 import importlib
@@ -69,7 +69,7 @@ def parse(*words, config=Config, **options):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Runs cli.main in an empty folder: (exit code, lines of stdout, lines of stderr)."""
+    """Run cli.main in an empty folder; return (exit code, stdout lines, stderr lines)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "_written", {})
     monkeypatch.setattr(cli, "_prog", "geomem thing")
@@ -271,7 +271,7 @@ def test_resuming_commands_keep_their_folder(command):
     assert command(write_results, "--overwrite", resumes=True)[0] == 2
 
 
-def test_files_are_numbered_too(tmp_path):
+def test_output_files_are_numbered(tmp_path):
     config = Config(out=str(tmp_path / "a.b" / "samples.npz"))
     (tmp_path / "a.b").mkdir()
     record = results.run_facts(dataclasses.replace(config, count=9), results.Phases())
@@ -358,7 +358,7 @@ def test_long_compilations_are_announced(monkeypatch, capsys):
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
-    """A user without JAX_COMPILATION_CACHE_DIR; returns the folder of their caches."""
+    """Unset JAX_COMPILATION_CACHE_DIR, and return the folder for the user's caches."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:
@@ -385,7 +385,7 @@ def test_compilation_cache_can_be_turned_off(own_cache, monkeypatch):
     assert not own_cache.exists()
 
 
-def test_unwritable_compilation_cache_is_no_error(own_cache):
+def test_tolerates_unwritable_compilation_cache(own_cache):
     own_cache.write_text("a file where a folder should be")
     compilation.enable_cache()
     assert jax.config.jax_compilation_cache_dir is None

@@ -18,7 +18,7 @@ SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of the runs of a preset with one tiny network."""
+    """Return the run folder of a preset with one tiny network."""
     recipe = dataclasses.replace(
         presets.PRESETS["digits"],
         num_train=TRAIN,

@@ -30,14 +30,14 @@ def test_gaps_reach_the_recipe(tmp_path):
     assert schedule(gap=(0.5, 2.0), schedule="dummy").dummy == (0.5, 2.0)
 
 
-def test_every_preset_has_a_description_and_the_old_name_still_works():
+def test_presets_have_descriptions_and_old_name_works():
     assert presets.ABOUT.keys() == PRESETS.keys()
     assert PRESETS["digits_gap"] == PRESETS["digits_fourier"]
     for config in PRESETS.values():
         assert configuration.resolve(config).schedule == "lognormal"
 
 
-def test_help_groups_the_flags_everyday_ones_first():
+def test_help_lists_everyday_flags_first():
     text = arguments.build(Config, "train").format_help()
     headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
     assert headings == ["options", "data", "noise", "network", "training", "output", "advanced"]
@@ -106,7 +106,7 @@ def test_reads_configurations_of_older_versions():
     assert configuration.from_facts({"config": fields}) == configuration.resolve(TINY)
 
 
-def test_the_commands_print_one_line_and_exit_2(tmp_path):
+def test_commands_report_errors_in_one_line(tmp_path):
     (tmp_path / "notes.txt").touch()
     for module, flags, message in [
         ("train", ["digits", "--out", tmp_path, "--kimg", "1"], "notes.txt"),

@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def _start(folder, cache):
-    """Start the training command on one device; compilations are cached to leave time for kills."""
+    """Start training on one device. Cached compilations leave time for kills."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "",
@@ -78,12 +78,12 @@ def _assert_same(folder, reference):
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
-def test_killed_runs_equal_an_uninterrupted_one_bitwise(reference, cache, tmp_path):
+def test_killed_runs_resume_bitwise(reference, cache, tmp_path):
     rng, kills = random.Random(0), int(os.environ.get("GEOMEM_KILLS", "5"))
     while_writing = 0
     for kill in range(kills):
         process = _start(tmp_path, cache)
-        # Every other kill waits until a checkpoint is being written. The others come at a random
+        # Every second kill waits until a checkpoint is being written. The others come at a random
         # moment of the start (imports, restoring) or of the training.
         if kill % 2:
             goal = _lines(tmp_path) + rng.randrange(1, max(2, STEPS // 2 // kills))

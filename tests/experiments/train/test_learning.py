@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def _memorized(images, training):
-    """The fraction of images with d1 < d2 / 3 to their two nearest training images."""
+    """Return the fraction of images with d1 < d2 / 3 to their two nearest training images."""
     flat, reference = images.reshape(len(images), 1, -1), training.reshape(1, len(training), -1)
     distances = np.linalg.norm(flat - reference, axis=-1)
     distances.sort(axis=1)
@@ -28,7 +28,7 @@ def _memorized(images, training):
 
 
 def _empirical(training, x, sigma):
-    """Posterior mean over the training images, in float64 NumPy."""
+    """Return the posterior mean over the training images, in float64 NumPy."""
     squares = ((x[:, None] - training[None]) ** 2).sum((2, 3, 4))
     logits = -(squares - squares.min(1, keepdims=True)) / (2 * sigma**2)
     weights = np.exp(logits)
@@ -49,7 +49,7 @@ def _command(folder, kimg):
     return time.perf_counter() - start
 
 
-def test_memorizes_digits_and_approaches_the_empirical_loss_from_above(tmp_path):
+def test_memorizes_digits_and_approaches_the_empirical_loss(tmp_path):
     config = PRESETS["digits"]
     training = data.load("digits").subset(count=config.num_train).train.astype(np.float64)
     excess, seconds = [], 0.0
@@ -66,7 +66,7 @@ def test_memorizes_digits_and_approaches_the_empirical_loss_from_above(tmp_path)
                 for output in (ours, _empirical(training, noisy, sigma))
             ]
             gain = errors[0] - errors[1]
-            # The empirical denoiser minimizes the loss: nothing beats it on average.
+            # The empirical denoiser minimizes the loss: no denoiser has a smaller mean error.
             assert gain.mean() > -3 * gain.std() / np.sqrt(len(gain)), sigma
             ratios.append(gain.mean())
         excess.append(ratios)

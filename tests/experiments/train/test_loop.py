@@ -62,7 +62,7 @@ def _signal_at(step, number):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """The same run after SIGTERM, Ctrl-C and the traces of a kill, resumed each time."""
+    """The same run, resumed after SIGTERM, after Ctrl-C and from what a kill leaves behind."""
     folder = tmp_path_factory.mktemp("resumed")
     with _signal_at(8, signal.SIGTERM):
         result = loop.run(_config(folder))
@@ -76,7 +76,7 @@ def interrupted(tmp_path_factory):
     return folder
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(finished, interrupted):
+def test_resumed_run_is_bitwise_identical(finished, interrupted):
     assert _metrics(interrupted) == _metrics(finished)
     assert [json.loads(line)["step"] for line in _metrics(finished).splitlines()] == [
         *range(4, 21, 4)
@@ -88,7 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(finished, interrupted
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_the_run_folder_holds_the_documented_files(finished):
+def test_run_folder_holds_documented_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names >= {"config.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints"}
     assert {"samples_0000008.png", "samples_0000016.png", "samples_0000020.png"} <= names
@@ -99,7 +99,7 @@ def test_the_run_folder_holds_the_documented_files(finished):
     assert list((finished / "tensorboard").iterdir())
 
 
-def test_a_finished_run_stays_as_it_is(finished):
+def test_finished_run_is_unchanged(finished):
     files = [finished / "metrics.jsonl", finished / "run.json"]
     before = [path.read_text() for path in files]
     assert loop.run(_config(finished)).step == 20
@@ -120,7 +120,7 @@ def test_samples_use_the_average_and_one_seed_each(finished, tmp_path):
     assert np.abs(raw.images - result.images).max() > 1e-3
 
 
-def test_samples_skip_the_gap_of_the_training(finished, tmp_path):
+def test_samples_skip_the_training_gap(finished, tmp_path):
     run = tmp_path / "gap"
     shutil.copytree(finished, run)
     facts = json.loads((run / "config.json").read_text())
@@ -136,14 +136,14 @@ def test_samples_skip_the_gap_of_the_training(finished, tmp_path):
     np.testing.assert_allclose(whole, without, atol=1e-4)
 
 
-def test_published_weights_are_sampled(tmp_path):
+def test_samples_published_weights(tmp_path):
     config = sample.Config(
         weights=str(DATA / "songunet_gray8.npz"), out=str(tmp_path / "b.npz"), count=2, steps=3
     )
     assert sample.run(config).images.shape == (2, 8, 8, 1)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(finished, tmp_path, monkeypatch):
+def test_nonfinite_loss_keeps_the_last_good_checkpoint(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.setattr(steps, "loss", lambda d, p, *rest: np.nan * p["map_layer0"]["bias"].sum())
     with pytest.raises(ValueError, match=r"^loss must be finite, got nan by step 24"):

@@ -5,7 +5,7 @@ import pytest
 from geomem.experiments.train import run_folder
 
 
-def test_a_folder_belongs_to_one_run(tmp_path):
+def test_folder_belongs_to_one_run(tmp_path):
     facts = {"config": {"lr": 0.1, "kimg": 5, "gap": (1.0, 2.0)}, "data": {"sha256": "ab"}}
     assert not run_folder.claim(tmp_path, facts)
     assert run_folder.claim(tmp_path, facts)

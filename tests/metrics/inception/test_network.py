@@ -47,7 +47,7 @@ def params(tensors):
     return weights.from_tensors(tensors)
 
 
-def test_parity_at_every_tap(oracle, params):
+def test_matches_reference_at_every_tap(oracle, params):
     apply = jax.jit(lambda params, images: network.Inception().apply({"params": params}, images))
     taps = apply(params, oracle["images"])
     assert set(taps) == set(network.TAPS)
@@ -73,7 +73,7 @@ def test_resizes_like_tensorflow_1(rng):
     np.testing.assert_allclose(network._resize(np.float32(images)), expected, atol=2e-3)
 
 
-def test_features_of_any_batch_and_type(oracle, params):
+def test_accepts_any_batch_size_and_dtype(oracle, params):
     """Eight devices, an uneven last batch, floats converted to uint8, gray repeated three times."""
     extract = network.features(params, "feat_64", batch=3)
     assert (extract.name, extract.batch) == ("inception-2015 feat_64", 8)
@@ -115,7 +115,7 @@ def test_finds_weights_by_argument_environment_and_cache(tensors, tmp_path, monk
         assert chosen.name == network.NAME
 
 
-def test_rejects_a_download_with_another_hash(tmp_path, monkeypatch):
+def test_rejects_download_with_wrong_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "file.pth"
     source.write_bytes(b"something else")

@@ -1,4 +1,4 @@
-"""PyTorch files are read without PyTorch; hostile files are refused."""
+"""PyTorch files are read without PyTorch; hostile files are rejected."""
 
 import io
 import pathlib
@@ -48,7 +48,7 @@ def test_reads_npz_and_safetensors(tmp_path):
 
 
 class _Call:
-    """Pickled, it is a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *args):
         self._call = function, args
@@ -74,7 +74,7 @@ def _legacy(path, pickled):
 
 @pytest.mark.parametrize("write", [_zip, _legacy])
 @pytest.mark.parametrize("function", ["exec", "Path.touch", "getattr"])
-def test_refuses_pickled_calls_without_running_them(tmp_path, write, function):
+def test_rejects_pickled_calls_without_running_them(tmp_path, write, function):
     marker = tmp_path / "it_ran"
     payload = {
         "exec": _Call(exec, f"open({str(marker)!r}, 'w')"),
@@ -86,7 +86,7 @@ def test_refuses_pickled_calls_without_running_them(tmp_path, write, function):
     with pytest.raises(ValueError, match=r"cannot read .*bad.pth: it asks for \w+.*\w+, but may "):
         load_tensors(path)
     assert not marker.exists()
-    pickle.loads(pickled)  # an ordinary unpickler does run it
+    pickle.loads(pickled)  # an ordinary unpickler runs it
     assert function == "getattr" or marker.exists()
 
 
