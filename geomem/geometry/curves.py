@@ -1,7 +1,7 @@
 """Coverage C(sigma) and max posterior weight W(sigma) over a grid of noise levels.
 
-`plain_max_weight` (Def. 4.1) and `shells.coverage` (Def. 4.6) noise the points anew at each level.
-`estimate` computes both curves over a whole grid from one matrix product per noise draw
+`plain_max_weight` (Def. 4.1) and `shells.coverage` (Def. 4.6) are the definitions, one noise level
+at a time. `estimate` computes both curves on a whole grid from one matrix product per noise draw
 (`_curve_kernels`), with 95% bands, certified bounds, and extra levels where a curve changes fast.
 """
 
@@ -42,8 +42,8 @@ __all__ = [
     "plain_max_weight",
 ]
 
-_QUERIES = 1024  # noised at once
-_NOISE = 2**26  # random numbers at once (256 MB)
+_QUERIES = 1024  # most queries noised at once
+_NOISE = 2**26  # most random numbers drawn at once (256 MB)
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
 
@@ -80,16 +80,16 @@ def estimate_curves(
 
     Args:
       train: [N, H, W, C] images or [N, d] vectors, NumPy or JAX, uint8 or float; or placed points.
-      heldout: [M, H, W, C] or [M, d], of the same distribution as `train` but not in it.
+      heldout: [M, H, W, C] or [M, d], from the same distribution as `train` but not in it.
       sigmas: [S], noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma.
-      seed: of the noise and the bootstrap.
+      seed: seed of the noise and the bootstrap.
       **options: other arguments of `estimate`.
 
     Returns:
       Curves.
 
     Raises:
-      ValueError: an unusable argument.
+      ValueError: as in `estimate`.
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
 
@@ -127,19 +127,19 @@ def estimate(
       draws_coverage: noise draws for each held-out point.
       draws_weight: noise draws for each training point.
       shell_c: concentration c of the shells.
-      bootstrap: number of replicates. Images are resampled with all their draws: draws are nested
-        in images, so this is the bootstrap over both. It gives the band of W and the intervals of
-        the zone's edges; C has the band of `bootstrap_fraction`. All are conditional on the
+      bootstrap: number of replicates. Images are resampled together with their draws, so the
+        replicates reflect the variation of both. They give the band of W and the intervals of the
+        zone's edges; the band of C is from `bootstrap_fraction`. All are conditional on the
         training set.
-      refine: number of further levels for each curve, placed where it changes fastest, so that the
-        edges of the danger zone hardly depend on the grid; 0 for none.
+      refine: number of additional levels for each curve, placed where it changes fastest, so that
+        the edges of the danger zone hardly depend on the grid; 0 for none.
       progress: show a tqdm bar.
 
     Returns:
       Curves.
 
     Raises:
-      ValueError: an unusable noise level, shell_c, number of draws, or set of points.
+      ValueError: an invalid noise level, shell_c, number of draws, or set of points.
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
     """
@@ -170,7 +170,7 @@ def estimate_coverage(
     bootstrap: int = 500,
     progress: bool = False,
 ) -> tuple[Estimate, jax.Array, jax.Array]:
-    """Estimate C(sigma), with its certified bounds [S] each; arguments as in `estimate`."""
+    """Return (Estimate of C, lower bound, upper bound [S] each); arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
     train, heldout = _rows("train", train), _rows("heldout", heldout)
     frame = _frame(train, heldout, len(heldout) * draws)
@@ -190,7 +190,7 @@ def estimate_weight(
     bootstrap: int = 500,
     progress: bool = False,
 ) -> tuple[Estimate, jax.Array, jax.Array, jax.Array]:
-    """Estimate W(sigma), with the own weight and its bounds [S]; arguments as in `estimate`."""
+    """Return (Estimate of W, own weight, its bounds [S] each); arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
     train = _rows("train", train)
     num_base = len(train) if num_base is None else num_base
@@ -235,13 +235,13 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
     estimate, refinement, own, lower, upper = _refined(
         kernel, in_blocks, sigmas, mean, refine, label
     )
-    # Each constant bounds the expectation; take the best.
+    # The bounds hold for every constant; take the best.
     bounds = lower.mean(axis=0).max(axis=0), upper.mean(axis=0).min(axis=0)
     return estimate, refinement, own.mean(axis=0), *bounds
 
 
 def _refined(kernel, in_blocks, sigmas, mean, refine, label):
-    """(Estimate, Refinement or None, and the other results of the kernel [M, ...])."""
+    """(Estimate, Refinement or None, *other results of the kernel [M, ...])."""
     if refine < 0:
         raise ValueError(f"refine must not be negative, got {refine}.")
     values, *others = in_blocks(functools.partial(kernel, sigmas=sigmas), label)
@@ -259,8 +259,8 @@ def _refined(kernel, in_blocks, sigmas, mean, refine, label):
 def refined_sigmas(sigmas: jax.Array, values: jax.Array, count: int) -> jax.Array:
     """Return `count` levels inside the cells of a grid, more of them where a curve changes more.
 
-    One level after the other goes to the cell whose pieces, of equal width in log sigma, differ
-    most in the curve's logit.
+    Levels are added one at a time. Each goes to the cell with the largest change of the curve's
+    logit per piece; a cell's levels divide it into pieces of equal width in log sigma.
 
     Args:
       sigmas: [S], ascending, S >= 2.
@@ -270,7 +270,7 @@ def refined_sigmas(sigmas: jax.Array, values: jax.Array, count: int) -> jax.Arra
     >>> refined_sigmas(np.array([1.0, 4.0, 8.0]), np.array([0.0, 0.9, 1.0]), 1)
     Array([2.], dtype=float32)
     """
-    # Shrunk, so that noise near 0 and 1 does not attract levels.
+    # Shrink toward 1/2, so that noise near 0 and 1 does not attract levels.
     shrunk = 0.02 + 0.96 * np.asarray(values, np.float64)
     change = np.abs(np.diff(np.log(shrunk / (1 - shrunk))))
     grid = np.log(np.asarray(sigmas, np.float64))
@@ -310,7 +310,7 @@ def _rows(name, points):
 
 
 def _frame(train, heldout, noised):
-    """The cheaper frame for this many noised copies."""
+    """Return the cheaper of the two frames for this number of noised copies."""
     points = as_points(train)
     if len(points) < 2:
         raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
@@ -318,7 +318,7 @@ def _frame(train, heldout, noised):
     if heldout.shape[1] != points.shape[1]:
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
-    # The reduction's factorization costs about as much as the products of 2 N noised copies.
+    # The reduction's factorization costs about as much as the products for 2 N noised copies.
     in_one_place = isinstance(points, Points) and points.mesh is None
     if in_one_place and len(points) + 1 < points.shape[1] and noised > 2 * len(points):
         return _reduced_noise.reduced_frame(decode(points.rows), heldout)
@@ -331,7 +331,7 @@ def _in_blocks(index: jax.Array, frame: Any, draws: int, kernel: Callable, label
     starts = range(0, len(index), size)
     blocks = []
     for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):
-        # The last block is filled up, so that there is one shape, one compilation.
+        # The last block is padded to the same shape, so that the kernel compiles only once.
         rows = jnp.take(index, jnp.arange(start, start + size), mode="clip")
         blocks.append(kernel(rows, frame))
         if len(blocks) > 2:  # let the device run ahead of the bar, but not far

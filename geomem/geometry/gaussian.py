@@ -1,6 +1,6 @@
 """The denoiser of a Gaussian with the data's mean and covariance: the Wiener filter.
 
-At large sigma the empirical denoiser approaches it (paper, Theorems 4.9 and 4.10).
+At large sigma the empirical denoiser approaches this one (paper, Theorems 4.9 and 4.10).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Gaussian(NamedTuple):
 
 @jax.jit
 def fit_gaussian(points: jax.Array) -> Gaussian:
-    """Return the normal distribution with the mean and the covariance (1/N) of `points` [N, d]."""
+    """Return the normal distribution with the mean and covariance (over N) of `points` [N, d]."""
     mean = points.mean(axis=0)
     _, singular, basis = jnp.linalg.svd(points - mean, full_matrices=False)
     return Gaussian(mean, basis.T, singular**2 / len(points))
