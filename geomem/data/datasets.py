@@ -1,4 +1,4 @@
-"""Images by index, decoded on demand: the form in which every source gives them."""
+"""Images by index, decoded on demand; every source returns its images in this form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 __all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
 
-_KEPT = 2**31  # bytes: a split of at most this size stays in memory
-_BLOCK = 4096  # images of a larger split that are in memory at once
+_KEPT = 2**31  # bytes; a split of at most this size stays in memory
+_BLOCK = 4096  # images of a larger split in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Split:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C); only one image is read for it."""
+        """(N, H, W, C); reads only one image."""
         return len(self), *self.at(slice(0, 1)).shape[1:]
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the images as stored, in blocks; only one block of a large split is in memory."""
+        """Yield the images as stored, in blocks; memory holds only one block of a large split."""
         if len(self) * self.at(slice(0, 1)).nbytes <= _KEPT:
             yield self.pixels
             return
@@ -88,7 +88,7 @@ class Dataset:
     """Training images, and held-out images from the same distribution.
 
     Attributes:
-      name: the name or path that it was loaded from.
+      name: the name or path that the data set was loaded from.
       train_split, test_split: the training and the held-out images, with indices and labels.
       class_names: the names of the labels; empty if there are none.
     """
@@ -118,12 +118,12 @@ class Dataset:
     ) -> Dataset:
         """Return a data set with some of the images.
 
-        With the same `seed` and `classes`, a smaller selection is the start of a larger one. If the
-        first `count` training images miss a class, as in a folder that is sorted by class, a
-        warning on stderr says so.
+        With the same `seed` and `classes`, a smaller selection is the start of a larger one. Warns
+        on stderr if the first `count` training images miss a class, as in a folder that is sorted
+        by class.
 
         Args:
-          classes: names of the classes to keep, of training and held-out images.
+          classes: names of the classes to keep, for training and held-out images.
           count: number of training images; default: all.
           heldout_count: number of held-out images; default: all.
           seed: shuffles the images first; None keeps the source's canonical order.
@@ -172,7 +172,7 @@ def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
     """Return how many images repeat an earlier one exactly.
 
     Args:
-      images: [N, ...], or an iterable of such blocks.
+      images: [N, ...], or an iterable of blocks [n, ...].
     """
     digests = list(_digests(images))
     return len(digests) - len(set(digests))
@@ -181,11 +181,11 @@ def count_duplicates(images: np.ndarray | Iterable[np.ndarray]) -> int:
 def count_shared(
     images: np.ndarray | Iterable[np.ndarray], others: np.ndarray | Iterable[np.ndarray]
 ) -> int:
-    """Return how many images occur among `others` too, exactly.
+    """Return how many images are exact copies of one of `others`.
 
     Args:
-      images: [N, ...], or an iterable of such blocks.
-      others: [M, ...], or an iterable of such blocks.
+      images: [N, ...], or an iterable of blocks [n, ...].
+      others: [M, ...], or an iterable of blocks [n, ...].
     """
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(images))
@@ -234,5 +234,5 @@ def _checked_floats(pixels):
 
 @functools.cache
 def _warn(text):
-    """Print a line to stderr, once: splits read the same images repeatedly."""
+    """Print a line to stderr, but only once, because splits read the same images repeatedly."""
     print(f"warning: {text}", file=sys.stderr)
