@@ -123,7 +123,7 @@ class Dataset:
         by class.
 
         Args:
-          classes: names of the classes to keep, for training and held-out images.
+          classes: names of the classes to keep, in training and held-out images.
           count: number of training images; default: all.
           heldout_count: number of held-out images; default: all.
           seed: shuffles the images first; None keeps the source's canonical order.

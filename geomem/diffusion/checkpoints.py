@@ -110,7 +110,7 @@ class Checkpoints:
         if not steps:
             return None
         raise ValueError(
-            f"run must have an undamaged checkpoint, but all of {steps} in {self.folder} are "
+            f"run must have an undamaged checkpoint, got {self.folder}, where all of {steps} are "
             "damaged."
         )
 

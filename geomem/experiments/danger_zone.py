@@ -128,7 +128,7 @@ def run(config: Config) -> Result | None:
         # The paper's protocol draws its own subsets from all training images.
         whole = dataclasses.replace(config, num_train=None)
         dataset = flags.load(whole if config.protocol == "paper" else config)
-        duplicates, shared = _warn_of_copies(dataset)
+        duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
         curves = jax.block_until_ready(_estimate(config, train, heldout, sigmas))
@@ -167,7 +167,8 @@ def _points(images, config):
     return band.coordinates(jnp.asarray(images))
 
 
-def _warn_of_copies(dataset):
+def _count_copies(dataset):
+    """Count and warn of copies: (duplicates in training, held-out images in training)."""
     train, heldout = dataset.train_split, dataset.test_split
     duplicates = data.count_duplicates(train.blocks())
     shared = data.count_shared(heldout.blocks(), train.blocks())

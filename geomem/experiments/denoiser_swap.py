@@ -1,6 +1,6 @@
 """Table 1 and Figure 10: swap two denoisers on a window of sampling steps.
 
-    python -m geomem.experiments.denoiser_swap --preset digits
+    geomem denoiser-swap --preset digits
 
 Samples from a network that memorizes and from one that generalizes, and then from each of them with
 the other in its place on a window of sampling steps, always from the same latents. The change in

@@ -1,7 +1,7 @@
 """Figure 1: denoising error of training and held-out images against the noise level.
 
-    python -m geomem.experiments.denoising_error --preset digits
-    python -m geomem.experiments.denoising_error --run runs/base runs/gap
+    geomem denoising-error --preset digits
+    geomem denoising-error --run runs/base runs/gap
 
 A network memorizes at noise levels where its error on training images is below its error on
 held-out images. At these levels the error also serves as a membership test, with an AUC above 1/2.

@@ -124,8 +124,8 @@ def _load_data(config):
     dataset = flags.load(dataclasses.replace(config, **chosen))
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(
-            f"run must have the training images that its data set has now, got {config.run}, "
-            "which was trained on others."
+            f"run must be trained on the images that {trained.dataset} holds now, got "
+            f"{config.run}, which was trained on others."
         )
     return dataset
 

@@ -1,6 +1,6 @@
 """Figure 5: gaps of several positions and widths, over the curves C and W.
 
-    python -m geomem.experiments.gap_sweep --preset digits
+    geomem gap-sweep --preset digits
 
 The figure also shows a prediction that needs no training: the fraction of samples that are decided
 above each noise level (`geomem.metrics.gap_prediction`).

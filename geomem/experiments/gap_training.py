@@ -1,6 +1,6 @@
 """Figure 4: train with and without gaps in the noise levels, and compare memorization and quality.
 
-    python -m geomem.experiments.gap_training --preset digits
+    geomem gap-training --preset digits
 
 Finds the danger zones of the training images, trains arms that differ only in their training noise,
 and evaluates each at several checkpoints: memorization before and after leftover noise is removed,

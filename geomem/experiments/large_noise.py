@@ -1,6 +1,6 @@
 """Theorems 4.9 and 4.10: at large noise, denoisers are close to the Gaussian denoiser.
 
-python -m geomem.experiments.large_noise --preset digits
+geomem large-noise --preset digits
 """
 
 from __future__ import annotations

@@ -149,6 +149,6 @@ def extrapolate(growth: Growth) -> Closing | None:
     if len(np.unique(x)) < 3 or len(x) < 4:
         return None
     line = scipy.stats.linregress(x, y)
-    half = scipy.stats.t.ppf(0.975, len(x) - 2) * line.stderr
-    interval = float(line.slope - half), float(line.slope + half)
+    margin = scipy.stats.t.ppf(0.975, len(x) - 2) * line.stderr
+    interval = float(line.slope - margin), float(line.slope + margin)
     return Closing(float(line.slope), interval, interval[1] < 0)

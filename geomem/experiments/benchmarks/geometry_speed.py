@@ -1,6 +1,6 @@
 """Time the geometry against baselines on the same machine in the same run.
 
-python -m geomem.experiments.benchmark --only curves nearest
+geomem benchmark --only curves nearest
 """
 
 from __future__ import annotations

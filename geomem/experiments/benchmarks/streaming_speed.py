@@ -1,6 +1,6 @@
 """Measure time and memory of streaming points from disk, against their number.
 
-    python -m geomem.experiments.scale --out runs/scale
+    geomem scale --out runs/scale
 
 `roofline` computes the shortest time that a machine's data sheet allows.
 """

@@ -1,6 +1,6 @@
 """Time the training command, and find out where the time goes.
 
-    python -m geomem.experiments.benchmark_training --preset edm_cifar10 --batch 512 \\
+    geomem benchmark-training --preset edm_cifar10 --batch 512 \\
         --compute float32 tf32 bfloat16
 
 Runs the command, with its logging, on random images, and compares it with the same updates in a

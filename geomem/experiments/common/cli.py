@@ -95,7 +95,7 @@ def interrupted(
     if resumes and out is not None and paths.as_path(out).exists():
         kept = f"{out} keeps what was finished; the same command resumes."
     elif files:
-        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts anew."
+        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts over."
     else:
         kept = "nothing was kept."
     print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)

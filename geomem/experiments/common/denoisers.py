@@ -238,7 +238,10 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     recipe = configuration.from_facts(facts)
     dataset = flags.load(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
-        raise ValueError(f"{folder} was trained on other images than {recipe.dataset} holds now.")
+        raise ValueError(
+            f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "
+            "which was trained on others."
+        )
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
     denoisers = {
         "network": network.bind(params),

@@ -37,7 +37,6 @@ __all__ = [
     "write_image_grid",
     "write_json",
     "write_rows",
-    "write_run",
 ]
 
 _LEAST_SIDE = 32  # pixels of an image in a grid
@@ -73,7 +72,6 @@ class Run:
 
     Attributes:
       folder: the output folder.
-      files: the files written so far.
 
     Raises:
       ValueError: the folder cannot be written.
@@ -82,7 +80,6 @@ class Run:
     def __init__(self, config: Any):
         self._config, self._phases = config, Phases()
         self.folder = make_folder(config.out)
-        self.files: list[pathlib.Path] = []
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that times its block under `name` in run.json."""
@@ -90,33 +87,21 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; see the function `write_json`."""
-        self._write(name, write_json, value)
+        write_json(self.folder / name, value)
 
     def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows with the same keys as a CSV file."""
-        self._write(name, write_rows, rows)
+        write_rows(self.folder / name, rows)
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure as NAME.png and NAME.pdf."""
         from geomem.plots import style
 
-        self.files += style.save(figure, self.folder, name)
+        style.save(figure, self.folder, name)
 
-    def finish(self, config: Any = None, **facts: Any) -> None:
-        """Write run.json.
-
-        Args:
-          config: the configuration to record in run.json; default: that of the run.
-          facts: further entries, for example data=dataset_facts(dataset).
-        """
-        shown = {} if config is None else {"config": config}
-        write_run(self.folder, self._config, self._phases, **shown, **facts)
-        self.files.append(self.folder / "run.json")
-
-    def _write(self, name, write, value):
-        path = self.folder / name
-        write(path, value)
-        self.files.append(path)
+    def finish(self, **facts: Any) -> None:
+        """Write run.json, with `facts` such as data=dataset_facts(dataset)."""
+        write_json(self.folder / "run.json", run_facts(self._config, self._phases, **facts))
 
 
 def environment() -> dict[str, Any]:
@@ -217,16 +202,17 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     paths.write_whole(path, text.getvalue())
 
 
-def write_run(folder: pathlib.Path, config: Any, phases: Phases, /, **facts: Any) -> None:
-    """Write `run_facts` to run.json."""
-    write_json(folder / "run.json", run_facts(config, phases, **facts))
-
-
 def run_facts(config: Any, phases: Phases, /, **facts: Any) -> dict[str, Any]:
     """Return the command, its configuration (a dataclass), `facts`, environment and timings."""
     settings = dataclasses.asdict(config)
-    about = {"command": _command(config), "config": settings, "config_sha256": _digest(settings)}
-    return about | {**facts, "environment": environment(), "seconds": phases.seconds}
+    return {
+        "command": _command(config),
+        "config": settings,
+        "config_sha256": _digest(settings),
+        **facts,
+        "environment": environment(),
+        "seconds": phases.seconds,
+    }
 
 
 def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | None = None) -> None:
@@ -253,12 +239,12 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
         Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
 
 
-def _may_write(record, config):
+def _may_write(path, config):
     """Whether a run's record is missing or has this command and configuration."""
     try:
-        about = json.loads(record.read_text())
-        digest = about.get("config_sha256") or _digest(about["config"])
-        command = about.get("command", _command(config))
+        record = json.loads(path.read_text())
+        digest = record.get("config_sha256") or _digest(record["config"])
+        command = record.get("command", _command(config))
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
