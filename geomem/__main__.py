@@ -24,7 +24,7 @@ COMMANDS = {
     },
     "The paper's other figures": {
         "denoising-error": "Compare denoising errors on training and held-out images (Figure 1).",
-        "noise-level-memorization": "Find the noise levels at which denoising copies (Figure 2).",
+        "noise-level-memorization": "Find the levels at which denoising makes copies (Figure 2).",
         "gap-training": "Train with and without the danger zone, and compare (Figure 4).",
         "gap-sweep": "Train with gaps in other places and of other widths (Figure 5).",
         "denoiser-swap": "Swap the denoisers of two runs on a window of sampling steps (Table 1).",

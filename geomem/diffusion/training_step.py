@@ -53,7 +53,7 @@ class Recipe:
       lr: Adam's learning rate (betas 0.9 and 0.999, epsilon 1e-8), after the ramp.
       lr_ramp: number of images over which the rate rises linearly from 0.
       ema_halflife: half-life of the parameters' moving average, in images.
-      ema_ramp: largest half-life as a fraction of the images seen so far.
+      ema_ramp: upper limit of the half-life, as a fraction of the images seen so far.
       augment: probability of each augmentation; 0 turns all of them off, including the x-flip.
       seed: seed of the initial parameters and of all steps.
       window: number of steps over which the reported metrics are averaged.

@@ -97,10 +97,10 @@ def _summarize(errors, auc):
     least = (network["excess"] / network["excess_error"]).min()
     above = network["mse"] / gaussian["mse"] - 1
     levels = ", ".join(f"{sigma:.3g}" for sigma in network["sigma"][above > 0])
-    where = f"above it at sigma {levels}, by at most {above.max():.1%}" if levels else "never above"
+    where = f"at sigma {levels}, by at most {above.max():.1%}" if levels else "nowhere"
     return (
         "the network's training error exceeds the empirical denoiser's by at least "
-        f"{least:.1f} standard errors; compared with the Gaussian denoiser's it is {where}"
+        f"{least:.1f} standard errors, and the Gaussian denoiser's {where}"
     )
 
 

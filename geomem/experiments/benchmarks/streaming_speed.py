@@ -166,8 +166,8 @@ def run(config: Config) -> list[Row]:
         difference = _difference(stored[: counts[0]], noised, config.sigma)
         efficiency = _efficiency(stored[: counts[0]], noised, config.sigma)
     print(
-        f"relative difference between streamed and in memory {difference:.1e}; in memory "
-        f"{efficiency:.0%} of the matrix-product peak"
+        f"streamed and in-memory results differ by at most {difference:.1e} (relative); in memory, "
+        f"the posterior mean reaches {efficiency:.0%} of the matrix-product peak"
     )
     facts: dict[str, Any] = {
         "config": recorded,

@@ -163,7 +163,7 @@ def _find_inception(config):
     if path is None and config.preset == "cifar10":
         path = weights.find()
         if path is None:
-            flags.warn("no Inception weights (--inception): Frechet distances are of pixels")
+            flags.warn("no Inception weights (--inception), so Frechet distances compare pixels")
     if path is None:
         return None
     weights.load(path)  # fails before any training

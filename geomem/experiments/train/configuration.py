@@ -77,7 +77,7 @@ class Config(flags.ImageFlags):
     ema_halflife_kimg: float = flag(500, "training")
     """Half-life of the parameters' moving average, in thousands of images."""
     ema_ramp: float = flag(0.05, "training")
-    """Largest half-life as a fraction of the images seen so far."""
+    """Upper limit of the half-life, as a fraction of the images seen so far."""
     augment: float = flag(0.12, "training")
     """Probability of each augmentation; 0 turns them off, including the x-flip."""
 

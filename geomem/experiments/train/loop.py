@@ -152,7 +152,7 @@ def _train(session, update, state, images, step, stopping):
     config, first_process = session.config, jax.process_index() == 0
     log = MetricsLog(session.folder, step) if first_process else None
     state, images = training_step.replicate(state), training_step.replicate(images)
-    _say("compiling the training step, up to a minute ...")
+    _say("compiling the training step (up to a minute) ...")
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
     with tqdm(
         **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process

@@ -57,7 +57,7 @@ PRESETS["digits_gap"] = PRESETS["digits_fourier"]
 ABOUT = {
     "edm_cifar10": "EDM's CIFAR-10 setting: 55.7M parameters, 200M images.",
     "edm_small": "The same network on 1,000 images: batch 64, no augmentation.",
-    "digits": "128 of scikit-learn's 8x8 digits, overfitted in minutes on a CPU.",
+    "digits": "128 of scikit-learn's 8x8 digits; overfits in minutes on a CPU.",
     "digits_fourier": "128 other digits; Fourier embedding of the noise level, as in gap-training.",
     "digits_gap": "The former name of digits_fourier. It has no gap unless one is given.",
 }
