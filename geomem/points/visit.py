@@ -118,7 +118,7 @@ class Part(NamedTuple):
     group: Group
 
     def fold(self, update: Callable[..., Any], partial: Any, chunk: int = CHUNK) -> Any:
-        """Fold `update` over these rows as in `fold_rows`; `index` counts all points."""
+        """Fold `update` over these rows as in `fold_rows`; `index` is the global position."""
 
         def step(partial, rows, index, valid):
             index = self.first + index
