@@ -1,4 +1,4 @@
-"""The command `geomem`, or `python -m geomem`: `geomem --help` lists what it can do."""
+"""The command `geomem`, or `python -m geomem`; `geomem --help` lists its subcommands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from geomem.experiments.common import arguments, cli
 
 __all__ = ["COMMANDS", "main"]
 
-# By heading: the command, and what it does in one line.
+# Under each heading: the commands, with a line on what they do.
 COMMANDS = {
     "Start here": {
         "audit": "Check a data set for copies and for its risk of memorization.",
@@ -20,11 +20,11 @@ COMMANDS = {
     },
     "Generated images": {
         "sample": "Sample images from a training run or from published EDM weights.",
-        "evaluate": "Report copies of training images, left-over noise and quality.",
+        "evaluate": "Report copies of training images, leftover noise and quality.",
     },
     "The paper's other figures": {
         "denoising-error": "Compare denoising errors on training and held-out images (Figure 1).",
-        "noise-level-memorization": "Find the noise levels at which denoising copies (Figure 2).",
+        "noise-level-memorization": "Find the levels at which denoising makes copies (Figure 2).",
         "gap-training": "Train with and without the danger zone, and compare (Figure 4).",
         "gap-sweep": "Train with gaps in other places and of other widths (Figure 5).",
         "denoiser-swap": "Swap the denoisers of two runs on a window of sampling steps (Table 1).",
@@ -52,7 +52,7 @@ complete -o default -F _geomem geomem"""
 
 
 def main() -> None:
-    """Run the command that the first argument names."""
+    """Run the command in the first argument."""
     try:
         _dispatch(sys.argv[1:])
     except ValueError as error:

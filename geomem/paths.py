@@ -1,4 +1,4 @@
-"""Local folders and buckets (gs://name/folder) behind the same calls, and whole-file writes."""
+"""The same calls for local folders and buckets (gs://name/folder), and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AnyPath", "as_path", "open_whole", "write_whole", "written"]
 
 AnyPath = str | os.PathLike  # a local path, or one with a scheme: gs://bucket/name
 
-_written: dict[pathlib.Path, None] = {}  # in the order of their first writing
+_written: dict[pathlib.Path, None] = {}  # in the order in which they were first written
 
 
 def as_path(path: AnyPath) -> pathlib.Path:
@@ -45,9 +45,9 @@ def as_path(path: AnyPath) -> pathlib.Path:
 
 @contextlib.contextmanager
 def open_whole(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Open a file for writing bytes; it appears under its name once the block has ended.
+    """Open a file for writing bytes; it appears under its name at the end of the block.
 
-    Readers see the old file or the new one, never half of it, even if the process is killed.
+    Readers see the old file or the new one, never a part of it, even if the process is killed.
     """
     path = as_path(path)
     if isinstance(path, pathlib.Path):

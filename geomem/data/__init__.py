@@ -1,4 +1,4 @@
-"""Data sets: `load(name)` returns float32 images [N, H, W, C] in [-1, 1], with their source.
+"""Data sets: `load(name)` returns training and held-out images [N, H, W, C] in [-1, 1].
 
 Pixels are read lazily: `Dataset.subset` selects indices, and only the images in use are decoded.
 """

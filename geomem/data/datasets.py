@@ -1,4 +1,4 @@
-"""Images by index, decoded on demand: the form in which every source gives them."""
+"""Images by index, decoded on demand; every source returns its images in this form."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
 
-_KEPT = 2**31  # bytes: a split of at most this size stays in memory
-_BLOCK = 4096  # images of a larger split that are in memory at once
+_KEPT = 2**31  # bytes; a split of at most this size stays in memory
+_BLOCK = 4096  # images of a larger split in memory at once
 
 Pixels = TypeVar("Pixels", np.ndarray, "Array")
 Blocks = Shaped[np.ndarray, "images ..."] | Iterable[Shaped[np.ndarray, "images ..."]]
@@ -59,7 +59,7 @@ class Split:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C); only one image is read for it."""
+        """(N, H, W, C); reads only one image."""
         return len(self), *self.at(slice(0, 1)).shape[1:]
 
     def blocks(self) -> Iterator[Shaped[np.ndarray, "block height width channels"]]:
@@ -98,7 +98,7 @@ class Dataset:
     """Training images, and held-out images from the same distribution.
 
     Attributes:
-      name: the name or path that it was loaded from.
+      name: the name or path that the data set was loaded from.
       train_split, test_split: the training and the held-out images, with indices and labels.
       class_names: the names of the labels; empty if there are none.
     """
@@ -128,12 +128,12 @@ class Dataset:
     ) -> Dataset:
         """Return a data set with some of the images.
 
-        With the same `seed` and `classes`, a smaller selection is the start of a larger one. If the
-        first `count` training images miss a class, as in a folder that is sorted by class, a
-        warning on stderr says so.
+        With the same `seed` and `classes`, a smaller selection is the start of a larger one. Warns
+        on stderr if the first `count` training images miss a class, as in a folder that is sorted
+        by class.
 
         Args:
-          classes: names of the classes to keep, of training and held-out images.
+          classes: names of the classes to keep, in training and held-out images.
           count: number of training images; default: all.
           heldout_count: number of held-out images; default: all.
           seed: shuffles the images first; None keeps the source's canonical order.
@@ -245,5 +245,5 @@ def _checked_floats(pixels):
 
 @functools.cache
 def _warn(text):
-    """Print a line to stderr, once: splits read the same images repeatedly."""
+    """Print a line to stderr, but only once, because splits read the same images repeatedly."""
     print(f"warning: {text}", file=sys.stderr)

@@ -37,7 +37,7 @@ def load(
       The Dataset, in the source's canonical order, not yet decoded.
 
     Raises:
-      ValueError: an unknown data set, no images, images of several sizes, unusable arrays, or
+      ValueError: an unknown data set, no images, images of several sizes, invalid arrays, or
         `resize` without a folder.
     """
     if resize is not None and resize < 1:

@@ -25,7 +25,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 def open_source(
     name: str, resize: int | None = None
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """Return training images, test images (or None) and class names of a name or path.
+    """Return the training images, test images (or None) and class names for a name or path.
 
     Raises:
       ValueError: as in `load`.
@@ -53,7 +53,7 @@ def open_source(
 
 
 def is_folder(name: str) -> bool:
-    """Return whether `open_source` reads a folder for this name; names of data sets come first."""
+    """Return whether `open_source` reads this name as a folder; data set names take precedence."""
     known = name in _NAMES or name.startswith("tfds:")
     return not known and pathlib.Path(name).expanduser().is_dir()
 
@@ -61,7 +61,8 @@ def is_folder(name: str) -> bool:
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     """Return the PNG and JPEG files in a folder and its subfolders, in the order of their indices.
 
-    Hidden files are skipped: macOS puts a "._cat.png", which is not an image, beside "cat.png".
+    Hidden files are skipped, because macOS writes a "._cat.png", which is not an image, beside
+    "cat.png".
     """
     paths = pathlib.Path(folder).expanduser().rglob("*")
     images = (path for path in paths if path.suffix.lower() in _IMAGE_SUFFIXES)
@@ -101,7 +102,7 @@ def _open_digits():
     digits = cast(Bunch, load_digits())
     pixels = (digits.images[..., None] / 8 - 1).astype(np.float32)
     whole = _from_array(pixels, digits.target)
-    # A fixed split: the first 900 train, the last 897 are held out.
+    # A fixed split: the first 900 are for training, the last 897 are held out.
     return whole.take(np.arange(900)), whole.take(np.arange(900, 1797)), tuple("0123456789")
 
 
@@ -153,7 +154,7 @@ def _square(image, side):
     """The center square of a PIL image, resized with antialiasing to side x side."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    # Cropped first, because resize(box=...) would use pixels beyond the box.
+    # Crop first, because resize(box=...) would use pixels outside the box.
     return image.crop((left, top, left + edge, top + edge)).resize((side, side))
 
 
@@ -173,7 +174,7 @@ def _open_array(path):
 
 def _load_array(path):
     try:
-        # Memory-mapped, so that a subset of a large file reads only its images. No pickles.
+        # Memory-mapped, so that a subset of a large file reads only its own images.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.lib.npyio.NpzFile):
             return array
@@ -192,11 +193,11 @@ def _open_tfds(name, transform=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_datasets as tfds
-    # Silences TFDS's advice to install OpenCV, and warnings that the errors below repeat.
+    # Silence TFDS's advice to install OpenCV, and warnings that duplicate the errors below.
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     try:
-        # TFDS reads the variable only once, at import.
+        # Passed explicitly, because TFDS reads the variable only once, at import.
         folder = os.environ.get("TFDS_DATA_DIR")
         builder = tfds.builder(name, file_format="array_record", data_dir=folder)
     except tfds.core.DatasetNotFoundError:
@@ -249,13 +250,14 @@ def _tfds_split(builder, split, transform):
     keys = {key for key in ("id", "label") if key in features}
     if keys:
         skip = {"image": tfds.decode.SkipDecoding()}
-        facts = builder.as_data_source(split=split, decoders=skip).__getitems__(range(len(source)))
-        numbers = [fact["id"].rsplit(b"_", 1)[-1] for fact in facts] if "id" in keys else [b""]
+        rows = builder.as_data_source(split=split, decoders=skip).__getitems__(range(len(source)))
+        numbers = [row["id"].rsplit(b"_", 1)[-1] for row in rows] if "id" in keys else [b""]
         if all(number.isdigit() for number in numbers):
-            # TFDS shuffles on disk; "train_16399" holds the canonical index.
+            # TFDS stores images in shuffled order; an id such as "train_16399" has the original
+            # one.
             order = np.argsort([int(number) for number in numbers])
         if _class_names(features):
-            labels = np.array([fact["label"] for fact in facts])[order]
+            labels = np.array([row["label"] for row in rows])[order]
 
     def read(index):
         images = [example["image"] for example in source.__getitems__(order[index].tolist())]
@@ -270,7 +272,7 @@ def _tfds_split(builder, split, transform):
 
 
 def _celeba_gray(image):
-    """A CelebA image, 218x178 RGB: its center square in gray, 32x32 (geomem's choice)."""
+    """The center square of a CelebA image (218x178 RGB) in gray, 32x32 (geomem's choice)."""
     from PIL import Image
 
     return np.asarray(_square(Image.fromarray(image).convert("L"), 32))[..., None]

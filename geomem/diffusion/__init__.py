@@ -1,4 +1,4 @@
-"""The learned denoiser: training noise, the EDM network and its training step, sampling."""
+"""The learned denoiser: training noise, EDM's network and training step, and sampling."""
 
 import lazy_loader
 

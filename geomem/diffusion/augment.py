@@ -1,7 +1,7 @@
-"""EDM's non-leaking augmentation, the geometric part (Karras et al. 2022, appendix F.2, table 6).
+"""The geometric part of EDM's non-leaking augmentation (Karras et al. 2022, app. F.2, table 6).
 
-Each training image is transformed, and nine labels tell the network how. The labels are zero for an
-unchanged image and in sampling, so that the transformations do not leak into the samples.
+Each training image is transformed, and nine labels tell the network how. The labels are zero for
+unchanged images and during sampling, so that the transformations do not leak into the samples.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Float32, Key
 __all__ = ["LABELS", "augment"]
 
 LABELS = 9
-_SCALE = 2**0.2  # one standard deviation of the scalings, isotropic and anisotropic
-_TRANSLATE = 1 / 8  # one standard deviation of the translation, in sides of the image
+_SCALE = 2**0.2  # one standard deviation of the isotropic and anisotropic scaling factors
+_TRANSLATE = 1 / 8  # one standard deviation of the translation, as a fraction of the image's side
 
 
 def augment(
@@ -27,10 +27,10 @@ def augment(
 ) -> tuple[Float[Array, "height width channels"], Float32[Array, " labels"]]:
     """Transform one image at random: flips, scale, rotation, anisotropic scale, translation.
 
-    Each is applied independently with `probability`, except the x-flip, which is always a fair
-    coin. Works under `jit` and `vmap`. Resampling uses Keys' cubic kernel on the mirrored image;
-    the reference resamples at twice the resolution with a wavelet. An image that is unchanged or
-    only flipped keeps its pixels exactly.
+    Each is applied independently with `probability`, except the x-flip, which always has
+    probability 1/2. Works under `jit` and `vmap`. Resampling uses Keys' cubic kernel on the
+    mirrored image; EDM's code resamples at twice the resolution with a wavelet. An image that is
+    unchanged or only flipped keeps its pixels exactly.
 
     Args:
       key: a typed PRNG key.
@@ -38,10 +38,10 @@ def augment(
       probability: probability of each transformation.
 
     Returns:
-      (image, labels). The labels are: x-flip and y-flip (0 or 1); a of the scale 2^(0.2 a); cos - 1
-      and sin of the rotation; b cos and b sin of the axis that is stretched by 2^(0.2 b) (as
-      published: (b, axis) and (-b, axis + pi) share a label); the translation in eighths of the
-      image's side, x then y.
+      (image, labels). The labels are: x-flip and y-flip (0 or 1); a, where 2^(0.2 a) is the scale;
+      cos - 1 and sin of the rotation; b cos and b sin of the axis that is stretched by 2^(0.2 b)
+      (as published, so (b, axis) and (-b, axis + pi) share a label); the translation along x and y
+      in eighths of the image's side.
     """
     key_gate, key_flip, key_angle, key_size = jax.random.split(key, 4)
     gate = jax.random.uniform(key_gate, (5,)) < probability
@@ -53,7 +53,7 @@ def augment(
 
     image = jnp.where(x_flip, image[:, ::-1], image)
     image = jnp.where(y_flip, image[::-1], image)
-    # The inverse map: from an output pixel's offset (x, y) from the center to the input's.
+    # The inverse map: from an output pixel's offset (x, y) from the center to the input pixel's.
     matrix = _SCALE**-scale * functools.reduce(
         functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST),
         [

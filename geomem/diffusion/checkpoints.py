@@ -1,8 +1,8 @@
-"""Checkpoints that survive kills, damage and a change of devices. The only module that uses Orbax.
+"""Checkpoints that survive kills, damage and a change of devices. Only this module uses Orbax.
 
-A checkpoint is a nested dict of plain arrays with a checksum, because Orbax verifies the structure
-of what it reads but not every byte. It is written in the background and appears under its final
-name once it is complete.
+A checkpoint is a nested dict of plain arrays. It has a checksum, because Orbax verifies the
+structure of what it reads but not every byte. It is written in the background and appears under its
+final name once it is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Checkpoints:
 
     Args:
       folder: the run folder, local or in a bucket; checkpoints are in its `checkpoints/STEP`.
-      keep: number of checkpoints to keep, the newest ones.
+      keep: number of newest checkpoints to keep.
       read_only: change nothing in the folder; another process may be writing to it.
     """
 
@@ -110,7 +110,7 @@ class Checkpoints:
         if not steps:
             return None
         raise ValueError(
-            f"run must have an undamaged checkpoint, but all of {steps} in {self.folder} are "
+            f"run must have an undamaged checkpoint, got {self.folder}, where all of {steps} are "
             "damaged."
         )
 
@@ -142,7 +142,7 @@ def _plain(state):
 
 
 def _checksum(tree):
-    """CRC-32 of the arrays' bytes, in the order of their names."""
+    """The CRC-32 of the arrays' bytes, in the order of their names."""
     value = 0
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf).data, value)

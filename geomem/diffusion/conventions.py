@@ -1,15 +1,15 @@
 """The noise level in the conventions of EDM, DDPM and flow matching.
 
-Each of them adds noise eps ~ N(0, I) to data x_0 and gets a multiple of x_0 + sigma eps:
+Each convention adds noise eps ~ N(0, I) to data x_0, which gives a multiple of x_0 + sigma eps:
 
 - EDM: x = x_0 + sigma eps.
 - DDPM, timestep t = 0..T-1: x = sqrt(abar) x_0 + sqrt(1 - abar) eps with
   abar = prod_{s <= t} (1 - beta_s), so sigma = sqrt((1 - abar) / abar).
 - Flow matching (rectified flow), time t in [0, 1), data at t = 0: x = (1 - t) x_0 + t eps,
-  so sigma = t / (1 - t). Where the data are at t = 1, read 1 - t for t.
+  so sigma = t / (1 - t). If the data are at t = 1, replace t by 1 - t.
 
-sigma has the units of x_0, in geomem those of images in [-1, 1]. For a model of k x_0 the noise
-level is k sigma. Images in [0, 1] have k = 1/2; their shift does not matter.
+sigma has the units of x_0, which in geomem are those of images in [-1, 1]. For a model of k x_0 the
+noise level is k sigma. Images in [0, 1] have k = 1/2; their shift does not matter.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def ddpm_sigmas(betas: Float[np.ndarray, " timesteps"]) -> Float64[np.ndarray, "
             "betas must be a 1D array of two or more numbers between 0 and 1, got "
             f"{np.array2string(betas, threshold=6, edgeitems=2, separator=', ')}."
         )
-    # 1 / abar - 1, from the logarithm: 1 - abar has no digits left where abar is near 1.
+    # 1 / abar - 1, computed from log abar, because 1 - abar loses its digits when abar is near 1.
     return np.sqrt(np.expm1(-np.cumsum(np.log1p(-betas))))
 
 
@@ -83,7 +83,7 @@ def sigma_to_timestep(
 
 
 def timesteps_between(low: float, high: float, betas: Float[np.ndarray, " timesteps"]) -> range:
-    """Return the timesteps with a noise level in [low, high]; may be empty."""
+    """Return the timesteps with a noise level in [low, high], possibly none."""
     sigmas = ddpm_sigmas(betas)
     return range(
         int(np.searchsorted(sigmas, low, "left")), int(np.searchsorted(sigmas, high, "right"))
@@ -113,7 +113,7 @@ class TrainingNoise(NamedTuple):
 
 
 def ddpm_noise(name: str, betas: Float[np.ndarray, " timesteps"]) -> TrainingNoise:
-    """Return the training noise of timesteps that are drawn uniformly."""
+    """Return the training noise of uniformly drawn timesteps."""
     sigmas = ddpm_sigmas(betas)
     return TrainingNoise(name, lambda s: np.searchsorted(sigmas, s, "right") / len(sigmas))
 
@@ -123,8 +123,8 @@ def usual_training_noise() -> tuple[TrainingNoise, ...]:
 
     EDM: ln sigma ~ N(-1.2, 1.2^2). DDPM: uniform over 1,000 timesteps with linear or cosine betas.
     Flow matching: t uniform on [0, 1], or logit-normal(0, 1) as in Stable Diffusion 3 (Esser et al.
-    2024), for which ln sigma = ln(t / (1 - t)) is N(0, 1). Stable Diffusion 3's shift for large
-    images multiplies all sigma by a constant and is left out.
+    2024), so that ln sigma = ln(t / (1 - t)) is N(0, 1). Stable Diffusion 3's shift for large
+    images, which multiplies all sigma by a constant, is not included.
 
     >>> for noise in usual_training_noise():
     ...     print(f"{noise.name}: {noise.share(1, 3):.1%} of the training steps")

@@ -1,7 +1,7 @@
 """Published EDM weights as Flax parameters, from plain tensors (`.npz`, `.safetensors`).
 
-The architecture is read from the tensors' names and shapes. Pickles are refused because reading one
-runs code; experiments/train/README.md has the two lines that export one.
+The architecture is inferred from the tensors' names and shapes. Pickles are refused, because
+reading one can run code; experiments/train/README.md shows how to export one in two lines.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def load(
       (denoiser, params): `denoiser(params, x, sigma)` on NHWC images.
 
     Raises:
-      ValueError: another kind of file, an unreadable one, or tensors that do not fit this
-        architecture (all named).
+      ValueError: another kind of file, an unreadable file, or tensors that do not match this
+        architecture (the message lists all of them).
     """
     path = pathlib.Path(path)
     if path.suffix not in (".npz", ".safetensors"):
@@ -62,7 +62,8 @@ def from_state_dict(
     [in, out].
 
     Raises:
-      ValueError: tensors that are missing, unexpected or of the wrong shape (all named).
+      ValueError: tensors that are missing, unexpected or of the wrong shape (the message lists all
+        of them).
     """
     tensors = {
         match["path"]: np.asarray(tensor)
@@ -112,7 +113,7 @@ def _read(path):
         from safetensors.numpy import load_file
 
         return load_file(path)
-    except Exception as error:  # what damage raises depends on the format
+    except Exception as error:  # the type depends on the format and the damage
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise ValueError(f"weights must be a readable file, but {path} is not: {reason}.") from None
 

@@ -1,4 +1,4 @@
-"""Sampling noise levels: EDM's grid, and the same grid stepping over gaps in the training noise.
+"""Noise levels for sampling: EDM's grid, and the same grid with steps across training gaps.
 
 For i = 0..S-1 and S steps, with sigma_S = 0 (Karras et al. 2022, eq. 5 and table 1, "Time steps"):
 
@@ -44,19 +44,19 @@ def edm_grid(
 def skip_gaps(
     sigmas: Float64[np.ndarray, " levels"], schedule: Schedule
 ) -> Float64[np.ndarray, " kept"]:
-    """Return a sampling grid that steps over the noise levels that training left out.
+    """Return a sampling grid that steps across the noise levels that training left out.
 
-    At a level that it never saw, a network's output is arbitrary. So the levels inside a gap are
-    replaced by the gap's two edges, which were trained, and one step crosses it. A gap stays as it
-    is unless the grid has positive levels on both sides of it. A step that spans a factor of ten
-    costs quality.
+    At a level that was not trained, a network's output is arbitrary. So the levels inside a gap are
+    replaced by the gap's two edges, which were trained, and one step crosses the gap. A gap is not
+    crossed unless the grid has positive levels on both sides of it. A step that spans a factor of
+    ten costs quality.
 
     Args:
       sigmas: descending noise levels, as from `edm_grid`.
       schedule: the training noise.
 
     Returns:
-      Descending noise levels, at most 2 more for each gap.
+      Descending noise levels, at most 2 more per gap.
 
     Source: geomem; `geomem.experiments.gap_training` measures the effect.
 

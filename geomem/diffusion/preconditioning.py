@@ -32,7 +32,7 @@ class EDMDenoiser:
     metrics take.
 
     Attributes:
-      network: the raw network, such as `unet.UNet`.
+      network: the raw network, for example a `unet.UNet`.
       sigma_data: standard deviation of the data's pixels.
     """
 
@@ -53,7 +53,7 @@ class EDMDenoiser:
           params: the network's parameters, as from `init`.
           x: images plus noise of standard deviation sigma.
           sigma: positive noise levels, one per image or one for all.
-          augment_labels: what `augment.augment` did to the images; None for nothing.
+          augment_labels: labels from `augment.augment`; None for images that are not augmented.
           dropout_keys: typed PRNG keys for training; None turns dropout off.
         """
         chex.assert_rank(x, 4)

@@ -1,13 +1,13 @@
-"""Samplers of the probability-flow ODE, over any denoiser (Karras et al. 2022).
+"""Samplers of the probability-flow ODE for any denoiser (Karras et al. 2022).
 
     dx/dsigma = (x - D(x; sigma)) / sigma                                        (eq. 1 and 3)
 
-`method="heun"` is algorithm 1, "euler" the same without its second evaluation; `churn` adds
-algorithm 2's noise. A denoiser is a function of (x, sigma): a network, the exact empirical
+`method="heun"` is algorithm 1, and "euler" is the same without the second evaluation; `churn` adds
+the noise of algorithm 2. A denoiser is a function of (x, sigma): a network, the exact empirical
 posterior mean, or a Wiener filter.
 
-Steps run from Python, one compiled function for all of them: a convolution inside `lax.scan` is an
-order of magnitude slower on a CPU, and on an accelerator dispatch is asynchronous.
+A Python loop calls one compiled function for every step: on a CPU a convolution inside `lax.scan`
+is an order of magnitude slower, and on an accelerator the calls are asynchronous anyway.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Denoiser = Callable[[jax.Array, jax.Array], jax.Array]  # ([B, H, W, C], sigma [
 
 
 class Churn(NamedTuple):
-    """How much noise is renewed before each step (algorithm 2's S_churn, S_tmin, S_tmax, S_noise).
+    """How much noise is added before each step (algorithm 2's S_churn, S_tmin, S_tmax, S_noise).
 
     Attributes:
       amount: total churn, spread over the steps; 0 is the deterministic sampler.
-      sigma_min, sigma_max: range of noise levels in which noise is renewed.
-      noise: standard deviation of the new noise relative to the exact amount.
+      sigma_min, sigma_max: range of noise levels in which noise is added.
+      noise: standard deviation of the added noise relative to the exact amount.
     """
 
     amount: float = 0.0
@@ -68,11 +68,11 @@ def swap(denoiser_a: Denoiser, denoiser_b: Denoiser, steps: Iterable[int]) -> Sw
 
     Args:
       denoiser_a, denoiser_b: functions of (x, sigma).
-      steps: sampler steps, counted from 0 at the largest noise level. A Heun step takes both its
-        evaluations from one denoiser.
+      steps: sampler steps, counted from 0 at the largest noise level. Both evaluations of a Heun
+        step use the same denoiser.
 
     Returns:
-      A value that `solve` and `generate` take in place of a denoiser.
+      A Swap, which `solve` and `generate` accept in place of a denoiser.
     """
     return Swap(as_pytree(denoiser_a), as_pytree(denoiser_b), frozenset(map(int, steps)))
 
@@ -88,23 +88,23 @@ def solve(
 ) -> Float[Array, "batch height width channels"]:
     """Integrate the ODE along a grid of noise levels and return the images at its end.
 
-    Converges with order 1 (Euler) or 2 (Heun, two evaluations a step). A step to sigma = 0 is
-    always Euler's: it returns the denoiser's output.
+    The order of convergence is 1 for Euler and 2 for Heun, which evaluates the denoiser twice per
+    step. A step to sigma = 0 is always an Euler step: it returns the denoiser's output.
 
     Args:
-      denoiser: a function of (x, sigma), or a `Swap`. Best a `jax.tree_util.Partial`: its arrays
-        are then arguments of the compiled step and not constants in it.
+      denoiser: a function of (x, sigma), or a `Swap`. Preferably a `jax.tree_util.Partial`, whose
+        arrays become arguments of the compiled step instead of constants.
       x: noisy images at sigmas[0].
       sigmas: descending noise levels, as from `grids.edm_grid`; the last may be 0.
       method: "euler" or "heun".
-      churn: renewal of noise; needs `keys`.
+      churn: added noise; needs `keys`.
       keys: typed PRNG keys, one per image; step i draws from fold_in(key, i + 1).
 
     Returns:
       Images at sigmas[-1]; float64 if x64 is enabled, else float32.
 
     Raises:
-      ValueError: levels that do not descend, an unknown method, churn without keys, or a swap of
+      ValueError: levels that do not descend, an unknown method, churn without keys, or a swap on
         steps that do not exist.
     """
     sigmas = [float(sigma) for sigma in sigmas]
@@ -150,13 +150,13 @@ def generate(
 ) -> Float32[np.ndarray, "seeds height width channels"]:
     """Sample one image per seed, in batches spread over this process's devices.
 
-    An image depends on its seed alone, not on the other seeds, the batch size or the devices.
+    An image depends only on its seed, not on the other seeds, the batch size or the devices.
 
     Args:
       denoiser, sigmas, method, churn: as in `solve`.
       seeds: one integer per image.
       image_shape: (height, width, channels).
-      batch_size: images at a time, rounded up to a multiple of the devices.
+      batch_size: images sampled at once, rounded up to a multiple of the number of devices.
       progress: whether to show a progress bar.
 
     Returns:
@@ -177,7 +177,7 @@ def generate(
     with tqdm(total=len(seeds), unit="image", disable=not progress, desc="sample") as bar:
         for start in range(0, len(seeds), batch_size):
             batch = np.asarray(seeds[start : start + batch_size])
-            padded = np.resize(batch, batch_size)  # one shape, one compilation
+            padded = np.resize(batch, batch_size)  # the same shape compiles only once
             keys = jax.device_put(jax.vmap(jax.random.key)(padded), sharding)
             x = _unit_noise(keys, tuple(image_shape)) * sigmas[0]
             x = solve(denoiser, x, sigmas, method=method, churn=churn, keys=keys)

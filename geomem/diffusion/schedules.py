@@ -1,4 +1,4 @@
-"""Training noise: the distribution of sigma, with or without a gap.
+"""The distribution of training noise levels, with or without a gap.
 
 EDM draws ln sigma ~ N(P_mean, P_std^2) with P_mean = -1.2 and P_std = 1.2 (Karras et al. 2022,
 table 1, "Noise distribution"). A `Schedule` multiplies that density by a constant on each interval
@@ -25,7 +25,7 @@ from scipy.special import ndtr
 __all__ = ["Levels", "Schedule", "check_interval", "dummy", "gap", "lognormal"]
 
 _LEAST_MASS = 0.01
-_PIECES = 8  # more than most schedules have, so that their arrays have one shape
+_PIECES = 8  # more than most schedules have, so that most arrays have the same shape
 
 
 class Levels(NamedTuple):
@@ -37,7 +37,7 @@ class Levels(NamedTuple):
     Attributes:
       mean: mean of ln sigma before truncation.
       log_mass: log probability of each piece, -inf for one that is never drawn.
-      outer: standard normal CDF at the piece's outer end.
+      outer: standard normal CDF at the piece's end that is farther from the median.
       span: increase of the CDF from the outer to the inner end.
       scale: standard deviation of ln sigma, negative in the right tail.
       low, high: the piece's edges in sigma.
@@ -52,7 +52,7 @@ class Levels(NamedTuple):
     high: Float32[Array | np.ndarray, " pieces"]
 
     def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "*shape"]:
-        """Draw noise levels, as `Schedule.sample`."""
+        """Draw noise levels; see `Schedule.sample`."""
         key_piece, key_place = jax.random.split(key)
         piece = jax.random.categorical(key_piece, self.log_mass, shape=shape)
         place = 1 - jax.random.uniform(key_place, shape)  # in (0, 1]: the tail's end is excluded
@@ -71,7 +71,7 @@ class Schedule:
       mean: mean of ln sigma before the weights, EDM's P_mean.
       std: standard deviation of ln sigma before the weights, EDM's P_std.
       edges: ascending noise levels at which the weight w changes.
-      weights: w on each interval between edges, one more than there are edges.
+      weights: w on each interval between edges, one more value than `edges`.
       dummy: interval (low, high) in which dummy images replace the clean ones, or None.
     """
 
@@ -89,7 +89,7 @@ class Schedule:
           shape: shape of the draw.
 
         Returns:
-          Positive noise levels, never inside an interval of weight 0. Both far tails are accurate.
+          Positive noise levels, never inside an interval of weight 0. Both tails are accurate.
         """
         return self.levels().sample(key, shape)
 
@@ -115,7 +115,7 @@ class Schedule:
         return self._weighted_mass(low, high) / self._weighted_mass(0, math.inf)
 
     def quantile(self, probability: float) -> float:
-        """Return the noise level that a draw lies below with this probability, in (0, 1).
+        """Return the noise level below which a draw lies with this probability, in (0, 1).
 
         >>> round(lognormal().quantile(0.5), 6) == round(math.exp(-1.2), 6)
         True
@@ -131,7 +131,7 @@ class Schedule:
 
     @property
     def gaps(self) -> tuple[tuple[float, float], ...]:
-        """The intervals (low, high) that are never drawn from; adjacent ones are merged."""
+        """The intervals (low, high) of weight 0, after merging adjacent ones."""
         spans = zip(itertools.pairwise((0, *self.edges, math.inf)), self.weights, strict=True)
         empty = itertools.groupby(spans, lambda span: span[1] == 0)
         runs = [list(run) for is_empty, run in empty if is_empty]
@@ -143,10 +143,10 @@ class Schedule:
         return (sigma >= low) & (sigma <= high)
 
     def _tails(self, low=0.0, high=math.inf):
-        """The pieces of [low, high]: bounds [P + 1], weights, and normal CDF at both ends [P].
+        """The pieces of [low, high]: bounds [P + 1], weights, and the normal CDF at both ends [P].
 
-        The line is cut at the edges and at the median. `right` marks the pieces above the median;
-        their CDF is that of the mirrored piece.
+        The line is cut at the edges and at the median. `right` marks the pieces above the median,
+        for which the CDF is that of the mirrored piece.
         """
         median = math.exp(self.mean)
         points = np.array([0, *sorted({*self.edges, median}), math.inf])
@@ -180,9 +180,9 @@ def gap(base: Schedule, low: float, high: float, keep: float = 0.0) -> Schedule:
     """Return the base distribution with [low, high] removed or thinned, renormalized.
 
     Args:
-      base: a schedule, which may have gaps already.
-      low, high: the interval of sigma, for example a danger zone's edges.
-      keep: factor in [0, 1) on the density inside; 0 removes it.
+      base: a schedule, which may already have gaps.
+      low, high: the interval of sigma, for example a danger zone.
+      keep: factor in [0, 1) by which the density inside is multiplied; 0 removes it.
 
     Raises:
       ValueError: not 0 < low < high, keep outside [0, 1), or less than 1% of the mass is left.
@@ -209,11 +209,11 @@ def gap(base: Schedule, low: float, high: float, keep: float = 0.0) -> Schedule:
 
 
 def dummy(base: Schedule, low: float, high: float) -> Schedule:
-    """Return the "dummy" control: the base's noise levels, with dummy images in [low, high].
+    """Return the "dummy" control: the base's noise levels, but dummy images in [low, high].
 
-    At these levels the training step replaces each clean image by an i.i.d. Gaussian image with
-    the training set's per-pixel mean and standard deviation. The paper does not define its 2k-Dummy
-    run; this definition is geomem's.
+    At these levels the training step replaces each clean image by Gaussian noise with the training
+    set's per-pixel mean and standard deviation, independent for each pixel. The paper does not
+    define its 2k-Dummy run; this definition is geomem's.
 
     Raises:
       ValueError: not 0 < low < high.

@@ -4,11 +4,11 @@
     lambda(sigma) = (sigma^2 + s^2) / (sigma s)^2, s = sigma_data           (table 1)
 
 x is a training image, z standard normal noise, and sigma is drawn from the recipe's `Schedule`.
-Optimizer and moving average follow EDM's training (appendix F).
+The optimizer and the moving average are those of EDM (appendix F).
 
-All randomness of image j of step t comes from fold_in(fold_in(key(seed), t), j). No random state is
-carried along, and the numbers do not depend on how a batch is spread over devices. Images are drawn
-with replacement; the reference walks through shuffled epochs.
+All randomness for image j of step t comes from fold_in(fold_in(key(seed), t), j). So no random
+state is carried along, and the draws do not depend on how a batch is split over devices. Images are
+drawn with replacement, whereas EDM's code goes through shuffled epochs.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Recipe:
 
     Attributes:
       schedule: distribution of training noise.
-      batch: images per step, over all devices.
+      batch: images per step, in total over all devices.
       lr: Adam's learning rate (betas 0.9 and 0.999, epsilon 1e-8), after the ramp.
-      lr_ramp: images over which the rate rises linearly from 0.
+      lr_ramp: number of images over which the rate rises linearly from 0.
       ema_halflife: half-life of the parameters' moving average, in images.
-      ema_ramp: largest half-life as a fraction of the images seen so far.
+      ema_ramp: upper limit of the half-life, as a fraction of the images seen so far.
       augment: probability of each augmentation; 0 turns all of them off, including the x-flip.
       seed: seed of the initial parameters and of all steps.
       window: number of steps over which the reported metrics are averaged.
@@ -90,7 +90,7 @@ class Images(NamedTuple):
 
     Attributes:
       pixels: uint8, or float32 in [-1, 1].
-      mean, std: per-pixel moments over the training set, for dummy images.
+      mean, std: per-pixel mean and standard deviation over the training set, for dummy images.
     """
 
     pixels: Shaped[Array | np.ndarray, "images height width channels"]
@@ -100,10 +100,10 @@ class Images(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
-    """The state that a step updates and a checkpoint holds: plain arrays.
+    """The arrays that a step updates and a checkpoint holds.
 
     Attributes:
-      step: number of steps done.
+      step: number of completed steps.
       params, ema: the network's parameters and their moving average.
       opt_state: Adam's state.
       metrics: sums of loss and grad_norm over the current window's steps.
@@ -120,7 +120,7 @@ def load_images(
     pixels: UInt8[np.ndarray, "images height width channels"]
     | Float32[np.ndarray, "images height width channels"],
 ) -> Images:
-    """Return the training set with its moments, on the host."""
+    """Return the training set with its mean and standard deviation, on the host."""
     images = data.to_float(pixels)
     return Images(pixels, images.mean(0), images.std(0))
 
@@ -156,7 +156,7 @@ def loss(
       keys: typed PRNG keys, one per image.
       images: the training set; x is drawn from it with replacement.
       recipe: distribution of sigma, and augmentation.
-      levels: `recipe.schedule.levels()` where it is an argument of a compiled program.
+      levels: `recipe.schedule.levels()`, if passed as an argument of a compiled program.
     """
     levels = recipe.schedule.levels() if levels is None else levels
     draw = functools.partial(_draw, images=images, recipe=recipe, levels=levels)
@@ -177,12 +177,12 @@ def make_update(
     Args:
       denoiser: the preconditioned network.
       recipe: the step.
-      devices: default all devices of all processes.
+      devices: default: all devices of all processes.
 
     Returns:
-      A function update(state, images, count) -> state that runs `count` steps in one dispatch: a
-      scan if count > 1, which is an order of magnitude slower on a CPU. State and images come from
-      `replicate`; the state is donated. Compiles once per count.
+      A function update(state, images, count) -> state that runs `count` steps in one call: a scan
+      if count > 1, which is an order of magnitude slower on a CPU. State and images come from
+      `replicate`, and the state is donated. Each count is compiled once.
 
     Raises:
       ValueError: the batch is not a multiple of the number of devices.
@@ -193,7 +193,7 @@ def make_update(
             f"batch must be a multiple of the {num_devices} devices, got {recipe.batch}."
         )
     step = functools.partial(_step, denoiser, recipe, recipe.batch // num_devices)
-    # Arguments of the program, so that runs with another seed or schedule find it in the cache.
+    # Arguments of the program, so that runs with other seeds or schedules can reuse it.
     seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
     levels = recipe.schedule.levels()
 
@@ -216,8 +216,8 @@ def make_update(
 
     def update(state, images, count):
         state = mapped(state, images, seed, levels, count)
-        # A CPU's virtual devices share few threads: steps queued ahead can starve an all-reduce
-        # until XLA ends the process.
+        # A CPU's virtual devices share few threads. With further steps in the queue, an all-reduce
+        # can wait so long that XLA ends the process.
         return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
 
     return update
@@ -252,7 +252,7 @@ def _step(denoiser, recipe, device_batch, state, images, seed, levels):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
     value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe, levels)
     value, grads = jax.lax.pmean((value, grads), "data")
-    # As in EDM, a bad gradient value does not end the run; a bad loss does, in the loop.
+    # As in EDM, a gradient that is not finite does not end the run. `train.loop` checks the loss.
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
     updates, opt_state = recipe.optimizer().update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)

@@ -4,11 +4,11 @@ Source: Karras et al. 2022, table 1 ("DDPM++") and appendix F; Song et al. 2021.
 
     h = conv1(silu(norm(conv0(silu(norm(x))) + affine(embedding)))) ,   (x' + h) / sqrt(2)
 
-with x' = x, or a 1x1 convolution of x where the shape changes. The encoder's activations are
+with x' = x, or a 1x1 convolution of x if the shape changes. The encoder's activations are
 concatenated to the decoder's at the same resolution.
 
-Submodules have the published state dict's names: `enc.16x16_block0.conv0` is
-`enc_16x16_block0/conv0`. So `edm_weights` only changes the layout of the arrays.
+Submodules are named as in the published state dict: `enc.16x16_block0.conv0` is
+`enc_16x16_block0/conv0`. So `edm_weights` only has to change the layout of the arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32, Key
 __all__ = ["COMPUTE", "UNet"]
 
 # The dtype of activations, and the precision of matrix products and convolutions. Parameters,
-# softmax and normalization statistics are always float32.
+# the softmax and the normalization statistics are always float32.
 COMPUTE = {
     "float32": (jnp.float32, jax.lax.Precision.HIGHEST),
     "tf32": (jnp.float32, jax.lax.Precision.DEFAULT),
@@ -44,10 +44,10 @@ class UNet(nn.Module):
       attention: resolutions (heights) with self-attention.
       dropout: probability of dropping an activation.
       embedding: embedding of the noise level, "positional" (ddpmpp) or "fourier" (ncsnpp). With
-        the positional one the network interpolates across noise levels that training left out.
+        "positional", the network interpolates across noise levels that training left out.
       augment_dim: number of augmentation labels; 0 for a network without this input.
       adaptive_scale: whether the noise level scales each block's normalized channels in addition to
-        shifting them. Noise levels that training left out then disturb the network far more.
+        shifting them. The network then behaves far worse at noise levels that training left out.
       patch: side of the square patches that are folded into channels first; 2 makes the network
         about four times cheaper on small machines.
       compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
@@ -83,14 +83,14 @@ class UNet(nn.Module):
 
         Raises:
           ValueError: channels is not a multiple of 4, a layer's channels cannot be normalized in
-            groups, the images' sides cannot be folded and halved as often as there are levels, or
-            `attention` holds a resolution that no level has (except in the default).
+            groups, the images' sides cannot be folded and halved for all levels, or `attention` is
+            not the default and holds a resolution that no level has.
         """
         if self.channels % 4:
             raise ValueError(f"channels must be a multiple of 4, got {self.channels}.")
         _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
         levels = [x.shape[1] // self.patch // 2**level for level in range(len(self.multipliers))]
-        # The default suits 32x32 images; at some other resolutions it attends nowhere.
+        # The default is for 32x32 images; for some other sizes no level has its resolution.
         if self.attention != UNet.attention and not {*self.attention} <= {*levels}:
             raise ValueError(
                 f"attention must hold resolutions among {levels}, got {self.attention}."
@@ -141,7 +141,7 @@ class UNet(nn.Module):
         return _unfold(x, self.patch).astype(jnp.float32)
 
     def _embed(self, noise, augment_labels, batch):
-        """Embed noise level and augmentation: [B] and [B, labels] -> [B, 4 channels]."""
+        """Embed the noise level and the labels: [B] and [B, labels] -> [B, 4 channels]."""
         dtype = COMPUTE[self.compute][0]
         if self.embedding == "fourier":
             embedding = FourierEmbedding(self.channels, name="map_noise")(noise)
@@ -207,7 +207,7 @@ class Block(nn.Module):
         _, precision = COMPUTE[self.compute]
         normed = _norm(x, self.compute, name="norm2")
         qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
-        # The published weights interleave the three channel by channel.
+        # The published weights interleave q, k and v channel by channel.
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
         logits = jnp.einsum(
             "bqc,bkc->bqk",
@@ -223,7 +223,7 @@ class Block(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features of the noise label: fixed frequencies 16 N(0, 1), order sin, cos."""
+    """Random Fourier features of c_noise with fixed frequencies 16 N(0, 1), first sin, then cos."""
 
     channels: int
 
@@ -250,7 +250,7 @@ def _initializer(gain):
     def init(key, shape, dtype=jnp.float32):
         receptive_field = math.prod(shape[:-2])
         limit = gain * math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
-        # Drawn flat: XLA's CPU compiler takes five times longer over a draw of four axes.
+        # Drawn flat, because XLA's CPU compiler takes five times longer for a draw with four axes.
         return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
     return init

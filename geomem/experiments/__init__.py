@@ -1,4 +1,4 @@
-"""One command per figure or table: `geomem NAME`, or `run(Config())` in Python."""
+"""One command per figure or table: `geomem NAME`, or its `run(Config())` in Python."""
 
 import lazy_loader
 

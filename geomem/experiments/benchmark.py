@@ -1,4 +1,4 @@
-"""Time the geometry beside baselines; see `geomem.experiments.benchmarks.geometry_speed`."""
+"""Time the geometry against baselines; see `geomem.experiments.benchmarks.geometry_speed`."""
 
 from geomem.experiments.benchmarks.geometry_speed import Config, run
 from geomem.experiments.common import cli

@@ -29,7 +29,7 @@ __all__ = ["Config", "Result", "run", "sigma_grid"]
 
 _PAPER_TRIALS, _PAPER_SUBSET, _PAPER_COVERAGE_DRAWS = 350, 1000, 10  # App. E.2
 _PAPER_BASE_POINTS, _PAPER_WEIGHT_DRAWS = 100, 400  # App. E.3
-_PAPER_SIGMAS = 40, 0.002, 80.0  # number, smallest, largest
+_PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Config(flags.CurveFlags):
     """Find the noise levels at which a diffusion model memorizes these images (Figure 3).
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
-    over training images. The danger zone is where both reach the threshold. The paper's protocol:
-    coverage over 350 fresh subsets (of --num-train images, default 1,000) with one held-out image
-    and 10 draws each; max weight over 100 images of one subset with 400 draws; 40 EDM levels from
-    0.002 to 80.
+    over training images. The danger zone is where both reach the threshold. The paper's protocol
+    computes the coverage over 350 fresh subsets (of --num-train images, default 1,000) with one
+    held-out image and 10 draws each, and the max weight over 100 images of one subset with 400
+    draws each, at 40 EDM levels from 0.002 to 80.
     """
 
     sigmas: tuple[float, ...] = flag((), "curves")
     """Explicit noise levels, ascending; overrides the grid."""
     grid: Literal["log", "edm"] = flag("log", "curves")
-    """Spacing of the noise levels: even in log sigma, or EDM's in sigma^(1/rho)."""
+    """Spacing of the noise levels: even in log sigma (log) or in sigma^(1/rho) (edm)."""
     protocol: Literal["standard", "paper"] = flag("standard", "curves")
-    """paper: the protocol of its App. E.2 and E.3, which sets the grid, the subsets and the
+    """With paper, the protocol of the paper's App. E.2 and E.3 sets the grid, the subsets and the
     draws."""
     band: Literal["low", "high"] | None = flag(None, "curves")
     """Use only the images' low or high spatial frequencies."""
@@ -115,7 +115,7 @@ def run(config: Config) -> Result | None:
       Result, or None with `plot_only`.
 
     Raises:
-      ValueError: unusable configuration or data, in one line.
+      ValueError: invalid configuration or data.
     """
     if config.plot_only is not None:
         columns, zone, facts = zone_plot.read_run(config.plot_only)
@@ -125,10 +125,10 @@ def run(config: Config) -> Result | None:
     danger_zone.check_threshold(config.threshold)
     record = results.Run(config)
     with record.phase("data"):
-        # The paper's protocol draws its own subsets, from all training images.
+        # The paper's protocol draws its own subsets from all training images.
         whole = dataclasses.replace(config, num_train=None)
         dataset = flags.load(whole if config.protocol == "paper" else config)
-        duplicates, shared = _warn_of_copies(dataset)
+        duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
         curves = jax.block_until_ready(_estimate(config, train, heldout, sigmas))
@@ -150,7 +150,7 @@ def run(config: Config) -> Result | None:
 def _train_points(dataset, config):
     """The training points: on one device, sharded over all devices, or streamed."""
     split = dataset.train_split
-    # On one device, fewer points than dimensions can be reduced to as many dimensions.
+    # On one device, if there are fewer points than dimensions, the dimensions can be reduced.
     few = len(split) + 1 < np.prod(split.shape[1:])
     if config.band is not None or config.protocol == "paper" or few:
         return _points(dataset.train, config)
@@ -167,14 +167,15 @@ def _points(images, config):
     return band.coordinates(jnp.asarray(images))
 
 
-def _warn_of_copies(dataset):
-    images, others = dataset.train_split, dataset.test_split
-    duplicates = data.count_duplicates(images.blocks())
-    shared = data.count_shared(others.blocks(), images.blocks())
+def _count_copies(dataset):
+    """Count and warn of copies: (duplicates in training, held-out images in training)."""
+    train, heldout = dataset.train_split, dataset.test_split
+    duplicates = data.count_duplicates(train.blocks())
+    shared = data.count_shared(heldout.blocks(), train.blocks())
     if duplicates:
-        flags.warn(f"{duplicates} of {len(images)} training images are exact copies of others")
+        flags.warn(f"{duplicates} of {len(train)} training images are exact copies of others")
     if shared:
-        flags.warn(f"{shared} of {len(others)} held-out images are also training images")
+        flags.warn(f"{shared} of {len(heldout)} held-out images are also training images")
     return duplicates, shared
 
 
@@ -197,7 +198,7 @@ def _estimate(config, train, heldout, sigmas):
 
 
 def _paper_estimate(key, config, train, heldout, sigmas):
-    """App. E.2: fresh subsets, one held-out image each. App. E.3: base points of one subset."""
+    """Estimate C on fresh subsets with one held-out image each (App. E.2), W on one (App. E.3)."""
     size = config.num_train or _PAPER_SUBSET
     if not _PAPER_BASE_POINTS <= size <= len(train):
         limits = f"between {_PAPER_BASE_POINTS} and {len(train)}"

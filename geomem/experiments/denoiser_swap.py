@@ -1,9 +1,9 @@
 """Table 1 and Figure 10: swap two denoisers on a window of sampling steps.
 
-    python -m geomem.experiments.denoiser_swap --preset digits
+    geomem denoiser-swap --preset digits
 
-Samples from a network that memorizes and from one that generalizes, then from each of them with the
-other in its place on a window of sampling steps, always from the same latents. The effect on
+Samples from a network that memorizes and from one that generalizes, and then from each of them with
+the other in its place on a window of sampling steps, always from the same latents. The change in
 memorization shows which part of the sampling trajectory decides it.
 """
 
@@ -25,9 +25,10 @@ from geomem.plots import swap
 __all__ = ["Config", "Result", "Window", "make_windows", "run"]
 
 _THRESHOLD = {"digits": 0.5, "cifar10": 0.8}
-_MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # cifar10: the paper's
+_MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # for cifar10 as in the paper
 
-# Shorter runs for digits, with EDM's training noise: samples need no exact error at large noise.
+# Shorter runs for digits, with EDM's training noise: sampling does not need a precise denoiser at
+# large noise.
 _RUNS = denoisers.PRESET_RUNS | {
     "digits": {
         "digits_128": presets.PRESETS["digits"],
@@ -40,9 +41,9 @@ _RUNS = denoisers.PRESET_RUNS | {
 class Config:
     """Swap the denoisers of two training runs on windows of sampling steps.
 
-    The windows are: the medium steps, and as many steps at both ends of the grid where there is
-    room; the steps in the danger zone of the memorizing run's images, and as many directly above
-    and below it.
+    The windows are the medium steps, and as many steps at either end of the grid as there is room
+    for; and the steps in the danger zone of the memorizing run's images, and as many directly above
+    and below the zone.
     """
 
     preset: Literal["digits", "cifar10"] = "digits"
@@ -68,7 +69,7 @@ class Config:
 
 
 class Window(NamedTuple):
-    """Sampling steps `first` to `last`, both included, counted from 0 at the largest noise."""
+    """Sampling steps `first` to `last`, inclusive, counted from 0 at the largest noise."""
 
     name: str
     first: int
@@ -79,7 +80,7 @@ class Result(NamedTuple):
     """The results of a swap experiment.
 
     Attributes:
-      rows: one for each network and window.
+      rows: one row for each network and window.
       folder: the output folder.
     """
 
@@ -91,7 +92,7 @@ def run(config: Config) -> Result:
     """Sample with and without swaps, write the table and the figure.
 
     Raises:
-      ValueError: an unusable configuration, or runs on images of different shapes.
+      ValueError: an invalid configuration, or runs on images of different shapes.
     """
     grid = grids.edm_grid(config.steps)
     medium = config.medium or _MEDIUM[config.preset]
@@ -141,7 +142,7 @@ def run(config: Config) -> Result:
 
 
 def _load_runs(config):
-    """The memorizing and the generalizing run; the preset's are trained as far as necessary."""
+    """The memorizing and the generalizing run; those of the preset are trained if necessary."""
     given = [  # loaded first, so that a wrong folder is reported before any training
         folder and denoisers.load_run(folder) for folder in (config.memorizing, config.generalizing)
     ]
@@ -155,17 +156,18 @@ def _load_runs(config):
 def make_windows(
     grid: np.ndarray, medium: tuple[int, int], zone: tuple[float, float]
 ) -> list[Window]:
-    """Return the windows of steps, with controls of the same width as far as there is room.
+    """Return the windows of steps, with controls of the same width where there is room.
 
     Args:
-      grid: [S + 1] sampling levels, descending; step i is taken from level i.
+      grid: [S + 1] sampling levels, descending; step i starts at level i.
       medium: first and last medium step.
       zone: edges of the danger zone.
 
     Returns:
-      large, medium and small, as wide as medium, or narrower so that no control shares a step with
-      it; above-zone, zone and below-zone, as wide as the zone, which has at least the step nearest
-      to its middle. A control without steps is left out.
+      The windows medium and zone and their controls: large and small, at the ends of the grid, and
+      above-zone and below-zone, next to the zone. Controls are as wide as their window, or narrower
+      where there is no room, and are omitted if they have no steps. If no level is inside the zone,
+      its window is the step nearest to its middle.
     """
     steps = len(grid) - 1
     levels = np.asarray(grid[:-1])

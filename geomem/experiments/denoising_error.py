@@ -1,10 +1,10 @@
 """Figure 1: denoising error of training and held-out images against the noise level.
 
-    python -m geomem.experiments.denoising_error --preset digits
-    python -m geomem.experiments.denoising_error --run runs/base runs/gap
+    geomem denoising-error --preset digits
+    geomem denoising-error --run runs/base runs/gap
 
-A network memorizes where its error on training images is below its error on held-out images. There
-the error also serves as a membership test, with an AUC above 1/2.
+A network memorizes at noise levels where its error on training images is below its error on
+held-out images. At these levels the error also serves as a membership test, with an AUC above 1/2.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["Config", "run"]
 
 @dataclasses.dataclass(frozen=True)
 class Config(ComparisonFlags):
-    """Measure the denoising error of training and held-out images, and whether it separates them.
+    """Measure the denoising error on training and held-out images, and whether it separates them.
 
     Compares each trained network with the empirical denoiser of its training images, which has the
-    smallest possible training error, and with their Gaussian denoiser.
+    smallest possible training error, and with the Gaussian denoiser of these images.
     """
 
     draws: int = flag(4, "evaluation")
@@ -47,8 +47,8 @@ def run(config: Config) -> dict[str, Table]:
     """Measure the errors, write tables and figure, and compare the networks with both denoisers.
 
     Returns:
-      The columns of `errors` and `auc`, by table. `excess` is an error minus the empirical
-      denoiser's on the same noise, `excess_error` its standard error.
+      The columns of the tables `errors` and `auc`. `excess` is the error minus that of the
+      empirical denoiser on the same noise, and `excess_error` is its standard error.
 
     Raises:
       ValueError, OSError: as in `compare_denoisers`.
@@ -97,10 +97,10 @@ def _summarize(errors, auc):
     least = (network["excess"] / network["excess_error"]).min()
     above = network["mse"] / gaussian["mse"] - 1
     levels = ", ".join(f"{sigma:.3g}" for sigma in network["sigma"][above > 0])
-    where = f"above it at sigma {levels}, by at most {above.max():.1%}" if levels else "never above"
+    where = f"at sigma {levels}, by at most {above.max():.1%}" if levels else "nowhere"
     return (
         "the network's training error exceeds the empirical denoiser's by at least "
-        f"{least:.1f} standard errors; compared with the Gaussian denoiser's it is {where}"
+        f"{least:.1f} standard errors, and the Gaussian denoiser's {where}"
     )
 
 

@@ -28,9 +28,9 @@ from geomem.plots import pairs as pairs_plot
 
 __all__ = ["Config", "Result", "run"]
 
-_LARGEST = 16.0  # of the pixels of unclipped samples; beyond it they have another range
+_LARGEST = 16.0  # pixels beyond it are not those of unclipped samples, but have another range
 _TAILS = 0.01, 0.99  # quantiles of the pixels
-_MAX_PIXEL_FEATURES = 1024  # more make the Frechet distance slow and mean little
+_MAX_PIXEL_FEATURES = 1024  # with more, the Frechet distance is slow and means little
 _FROM_RUN = (
     *("dataset", "heldout", "heldout_seed", "resize"),
     *("num_train", "classes", "subset_seed"),
@@ -39,24 +39,24 @@ _FROM_RUN = (
 
 @dataclasses.dataclass(frozen=True)
 class Config(flags.ImageFlags):
-    """Report on generated images: copies of training images, left-over noise, quality.
+    """Report on generated images: copies of training images, leftover noise, quality.
 
     Samples should be floats around [-1, 1], neither clipped nor quantized, as `geomem sample`
-    writes them; 8-bit images work too. The held-out images give the false-positive rates and the
+    writes them; 8-bit images work too. The held-out images provide the false-positive rates and the
     spectrum of noise-free images.
     """
 
     samples: str = flag(REQUIRED, kw_only=True)
     """A folder of images, or an .npy or .npz file ([N, H, W] or [N, H, W, C], key `images`)."""
     run: str | None = None
-    """The folder of the training run that the samples are from; it names the training set."""
+    """The folder of the training run that generated the samples; it defines the training set."""
     threshold: float = flag(1 / 3, "evaluation")
     """A sample is memorized if its distance ratio d1 / d2 is below this."""
     literal: bool = flag(False, "evaluation")
     """Count a copy of the nearest training image as the second neighbor."""
     features: Literal["auto", "inception", "pixels", "none"] = flag("auto", "evaluation")
-    """Features of the Frechet distance. auto: Inception for RGB images of at least 32 x 32 pixels
-    if its weights are found, else the pixels if there are at most 1,024, else none."""
+    """Features of the Frechet distance. auto uses Inception for RGB images of at least 32 x 32
+    pixels if its weights are found, else the pixels if there are at most 1,024, else none."""
     out: str = flag("", "output")
     """Output folder; default: RUN/evaluate, or runs/evaluate without a run."""
 
@@ -67,7 +67,7 @@ class Config(flags.ImageFlags):
 
 
 class Result(NamedTuple):
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
       report: memorization, with the values of each sample.
@@ -85,7 +85,7 @@ def run(config: Config) -> Result:
     """Evaluate the samples, write the files, print the report.
 
     Raises:
-      ValueError: unusable configuration or data.
+      ValueError: invalid configuration or data.
     """
     output = results.Run(config)
     with output.phase("data"):
@@ -115,7 +115,7 @@ def run(config: Config) -> Result:
 
 def _load_data(config):
     if config.run is None:
-        if config.resize and not sources.is_folder(config.dataset):  # it is for the samples only
+        if config.resize and not sources.is_folder(config.dataset):  # resize is for the samples
             config = dataclasses.replace(config, resize=None)
         return flags.load(config)
     facts = run_folder.read_facts(config.run)
@@ -124,8 +124,8 @@ def _load_data(config):
     dataset = flags.load(dataclasses.replace(config, **chosen))
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(
-            f"run must have the training images that its data set has now, got {config.run}, "
-            "which was trained on others."
+            f"run must be trained on the images that {trained.dataset} holds now, got "
+            f"{config.run}, which was trained on others."
         )
     return dataset
 
@@ -152,7 +152,7 @@ def _load_samples(config, train):
         raise ValueError(
             f"samples must be uint8 or floats around [-1, 1], got floats in [{low:g}, {high:g}]."
         )
-    # In [0, 1], except for a few pixels a little outside? Every distance would be wrong.
+    # If almost all pixels are in [0, 1], every distance to images in [-1, 1] would be wrong.
     dark, bright = np.quantile(pixels, _TAILS)
     if dark > -0.15 and bright > 0.5 and np.quantile(train, _TAILS[0]) < -0.5:
         raise ValueError(
@@ -215,7 +215,7 @@ def _rows(config, report, dataset) -> list[dict[str, Any]]:
 
 
 def _pairs(config, samples, dataset, report):
-    """The best copy of each training image that is nearest to any sample, best first."""
+    """A figure of each copied training image beside its closest sample, best copies first."""
     neighbors = report.samples
     order = np.argsort(neighbors.ratio, kind="stable")
     _, first = np.unique(neighbors.index[order, 0], return_index=True)
@@ -247,7 +247,7 @@ def _print(report, scores):
     for name, sampled, heldout in rows:
         print(f"{name:20}  {sampled!s:36}  {heldout!s}")
     print(
-        f"left-over noise, RMS per pixel: median {report.noise_median:.3g}, "
+        f"leftover noise, RMS per pixel: median {report.noise_median:.3g}, "
         f"mean {report.noise_mean:.3g}"
     )
     print(f"training images copied: {report.copied:,}")

@@ -1,9 +1,9 @@
 """Figure 5: gaps of several positions and widths, over the curves C and W.
 
-    python -m geomem.experiments.gap_sweep --preset digits
+    geomem gap-sweep --preset digits
 
-A prediction that needs no training is drawn beside the trained arms: the fraction of samples that
-is decided above each noise level (`geomem.metrics.gap_prediction`).
+The figure also shows a prediction that needs no training: the fraction of samples that are decided
+above each noise level (`geomem.metrics.gap_prediction`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Config(gap_study.StudyFlags):
     """Train with gaps of several positions and widths, and with variants of the zone's gap.
 
     Trains one arm for each position and width, and draws them over C and W. `--arms prediction`
-    trains nothing. Runs and evaluations that the output folder holds are not computed again.
+    trains nothing. Finished runs and evaluations in the output folder are not repeated.
     """
 
     arms: Literal["all", "positions", "variants", "prediction"] = "all"
@@ -41,7 +41,7 @@ class Config(gap_study.StudyFlags):
     positions: int = flag(5, "noise")
     """Number of gaps along the noise levels for each width."""
     masses: tuple[float, ...] = flag((0.15, 0.3), "noise")
-    """Widths of the gaps, as the fraction of the training noise that they remove."""
+    """Widths of the gaps, as fractions of the training noise that they remove."""
     seeds: int = flag(1, "training")
     """Number of training runs of each arm."""
     samples: int | None = flag(None, "evaluation")
@@ -55,7 +55,7 @@ class Result(NamedTuple):
     """The results of a sweep.
 
     Attributes:
-      rows: one for each arm, seed and checkpoint.
+      rows: one row for each arm, seed and checkpoint.
       prediction: the fraction of samples decided above each noise level.
       folder: the output folder.
     """
@@ -69,7 +69,7 @@ def run(config: Config) -> Result:
     """Estimate the curves, predict, train and evaluate the arms, write tables and figures.
 
     Raises:
-      ValueError: an unusable configuration, or images without a danger zone.
+      ValueError: an invalid configuration, or images without a danger zone.
     """
     if config.positions < 1:
         raise ValueError(f"positions must be at least 1, got {config.positions}.")
@@ -115,7 +115,7 @@ def run(config: Config) -> Result:
 
 
 def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ...]) -> list[Arm]:
-    """Return arms with gaps of each mass of the training noise, `count` of each, evenly spread."""
+    """Return `count` arms for each mass, with evenly spread gaps of that mass."""
     edges = [
         (base.quantile(start), base.quantile(start + mass))
         for mass in masses
@@ -125,10 +125,10 @@ def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ..
 
 
 def make_variants(zone: danger_zone.Zone) -> list[Arm]:
-    """Return the zone's gap, thinner and wider gaps, and other trainings with and without the gap.
+    """Return arms with the zone's gap, thinned or widened, and other settings with and without it.
 
-    The other trainings: unscaled, as if the data had the standard deviation that EDM assumes;
-    smooth, with a noise embedding that the network can interpolate; deep, with two blocks at each
+    The other settings are: unscaled, as if the data had the standard deviation that EDM assumes;
+    smooth, with a noise embedding that the network can interpolate; and deep, with two blocks per
     level.
     """
     edges = zone.low, zone.high

@@ -1,9 +1,9 @@
 """Figure 4: train with and without gaps in the noise levels, and compare memorization and quality.
 
-    python -m geomem.experiments.gap_training --preset digits
+    geomem gap-training --preset digits
 
 Finds the danger zones of the training images, trains arms that differ only in their training noise,
-and evaluates each along its training: memorization, memorization after leftover noise is removed,
+and evaluates each at several checkpoints: memorization before and after leftover noise is removed,
 and the Frechet distance to held-out images.
 """
 
@@ -27,14 +27,14 @@ from geomem.plots import training_curves
 __all__ = ["Config", "Result", "make_arms", "run"]
 
 _ON_WHOLE_GRID = tuple(f"whole_grid_{key}" for key in arms.MEASURES)
-_FAR_LOW = 0.02  # lower edge of the far control; levels below it give samples their last polish
+_FAR_LOW = 0.02  # lower edge of the far control; sampling needs the levels below it for details
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(gap_study.StudyFlags):
     """Train with and without gaps in the noise levels, and compare memorization and quality.
 
-    Runs and evaluations that the output folder holds are not computed again.
+    Finished runs and evaluations in the output folder are not repeated.
     """
 
     arms: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Result(NamedTuple):
     """The results of a study.
 
     Attributes:
-      rows: one for each arm, seed and checkpoint.
+      rows: one row for each arm, seed and checkpoint.
       summary: means over the seeds.
       folder: the output folder.
     """
@@ -61,7 +61,7 @@ def run(config: Config) -> Result:
     """Find the danger zones, train and evaluate the arms, write tables and figures.
 
     Raises:
-      ValueError: an unusable configuration, an unknown arm, or images without a danger zone.
+      ValueError: an invalid configuration, an unknown arm, or images without a danger zone.
     """
     preset = gap_study.resolve(config)
     output = results.Run(config)
@@ -99,8 +99,9 @@ def make_arms(
       names: a name for each zone.
 
     Returns:
-      baseline; dummy images in the last zone; a gap on each zone; gaps of the same mass as the last
-      zone directly below it and far below it; a gap over all noise above it.
+      The baseline, dummy images in the last zone, and a gap on each zone. The controls are gaps of
+      the same mass as the last zone, directly below it and far below it, and a gap on all noise
+      above it.
     """
     low, high = zones[-1]
     mass = base.mass(low, high)
@@ -125,10 +126,10 @@ def _select_arms(all_arms, names):
 
 
 def _compare(folder, chosen, seeds, rows):
-    """Each arm against the baseline with the same seeds, at the end and at equal quality.
+    """Comparisons of each arm with the baseline at the end of training and at equal quality.
 
-    `memorized` and `without_noise` compare the samples of these networks. Their `trainings` compare
-    repeated trainings, which vary more.
+    `memorized` and `without_noise` compare samples of the same seeds from these networks. Their
+    entry `trainings` compares repeated training runs, which vary more.
     """
     if "baseline" not in [arm.name for arm in chosen]:
         return []
@@ -153,7 +154,7 @@ def _compare(folder, chosen, seeds, rows):
 
 
 def _draw_samples(folder, arm, train):
-    """Write samples of seed 0; below each row of samples, their nearest training images."""
+    """Write a grid of the samples of run 0, with the nearest training images below each row."""
     samples = arms.read_samples(folder / "runs", arm, 0)
     images, nearest = samples["images"], samples["index"][:, 0]
     columns = min(8, len(images))
@@ -168,7 +169,7 @@ def _draw_samples(folder, arm, train):
 
 
 def _print_table(summary):
-    """Print the last checkpoint of each arm."""
+    """Print the results at the last checkpoint of each arm."""
     ends = {line["arm"]: line for line in summary}.values()
     header = (
         f"{'arm':<18}{'memorized':<15}{'noise removed':<15}{'leftover noise':<17}Frechet distance"

@@ -1,6 +1,6 @@
-"""Theorems 4.9 and 4.10: at large noise the denoiser is close to the Gaussian one.
+"""Theorems 4.9 and 4.10: at large noise, denoisers are close to the Gaussian denoiser.
 
-python -m geomem.experiments.large_noise --preset digits
+geomem large-noise --preset digits
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _CLOSE = 0.1
 class Config(ComparisonFlags):
     """Measure how far the network, the empirical and the Gaussian denoiser are from each other.
 
-    The gap between denoisers a and b is sqrt(E||a - b||^2 / E||b - c||^2), with c the mean image:
-    their difference relative to b's difference from the mean. Measured on noised training images.
+    The gap between denoisers a and b is sqrt(E||a - b||^2 / E||b - c||^2), where c is the mean
+    image: their difference relative to that of b and the mean. It is measured on noised training
+    images.
     """
 
     draws: int = flag(4, "evaluation")

@@ -1,6 +1,6 @@
 """Figure 2: the fraction of noised and denoised held-out images that are memorized.
 
-python -m geomem.experiments.noise_level_memorization --preset digits
+geomem noise-level-memorization --preset digits
 """
 
 from __future__ import annotations

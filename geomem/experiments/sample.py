@@ -38,7 +38,7 @@ class Config:
     average: bool = flag(True, "advanced")
     """Use the moving average of the parameters."""
     seed: int = flag(0, "sampling")
-    """Seed of the first image; each further image has the next seed."""
+    """Seed of the first image; the others have the next seeds."""
     method: Literal["heun", "euler"] = flag("heun", "sampling")
     """The sampler; heun evaluates the network twice in each step."""
     steps: int = flag(18, "sampling")
@@ -50,13 +50,13 @@ class Config:
     rho: float = flag(7.0, "advanced")
     """Exponent of EDM's grid of noise levels; larger values put more of them near sigma_min."""
     over_gap: bool = flag(True, "sampling")
-    """Step over the noise levels that the run's training left out."""
+    """Cross the gap in the run's training noise in one step."""
     churn: float = flag(0.0, "advanced")
-    """Noise that is renewed over the trajectory (EDM's S_churn); 0 is deterministic."""
+    """Amount of noise added during sampling (EDM's S_churn); 0 is deterministic."""
     batch_size: int = flag(256, "advanced")
-    """Images sampled at once; it does not change the images."""
+    """Number of images sampled at once, which does not change the images."""
     out: str = flag("samples.npz", "output")
-    """The .npz file; the grid and the settings go beside it."""
+    """The .npz file; the grid and the settings are written beside it."""
 
     def __post_init__(self):
         """Give `out` its suffix."""
@@ -75,7 +75,7 @@ def run(config: Config) -> Result:
     """Sample `config.count` images and write them.
 
     Raises:
-      ValueError: not exactly one of run and weights is given, or it is unusable.
+      ValueError: not exactly one of run and weights is given, or it is invalid.
       OSError: the output cannot be written.
     """
     if config.count < 1:

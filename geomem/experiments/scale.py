@@ -1,4 +1,4 @@
-"""Time points that are streamed from disk; see `geomem.experiments.benchmarks.streaming_speed`."""
+"""Time streaming points from disk; see `geomem.experiments.benchmarks.streaming_speed`."""
 
 from geomem.experiments.benchmarks.streaming_speed import Config, run
 from geomem.experiments.common import cli

@@ -1,4 +1,4 @@
-"""The paper: posterior, shells, curves and the danger zone of a data set, before any training."""
+"""The paper's geometry: posterior, shells, curves and danger zone of a data set."""
 
 import lazy_loader
 

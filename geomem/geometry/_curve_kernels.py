@@ -1,8 +1,8 @@
-"""Kernels behind `curves`: one pass over the points serves a whole grid of noise levels.
+"""Kernels behind `curves`: one pass over the points computes a whole grid of noise levels.
 
 ||x + sigma z - x_i||^2 = ||x - x_i||^2 + 2 sigma <z, x - x_i> + sigma^2 ||z||^2, so one draw z
-serves every sigma, and all it needs is <z, x_i> for all i: one matrix product, in the coordinates
-of a `Frame` (`_reduced_noise`).
+can be reused for every sigma. It takes only <z, x_i> for all i: one matrix product, in the
+coordinates of a `Frame` (`_reduced_noise`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["coverage_sweep", "weight_sweep"]
 
 _DELTAS = np.array([1e-3, 1e-2, 1e-1], np.float32)  # failure probabilities of the own-weight bounds
 _TAILS = (0.25, 0.5)  # (1 - q) / delta of the upper bound
-_RADII = 128  # of the upper bound, a geometric grid over a factor _REACH
-_REACH = 100.0
+_RADII = 128  # number of radii in the upper bound's geometric grid
+_REACH = 100.0  # ratio of the largest of these radii to the smallest
 
 
 def _noise(key, index, draws, rank):
-    """Standard normal [draws, B, r], the same for (key, query) in any block, on any device."""
+    """Standard normal [draws, B, r]; a query's noise is the same in any block, on any device."""
 
     def row(i):
         return jax.random.normal(jax.random.fold_in(key, i), (draws, rank))
@@ -96,15 +96,15 @@ def coverage_sweep(
     draws: int,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return how often noised queries fall into a shell, and bounds on it without sampling.
+    """Return how often noised queries fall into a shell, and sampling-free bounds on that.
 
     Args:
-      key: PRNG key; a query's noise depends on it and the query's index only.
+      key: PRNG key; a query's noise depends only on the key and the query's index.
       index: int32 [B], the queries.
       frame: points and queries.
       sigmas: float32 [S].
       limits: float32 [2], the squared shell radii in units of sigma^2.
-      table: the shell's probability.
+      table: the probability of a shell.
       draws: noise draws for each query.
       chunk: points per matrix product.
 
@@ -178,28 +178,28 @@ def weight_sweep(
     """Return the largest and the own posterior weight of noised points, and bounds on the latter.
 
     Args:
-      key: PRNG key; a query's noise depends on it and the query's index only.
+      key: PRNG key; a query's noise depends only on the key and the query's index.
       index: int32 [B], positions in `frame.points`.
-      frame: points, as from `of_points`.
+      frame: the points, from `Frame.of_points`.
       sigmas: float32 [S].
       draws: noise draws for each query.
       chunk: points per matrix product.
 
     Returns:
-      Means over draws of the largest and the own weight, float32 [B, S] each; lower bounds
-      [B, C, S] and upper bounds [B, C', S] of the expected own weight, for several constants each.
+      Largest and own weight, averaged over draws, float32 [B, S] each; lower bounds [B, C, S] and
+      upper bounds [B, C', S] on the expected own weight, for several constants each.
     """
     sweep = _weight_pass(draws, frame.rank, len(frame.points))
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
 
 
 class _Weights(NamedTuple):
-    """Partial results of the weights: sums of exponentials, and what the bounds are made of."""
+    """Partial results of the weights: sums of exponentials, and the ingredients of the bounds."""
 
     sums: LogSums  # [draws, S, B]
-    terms: jax.Array  # [S, deltas, B]
-    within: jax.Array  # int32 [radii, B], how many points
-    nearest: jax.Array  # [B]
+    terms: jax.Array  # [S, deltas, B], sums of the union bound's terms
+    within: jax.Array  # int32 [radii, B], number of points within each radius
+    nearest: jax.Array  # [B], distance to the nearest other point
 
 
 @functools.cache
@@ -230,7 +230,7 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
 
             def draw(noised):
                 z, own = noised
-                # The noised point itself, and exact copies of it, have logit 0 exactly.
+                # The noised point itself and its exact copies have logit exactly 0.
                 inner = own[:, None] - inner_products(z, coordinates)
                 inner = jnp.where(squares > 0, inner, 0)
 

@@ -1,4 +1,4 @@
-"""The results of `curves`: the curves with their bands, and the bootstrap behind the bands."""
+"""The results of `curves`: the curves with their bands, and the bootstrap that gives the bands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
     replicates: Float[Array, "bootstrap levels"]
 
     def __repr__(self) -> str:
-        """The size only."""
+        """Return a summary of the size, without values."""
         return f"Estimate({self.mean.size} noise levels, {len(self.replicates)} replicates)"
 
 
@@ -48,7 +48,7 @@ class Refinement(NamedTuple):
     replicates: Float[Array, "bootstrap levels"]
 
     def __repr__(self) -> str:
-        """The size only."""
+        """Return the number of levels, without values."""
         return f"Refinement({len(self.sigma)} noise levels)"
 
 
@@ -58,10 +58,10 @@ class Curves(NamedTuple):
     Attributes:
       sigma: noise levels, ascending.
       coverage: Estimate of C, over held-out points and noise.
-      coverage_lower_bound, coverage_upper_bound: certified bounds on the coverage of these held-out
-        points, without sampling: the means of max_i P_i and of min(1, sum_i P_i).
+      coverage_lower_bound, coverage_upper_bound: certified, sampling-free bounds on the coverage of
+        these held-out points: the means of max_i P_i and of min(1, sum_i P_i).
       max_weight: Estimate of W, over training points and noise.
-      own_weight: estimate of E w_1, the weight of the point that was noised; at most W.
+      own_weight: estimate of E w_1, the expected weight of the point that was noised; at most W.
       own_weight_lower_bound, own_weight_upper_bound: bounds on E w_1 from distances alone.
       coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
     """
@@ -96,7 +96,7 @@ class Curves(NamedTuple):
         return {name: np.asarray(values) for name, values in fields.items()}
 
     def __repr__(self) -> str:
-        """The grid only; `print(danger_zone.find(curves))` says what the curves show."""
+        """Return a summary of the grid; `print(danger_zone.find(curves))` describes the curves."""
         levels = f"{len(self.sigma)} noise levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}"
         return f"Curves({levels}, {len(self.coverage.replicates)} bootstrap replicates)"
 
@@ -107,7 +107,7 @@ def bootstrap_mean(
     """Return the Estimate of the mean of `values`, with `count` resamples of its rows."""
     if count < 1:
         raise ValueError(f"bootstrap must be at least 1, got {count}.")
-    # NumPy, because compiling it would take longer than running it.
+    # In NumPy, because compiling this would take longer than running it.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     values = np.asarray(values)
     rows = len(values)
@@ -124,12 +124,13 @@ def bootstrap_fraction(
 ) -> Estimate:
     """Return `bootstrap_mean` of fractions of `draws` draws, with an interval near 0 and 1.
 
-    The percentile bootstrap is far too narrow where nearly all values are 0 or 1. This interval is
-    Clopper and Pearson's at the effective number of draws, mean (1 - mean) / var(mean), times
-    (z / t)^2 and between M and M draws: at M, all draws of an image are alike. t has as many
-    degrees of freedom as images with the rarer outcome, on which the estimated variance rests.
+    The percentile interval is far too narrow where nearly all values [M, S] are 0 or 1. This one is
+    Clopper and Pearson's, computed for an effective number of draws: mean (1 - mean) / var(mean)
+    times (z / t)^2, limited to [M, M draws]. It is M where all draws of an image agree. Student's t
+    has as many degrees of freedom as there are images with the rarer outcome, because the variance
+    is estimated from these.
 
-    Source: Korn and Graubard (1998) for surveys with clusters; the degrees of freedom are geomem's.
+    Source: Korn and Graubard (1998) for clustered surveys; the degrees of freedom are geomem's.
     """
     estimate = bootstrap_mean(key, values, count)
     values = np.asarray(values, np.float64)

@@ -1,12 +1,13 @@
-"""What distances of noised points to all points are made of: rows, and coordinates for the noise.
+"""Frames: points to measure distances to, and coordinates for their inner products with noise.
 
-Fewer dimensions, same law. Where N + 1 < d, write z = (z', z'') with z' its part in the span of the
-centred training points and of one held-out x, at most N + 1 dimensions. The inner products
-<z, x - x_i> depend on z' alone, ||z||^2 = ||z'||^2 + ||z''||^2, and z'' is independent of z' with
-||z''||^2 chi-square of d - N - 1 degrees of freedom. So orthonormal coordinates of the training
-points (N numbers each), the held-out point's coordinates there and its distance to their span (one
-number more) give, with standard normal z' and that chi-square, the same joint law of all
-||x + sigma z - x_i||, for a third of the random numbers and products at N = 1,000, d = 3,072.
+Where N + 1 < d, noise of fewer dimensions gives distances of the same joint distribution. Write
+z = (z', z''), where z' is the part of z in the span of the centered training points and of one
+held-out x, at most N + 1 dimensions. The inner products <z, x - x_i> depend only on z', and
+||z||^2 = ||z'||^2 + ||z''||^2. The two parts are independent, and ||z''||^2 is chi-square with
+d - N - 1 degrees of freedom. So it is enough to draw a standard normal z' and that chi-square; the
+points are given by the training points' orthonormal coordinates (N numbers each), the held-out
+point's coordinates in the same basis, and its distance to their span (one more number). At
+N = 1,000 and d = 3,072 this takes a third of the random numbers and products.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ __all__ = ["Frame", "direct_frame", "reduced_frame", "with_coordinates"]
 
 
 class Frame(NamedTuple):
-    """Points to measure distances between, and coordinates to take inner products with noise in.
+    """Points to measure distances between, and coordinates for their inner products with noise.
 
     Attributes:
       points: the training points: rows [N, d], or (rows [N, d], their coordinates [N, r]).
       queries: [M, d], the points that are noised, or None for the training points themselves.
-      origin: [d]; coordinates that are not given are the point less the origin.
+      origin: [d]; where no coordinates are given, they are the point minus the origin.
       query_coordinates: [M, r] or None.
-      missing: float scalar, d - r: dimensions of the noise that only its norm sees.
-      reach: float scalar, no smaller than any distance between points, or None.
+      missing: float scalar, d - r: the noise dimensions that contribute only to its norm.
+      reach: float scalar, an upper bound on the distances between points, or None.
     """
 
     points: PlacedPoints
@@ -57,12 +58,12 @@ class Frame(NamedTuple):
         return rows if isinstance(rows, tuple) else None
 
     def of_points(self) -> Frame:
-        """The frame whose queries are the points themselves."""
+        """Return the frame whose queries are the points themselves."""
         reach = self.points.run(_REACH, (jnp.zeros(1),), self.origin)[0]
         return self._replace(queries=None, query_coordinates=None, reach=reach)
 
     def query(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Queries [B, d] and their coordinates [B, r]."""
+        """Return queries [B, d] and their coordinates [B, r]."""
         if self.queries is None:
             return with_coordinates(self.points.take(index), self.origin)
         rows = self.queries[index]
@@ -72,18 +73,18 @@ class Frame(NamedTuple):
 
 
 def with_coordinates(rows: Any, origin: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows [B, d] of a frame's points and their coordinates [B, r], computed now if not given."""
+    """Return rows [B, d] of a frame's points and their coordinates [B, r], given or computed."""
     return rows if isinstance(rows, tuple) else (rows, rows - origin)
 
 
 def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
-    """The frame of all d dimensions: points [N, d], queries [M, d]."""
+    """Return the frame of all d dimensions for points [N, d] and queries [M, d]."""
     points = as_points(points)
     return Frame(points, jnp.asarray(queries), points.center(), None, jnp.float32(0))
 
 
 def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
-    """The frame of N + 1 dimensions (see the module's docstring), for N + 1 < d."""
+    """Return the frame of N + 1 dimensions (see the module's docstring); needs N + 1 < d."""
     return _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
 
 

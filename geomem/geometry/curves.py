@@ -1,7 +1,7 @@
 """Coverage C(sigma) and max posterior weight W(sigma) over a grid of noise levels.
 
-`plain_max_weight` (Def. 4.1) and `shells.coverage` (Def. 4.6) noise the points anew at each level.
-`estimate` computes both curves over a whole grid from one matrix product per noise draw
+`plain_max_weight` (Def. 4.1) and `shells.coverage` (Def. 4.6) are the definitions, one noise level
+at a time. `estimate` computes both curves on a whole grid from one matrix product per noise draw
 (`_curve_kernels`), with 95% bands, certified bounds, and extra levels where a curve changes fast.
 """
 
@@ -45,8 +45,8 @@ __all__ = [
     "plain_max_weight",
 ]
 
-_QUERIES = 1024  # noised at once
-_NOISE = 2**26  # random numbers at once (256 MB)
+_QUERIES = 1024  # most queries noised at once
+_NOISE = 2**26  # most random numbers drawn at once (256 MB)
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
 
@@ -98,7 +98,7 @@ def estimate_curves(
       Curves.
 
     Raises:
-      ValueError: an unusable argument.
+      ValueError: as in `estimate`.
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
 
@@ -136,19 +136,19 @@ def estimate(
       draws_coverage: noise draws for each held-out point.
       draws_weight: noise draws for each training point.
       shell_c: concentration c of the shells.
-      bootstrap: number of replicates. Images are resampled with all their draws: draws are nested
-        in images, so this is the bootstrap over both. It gives the band of W and the intervals of
-        the zone's edges; C has the band of `bootstrap_fraction`. All are conditional on the
+      bootstrap: number of replicates. Images are resampled together with their draws, so the
+        replicates reflect the variation of both. They give the band of W and the intervals of the
+        zone's edges; the band of C is from `bootstrap_fraction`. All are conditional on the
         training set.
-      refine: number of further levels for each curve, placed where it changes fastest, so that the
-        edges of the danger zone hardly depend on the grid; 0 for none.
+      refine: number of additional levels for each curve, placed where it changes fastest, so that
+        the edges of the danger zone hardly depend on the grid; 0 for none.
       progress: show a tqdm bar.
 
     Returns:
       Curves.
 
     Raises:
-      ValueError: an unusable noise level, shell_c, number of draws, or set of points.
+      ValueError: an invalid noise level, shell_c, number of draws, or set of points.
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
     """

@@ -1,7 +1,8 @@
 """The danger zone: the noise levels at which coverage C and max posterior weight W are both high.
 
-Between two levels the logits of both curves are taken as linear in log sigma, which sigmoids
-nearly are; the levels of `Curves.coverage_refinement` and `.max_weight_refinement` are used too.
+Between two levels the logits of both curves are interpolated linearly in log sigma, because the
+curves are nearly sigmoids. The levels of `Curves.coverage_refinement` and `.max_weight_refinement`
+are used too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from geomem.geometry.curves import Curves
 
 __all__ = ["Zone", "check_threshold", "crossings", "find", "find_danger_zone", "in_zone"]
 
-_SHRINK = 1e-4  # toward 1/2, so that 0 and 1 have logits: about the resolution of 8,000 draws
+# Values shrink by this fraction toward 1/2, so that 0 and 1 have logits. It is about the resolution
+# of 8,000 draws.
+_SHRINK = 1e-4
 
 
 def in_zone(
@@ -27,7 +30,7 @@ def in_zone(
 ) -> Bool[np.ndarray, " levels"]:
     """Return whether min(C, W) >= threshold at each noise level.
 
-    Source: the paper reads the zone off the two curves; the threshold is geomem's.
+    Source: the paper reads the zone off the two curves by eye; the threshold is geomem's.
 
     >>> in_zone(np.array([0.1, 0.9, 1.0]), np.array([1.0, 0.9, 0.2]))
     array([False,  True, False])
@@ -40,14 +43,14 @@ class Zone(NamedTuple):
 
     Attributes:
       low, high: edges of the main interval, the one with the peak; None if there is none.
-      peak: the sigma with the largest min(C, W), which needs no threshold.
+      peak: the sigma with the largest min(C, W), which does not depend on the threshold.
       peak_level: min(C, W) at the peak.
-      threshold: what both curves reach inside.
+      threshold: the value that both curves reach inside the zone.
       low_interval, high_interval: 95% bootstrap intervals of the edges, or None.
-      confidence: share of bootstrap replicates with an interval that overlaps the main one; if
-        there is no main interval, the share with any interval.
-      open_low, open_high: whether the interval ends at an end of the grid, so that the zone may
-        extend beyond it.
+      confidence: fraction of bootstrap replicates with an interval that overlaps the main one; for
+        an empty zone, the fraction with any interval.
+      open_low, open_high: whether that edge is an end of the grid, so that the zone may extend
+        beyond it.
       others: (low, high) of the other intervals above the threshold, ascending.
     """
 
@@ -71,12 +74,12 @@ class Zone(NamedTuple):
         return (self.low, self.high), *self.others
 
     def __repr__(self) -> str:
-        """Edges, peak and threshold."""
+        """Return the edges, the peak and the threshold."""
         edges = "empty" if self.low is None else f"{self.low:.3g} to {self.high:.3g}"
         return f"Zone({edges}, peak {self.peak:.3g}, threshold {self.threshold:g})"
 
     def __str__(self) -> str:
-        """One or two sentences that describe the zone."""
+        """Return one or two sentences that describe the zone."""
         if self.low is None:
             return (
                 f"No danger zone at threshold {self.threshold:g}: coverage and max weight never "
@@ -98,12 +101,12 @@ class Zone(NamedTuple):
 def find(curves: Curves, threshold: float = 0.8) -> Zone:
     """Return the intervals of sigma on which both curves reach `threshold`, the main one first.
 
-    The main interval holds the peak of min(C, W). An empty zone and one that touches the end of the
-    grid are results, not errors.
+    The main interval is the one with the peak of min(C, W). A zone that is empty, or that reaches
+    an end of the grid, is a valid result.
 
     Args:
       curves: from `curves.estimate`.
-      threshold: in (0, 1). The paper names none; 0.8 is geomem's choice.
+      threshold: in (0, 1). The paper gives none; 0.8 is geomem's choice.
 
     Returns:
       Zone.
@@ -122,7 +125,7 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
         for c, w in zip(coverage[2], weight[2], strict=True)
     ]
     if not inside:
-        found, main, others = [edges for edges in replicates if edges], None, ()
+        matching, main, others = [edges for edges in replicates if edges], None, ()
     else:
         main = min(inside, key=lambda edges: max(edges[0] - peak, peak - edges[1], 0))
         others = tuple(edges for edges in inside if edges != main)
@@ -153,7 +156,7 @@ find_danger_zone = find  # the name that `geomem` exports
 
 
 def crossings(curves: Curves, threshold: float = 0.8) -> tuple[float, float]:
-    """Return the level at which C first reaches `threshold`, and that at which W last does.
+    """Return the lowest sigma at which C reaches `threshold`, and the highest at which W does.
 
     Args:
       curves: from `curves.estimate`.
@@ -161,7 +164,8 @@ def crossings(curves: Curves, threshold: float = 0.8) -> tuple[float, float]:
 
     Returns:
       (sigma_C, sigma_W). The zone is empty if sigma_C > sigma_W. NaN for a curve that never reaches
-      the threshold, or has it at the end of the grid, where its crossing is not known.
+      the threshold, or that is already above it at the end of the grid, so that its crossing is
+      unknown.
 
     Raises:
       ValueError: as in `find`.
@@ -223,7 +227,7 @@ def _above(grid, values, level):
 
 
 def _crossing(grid, excess, inside, outside):
-    """Where the interpolation is zero between two neighboring levels; the end of the grid."""
+    """Where the interpolation crosses zero between two neighboring levels, or the grid's end."""
     if not 0 <= outside < len(grid):
         return grid[inside]
     share = excess[inside] / (excess[inside] - excess[outside])

@@ -1,7 +1,7 @@
 """Orthonormal coordinates for linear subspaces of image space.
 
-In orthonormal coordinates, isotropic noise is isotropic noise of fewer dimensions. All functions of
-the geometry therefore work on coordinates as on pixels.
+The orthonormal coordinates of isotropic noise are themselves isotropic noise, of fewer dimensions.
+So every function in `geomem.geometry` works on coordinates as it does on pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Subspace", "fourier_band"]
 
 
 class Subspace(NamedTuple):
-    """A subspace of images, the same in each channel.
+    """A subspace of image space, the same in each channel.
 
     Attributes:
       basis: orthonormal columns.
@@ -69,7 +69,7 @@ def fourier_band(height: int, width: int, radius: float, band: str) -> Subspace:
     selected = inside if band == "low" else ~inside
     if not selected.any():
         raise ValueError(f"radius must leave a frequency in the {band} band, got {radius:g}.")
-    # A frequency and its negative share a cosine and a sine; the first of the two gets the cosine.
+    # Of a frequency and its negative, the first gets the cosine and the second the sine.
     row, column = np.divmod(np.arange(height * width), width)
     mirror = (-row % height) * width + (-column % width)
     own = np.arange(height * width)

@@ -1,6 +1,6 @@
 """The denoiser of a Gaussian with the data's mean and covariance: the Wiener filter.
 
-At large sigma the empirical denoiser approaches it (paper, Theorems 4.9 and 4.10).
+At large sigma the empirical denoiser approaches this one (paper, Theorems 4.9 and 4.10).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How the danger zone moves with the number of training images.
+"""How the danger zone changes with the number of training images.
 
-sigma_C is the level at which coverage first reaches the threshold, sigma_W the level at which the
-max weight last does (`danger_zone.crossings`). More images move both down: the nearest shell comes
-nearer, and so do competing images. `measure` finds both on random subsamples; `extrapolate` fits a
-line to the width ln(sigma_W / sigma_C) against log2 N. The line describes the measured range only:
-the width is convex in log N, so that a line through small subsets falls too fast beyond them.
+sigma_C is the lowest noise level at which coverage reaches the threshold, sigma_W the highest at
+which the max weight does (`danger_zone.crossings`). More images lower both, because the nearest
+shell and the competing images come closer. `measure` finds both on random subsamples; `extrapolate`
+fits a line to the width ln(sigma_W / sigma_C) against log2 N. The line describes only the measured
+range: the width is convex in log N, so a line fitted to small subsets falls too fast beyond them.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Growth(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """The slope of the widths of a `Growth`, within the measured range of N.
+    """How fast the zone of a `Growth` narrows, within the measured range of N.
 
     Attributes:
       slope: change of ln(sigma_W / sigma_C) per doubling of the number of images.
-      slope_interval: its 95% interval over the scatter of the subsamples around the line. The
-        subsamples share images and held-out images, so it is descriptive.
-      closes: whether the whole interval is below zero, so that the width shrinks.
+      slope_interval: its 95% interval, from the scatter of the subsamples around the line. Only
+        descriptive, because the subsamples share training and held-out images.
+      closes: whether the whole interval is below zero, so that the zone narrows.
     """
 
     slope: float
@@ -87,9 +87,9 @@ def measure(
       heldout: held-out points.
       whole: the curves of all of `train`; the subsamples use its noise levels.
       threshold: in (0, 1).
-      fractions: sizes of the subsamples, of N.
-      subsets: largest number of subsamples of each size.
-      noised: largest number of held-out images, and of training images, noised in each subsample.
+      fractions: sizes of the subsamples as fractions of N.
+      subsets: maximum number of subsamples of each size.
+      noised: maximum number of held-out images, and of training images, noised in each subsample.
       shell_c: concentration c of the shells.
       progress: show a tqdm bar.
 
@@ -136,14 +136,14 @@ def _summary(curves, threshold):
 
 
 def extrapolate(growth: Growth) -> Closing | None:
-    """Return the least-squares slope of the width on log2 N; subsamples with NaN are left out.
+    """Return the least-squares slope of the width on log2 N, ignoring subsamples with NaN.
 
-    None for fewer than 3 sizes or fewer than 4 widths.
+    Returns None for fewer than 3 sizes or fewer than 4 widths.
 
     >>> count = np.array([100, 100, 200, 200, 400, 800])
     >>> width = np.array([2.01, 1.99, 1.5, 1.5, 1.0, 0.5])
-    >>> one = np.ones(6)
-    >>> closing = extrapolate(Growth(count, one, np.exp(width), one, one, 0.8))
+    >>> ones = np.ones(6)
+    >>> closing = extrapolate(Growth(count, ones, np.exp(width), ones, ones, 0.8))
     >>> round(closing.slope, 2), closing.closes
     (-0.5, True)
     """

@@ -2,9 +2,9 @@
 
 With X uniform over the points and y = X + sigma Z, the posterior of X given y has the weights
 w_j(y, sigma) = softmax_j(-||y - x_j||^2 / (2 sigma^2)) (paper, eq. 3), and its mean is the denoiser
-that minimizes the training loss (eq. 2). `plain_weights` and `plain_denoise` say just that. The
-other functions compute the same within 1e-5 at every sigma, in float32: from differences relative
-to the best point, and without ever storing Q x N x d values (`geomem.points.softmax_search`).
+that minimizes the training loss (eq. 2). `plain_weights` and `plain_denoise` are these definitions.
+The other functions compute the same values within 1e-5 at every sigma, in float32. They work with
+differences from the best point and never store Q x N x d values (`geomem.points.softmax_search`).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Sigma = float | Float[ArrayLike, " queries"]
 def plain_weights(
     y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
 ) -> Float[Array, "queries points"]:
-    """Return the posterior weights (eq. 3) of vectors y [Q, d] over points [N, d], as defined.
+    """Return the posterior weights (eq. 3) of vectors y [Q, d] over points [N, d], by definition.
 
-    Right up to rounding while sigma is not small; `weights` is right at every sigma.
+    Accurate unless sigma is small; `weights` is accurate at every sigma.
 
     >>> plain_weights(np.float32([[1.0]]), np.float32([[0.0], [2.0]]), 1.0)
     Array([[0.5, 0.5]], dtype=float32)
@@ -64,7 +64,7 @@ def plain_weights(
 def plain_denoise(
     y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
 ) -> Float[Array, "queries dim"]:
-    """Return the posterior mean (eq. 2), sum_j w_j(y, sigma) x_j, as defined: [Q, d]."""
+    """Return the posterior mean (eq. 2), sum_j w_j(y, sigma) x_j, by definition: [Q, d]."""
     return jnp.matmul(plain_weights(y, points, sigma), points, precision=lax.Precision.HIGHEST)
 
 
@@ -79,7 +79,7 @@ def denoise(
 
     Args:
       y: noised points, vectors [Q, d] or images [Q, H, W, C].
-      points: the data, vectors [N, d] or images [N, H, W, C]: floats, or uint8 as stored (then
+      points: the data, vectors [N, d] or images [N, H, W, C]: floats, or uint8 as stored (used as
         x / 127.5 - 1); on one device, sharded over several, or placed by
         `geomem.points.shard` or `geomem.points.stream`.
       sigma: noise level, > 0, a scalar or [Q].
@@ -89,7 +89,7 @@ def denoise(
       float32 in the shape of y, within 1e-5 of the exact mean for data in [-1, 1].
 
     Raises:
-      ValueError: sigma is not positive and finite, or shapes or types do not fit.
+      ValueError: sigma is not positive and finite, or shapes or types do not match.
 
     Source: paper, eq. 2.
     """
@@ -132,7 +132,7 @@ def top_weights(
 
     Args:
       y, points, sigma, chunk: as in `denoise`.
-      k: how many, at most N.
+      k: number of weights, at most N.
 
     Returns:
       TopWeights, [Q, k]. Each weight is exact within 1e-5; equal weights are ordered by index.
@@ -158,12 +158,12 @@ def log_weights(
 ) -> Float[Array, "queries points"]:
     """Return all log posterior weights log w_j(y, sigma), the logarithm of eq. 3.
 
-    Each query visits all points by itself; where the largest weights are enough, `top_weights` is
-    many times faster.
+    Queries are processed one at a time. If the largest weights are enough, `top_weights` is many
+    times faster.
 
     Args:
       y: noised points, vectors [Q, d] or images [Q, H, W, C].
-      points: the data, vectors [N, d] or images [N, H, W, C], in one place.
+      points: the data, vectors [N, d] or images [N, H, W, C], on one device.
       sigma: noise level, > 0, a scalar or [Q]; for a grid, `jax.vmap` over it.
 
     Returns:
@@ -196,7 +196,7 @@ def empirical_denoiser(
     """
     if isinstance(images, PlacedPoints):
         return functools.partial(_denoise_with, images)
-    # For jit an argument, not a constant.
+    # A Partial, so that jit takes the points as an argument, not as a constant.
     return jax.tree_util.Partial(_denoise_with, as_rows(images, "images"))
 
 
@@ -205,10 +205,10 @@ def _denoise_with(points, x, sigma):
 
 
 def check_sigma(sigma: ArrayLike) -> ArrayLike:
-    """Return sigma itself; values traced by JAX are not looked at.
+    """Return sigma itself; values traced by JAX are not checked.
 
     Raises:
-      ValueError: a sigma that is not positive and finite.
+      ValueError: sigma is not positive and finite.
     """
     if not isinstance(sigma, Tracer):
         values = np.asarray(sigma)

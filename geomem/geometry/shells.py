@@ -36,15 +36,15 @@ __all__ = [
     "shell_probability",
 ]
 
-_KNOTS = 1025  # exact probabilities, joined by a cubic spline
-_STEPS = 2**16  # of the table, linear in between: an error of about 1e-9
+_KNOTS = 1025  # number of exact probabilities, interpolated by a cubic spline
+_STEPS = 2**16  # of the table; linear interpolation between them errs by about 1e-9
 _VANISHED = 1e-20  # a probability that is negligible even summed over a data set
 
 
 def radii(dim: int, c: float = 5.0) -> tuple[float, float]:
     """Return r_in = sqrt(d - 2 sqrt(c d)) and r_out = sqrt(d + 2 sqrt(c d) + 2 c).
 
-    They are in units of sigma. For d < 4c the inner radius would not be real: it is then 0, and the
+    They are in units of sigma. For d < 4c the formula for r_in is not real; r_in is then 0, and the
     shell is a ball.
 
     Args:
@@ -103,7 +103,7 @@ def coverage(
 ) -> Float[Array, " heldout"]:
     """Return the fraction of noised copies of each held-out point inside at least one shell.
 
-    This is Def. 4.6 by plain Monte Carlo; `curves.estimate` computes a whole grid of noise levels.
+    This is Def. 4.6 by Monte Carlo; `curves.estimate` computes it on a whole grid of noise levels.
 
     Args:
       key: PRNG key.
@@ -161,9 +161,9 @@ def shell_probability(
 ) -> Float64[np.ndarray, "*shape"]:
     """Return P(x + sigma Z in S_sigma(x_i)) for lambda = ||x - x_i||^2 / sigma^2, in float64.
 
-    F(r_out^2; d, lambda) - F(r_in^2; d, lambda) with the noncentral chi-square distribution
-    function F. SciPy's (Boost's) agrees with the Poisson mixture of chi-squares to 1e-12 absolutely
-    and 1e-10 relatively, for d from 1 to 196,608 and far into the tails (tests/test_shells.py).
+    It is F(r_out^2; d, lambda) - F(r_in^2; d, lambda), where F is the noncentral chi-square CDF.
+    SciPy's F (from Boost) agrees with the Poisson mixture of chi-squares to 1e-12 (absolute) and
+    1e-10 (relative), for d from 1 to 196,608 and far into the tails.
 
     Args:
       noncentrality: lambda >= 0.

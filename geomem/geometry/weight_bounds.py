@@ -1,8 +1,8 @@
 """Bounds on the own weight, the posterior weight of the point that was noised.
 
-Noising x_1 to y = x_1 + sigma Z gives, with d_j = ||x_1 - x_j|| and xi_j = <Z, (x_1 - x_j) / d_j>
-~ N(0, 1), exactly log(w_j / w_1) = -d_j^2 / (2 sigma^2) - d_j xi_j / sigma. The bounds on w_1
-follow. They have the form of the paper's Theorem 4.2; the constants are geomem's.
+For y = x_1 + sigma Z, d_j = ||x_1 - x_j|| and xi_j = <Z, (x_1 - x_j) / d_j> ~ N(0, 1),
+log(w_j / w_1) = -d_j^2 / (2 sigma^2) - d_j xi_j / sigma exactly. The bounds on w_1 follow from
+this. They have the form of the paper's Theorem 4.2; the constants are geomem's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def union_bound_terms(
 ) -> Float[Array, "*shape"]:
     """Return exp(-d_j^2 / (2 sigma^2) + (d_j / sigma) F^-1(1 - delta / others)), elementwise.
 
-    With probability >= 1 - delta every w_j / w_1, j > 1, is at most its term: each xi_j is below
-    -F^-1(1 - delta / others) with probability delta / others. F is the normal's distribution.
+    F is the standard normal CDF. With probability >= 1 - delta, every w_j / w_1 with j > 1 is at
+    most its term, because each xi_j is below -F^-1(1 - delta / others) with probability
+    delta / others.
 
     Args:
       distances: d_j.
@@ -47,8 +48,8 @@ def own_weight_lower_bound(
 ) -> Float[Array, "*shape"]:
     """Return 1 / (1 + sum_j exp(-d_j^2/(2 s^2) + (d_j/s) F^-1(1 - delta/(N-1)))), s = sigma.
 
-    w_1 is at least this with probability >= 1 - delta over the noise. For N = 2 it is a quantile of
-    w_1.
+    w_1 is at least this with probability >= 1 - delta over the noise. For N = 2 it is the
+    delta-quantile of w_1.
 
     Args:
       distances: to all other points.
@@ -72,10 +73,10 @@ def own_weight_upper_bound(
 ) -> Float[Array, "*shape"]:
     """Return 1 / (1 + a exp(-r^2/(2 s^2) - b r/s)), a = ceil(K (1 - (1-q)/delta)), b = F^-1(q).
 
-    w_1 is at most this with probability >= 1 - delta, where K points lie within r of x_1: each xi_j
-    exceeds b with probability 1 - q, so by Markov's inequality at least a of the K stay below b
-    with probability >= 1 - delta, and each of those has at least the weight w_1 times the
-    exponential. The radii must not depend on the noise; the best one is taken.
+    If K points lie within r of x_1, then w_1 is at most this with probability >= 1 - delta. Each
+    xi_j exceeds b with probability 1 - q, so by Markov's inequality at least a of the K stay below
+    b with probability >= 1 - delta, and each of those has at least the weight w_1 times the
+    exponential. The radii must not depend on the noise; the smallest bound is returned.
 
     Args:
       radii: for instance the sorted distances to the other points.
@@ -88,7 +89,7 @@ def own_weight_upper_bound(
       The bound, in (0, 1].
 
     Raises:
-      ValueError: delta or q is out of range.
+      ValueError: not 1/2 < q < 1 or not 1 - q < delta < 1.
     """
     if not (0.5 < q < 1 and 1 - q < delta < 1):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What samples and denoisers are worth: arrays in, numbers out."""
+"""Metrics of samples and denoisers: arrays in, numbers out."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
 """Evaluate denoisers at each noise level: their error, their copies, and membership inference.
 
 A denoiser is any function of (x [B, H, W, C], sigma [B]). With the same key, every denoiser sees
-the same noise: it depends only on the positions of the image and the level and on the draw, not on
-the batch size. So differences between denoisers are paired. The arrays of a
-`jax.tree_util.Partial`, such as `EDMDenoiser.bind` returns, are passed as arguments: one
-compilation serves all noise levels and all parameters.
+the same noise, which depends only on the image's index, the level's index and the draw, not on the
+batch size. So comparisons of denoisers are paired. The arrays of a `jax.tree_util.Partial`, for
+example from `EDMDenoiser.bind`, are passed as arguments, so one compiled program works for all
+noise levels and all parameters.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Errors(NamedTuple):
 
     Attributes:
       sigma: the noise levels.
-      mean: over images and draws.
+      mean: mean over images and draws.
       low, high: 95% bootstrap interval over images (each with all its draws).
-      per_image: mean over the draws.
+      per_image: mean over the draws of each image.
     """
 
     sigma: PerLevel
@@ -66,8 +66,8 @@ class NoiseLevelMemorization(NamedTuple):
       sigma: the noise levels.
       rate: memorized fraction.
       low, high: exact 95% (Clopper-Pearson) interval.
-      memorized: flag of each image.
-      index: the nearest training image of each image.
+      memorized: whether each image is memorized.
+      index: the training image nearest to each image.
     """
 
     sigma: PerLevel
@@ -79,7 +79,7 @@ class NoiseLevelMemorization(NamedTuple):
 
 
 class AUC(NamedTuple):
-    """Probability that a training image has a smaller error than a held-out image, ties half.
+    """Probability that a training image has a smaller error than a held-out one; ties count half.
 
     Attributes:
       sigma: the noise levels.
@@ -133,7 +133,7 @@ def denoising_error(
       sigmas: ascending, positive noise levels.
       draws: noise draws per image and level.
       batch: images denoised at once.
-      bootstrap: number of resamplings of the images.
+      bootstrap: number of resamples of the images.
       progress: whether to show a progress bar.
 
     Raises:
@@ -162,7 +162,7 @@ def noise_level_memorization(
     batch: int = 256,
     progress: bool = False,
 ) -> NoiseLevelMemorization:
-    """Noise and denoise images, and return the fraction that become copies of training images.
+    """Return the fraction of images that noising and denoising turn into copies of training images.
 
     Args:
       key: PRNG key.
@@ -237,9 +237,9 @@ def relative_gap(
 ) -> RelativeGap:
     """Return the distance between two denoisers a and b on the same noised images.
 
-    At large sigma every denoiser returns nearly the mean image c, with nearly the same error. So a
-    distance relative to the image or to the error vanishes for any two denoisers. `relative` does
-    not: it divides by the distance of b from c.
+    At large sigma, every denoiser returns nearly the mean image c, with nearly the same error. So
+    the distance between any two denoisers vanishes relative to the image or to the error.
+    `relative` does not vanish, because it is relative to the distance between b and c.
 
     Args:
       key: PRNG key.
@@ -251,7 +251,7 @@ def relative_gap(
     Raises:
       ValueError: as in `denoising_error`.
 
-    Source: paper, Theorems 4.9 and 4.10 (with a the learned or empirical, b the Gaussian denoiser).
+    Source: paper, Theorems 4.9 and 4.10 (a is the learned or empirical denoiser, b the Gaussian).
     """
     noise_key, bootstrap_key = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
@@ -301,7 +301,7 @@ def _sweep(key, measure, images, sigmas, draws, batch, progress, levels=None):
     steps = list(itertools.product(levels, range(draws), starts))
     values = []
     for level, draw, start in tqdm(steps, "denoise", disable=not progress, unit="batch"):
-        # Pad the last batch with the last image: one shape, one compilation.
+        # Pad the last batch to the same shape, so that it compiles only once.
         index = np.minimum(np.arange(start, start + size), len(images) - 1)
         values.append(_measure(measure, key, images, index, sigmas[level], level, draw))
         if len(values) > 2:  # let the device run at most two batches ahead
@@ -321,7 +321,7 @@ def _measure(measure, key, images, index, sigma, level, draw):
 
 
 def _auc_interval(auc, m, n):
-    """The values that are within a normal quantile of `auc`, by their Hanley-McNeil variance."""
+    """The interval of values within a normal quantile of `auc`, by their Hanley-McNeil variance."""
     from scipy.optimize import brentq
     from scipy.stats import norm
 
@@ -330,7 +330,7 @@ def _auc_interval(auc, m, n):
         variance = value * (1 - value) * (1 + ((m + n) / 2 - 1) * spread) / (m * n)
         return abs(auc - value) - norm.ppf((1 + _CONFIDENCE) / 2) * np.sqrt(variance)
 
-    # `auc` itself is a root where it is 0 or 1.
+    # If `auc` is 0 or 1, it is itself a root.
     low = brentq(beyond, 0, auc - 1e-9) if auc > 0 else 0.0
     high = brentq(beyond, auc + 1e-9, 1) if auc < 1 else 1.0
     return cast(float, low), cast(float, high)

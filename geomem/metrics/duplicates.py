@@ -2,7 +2,7 @@
 
 Diffusion models memorize duplicated images first. Two images are near-duplicates if their distance
 is far below the typical distance to a nearest neighbor in the set. This criterion does not depend
-on the images' size, contrast and scale.
+on the images' size, contrast or scale.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from geomem.points.neighbours import two_nearest
 
 __all__ = ["Duplicates", "scan"]
 
-_REFERENCE = 2048  # most images to estimate the typical distance from
+_REFERENCE = 2048  # most images that the typical distance is estimated from
 _PROJECTED = 256  # most dimensions in which pairs are screened
-_FEW = 4096  # computing the differences of so few pairs costs less than a second screening
-_VALUES = 2**22  # float64 values of differences at once (32 MB)
+_FEW = 4096  # for at most this many pairs, differences cost less than a second screening
+_VALUES = 2**22  # float64 values computed at once (32 MB)
 
 
 class Duplicates(NamedTuple):
@@ -37,10 +37,10 @@ class Duplicates(NamedTuple):
     Attributes:
       exact: index of the first image with the same pixels; an image without an earlier copy has
         its own index.
-      group: index of the first image of the group. Groups are the connected components of the near
-        pairs, including exact copies.
-      nearest: the nearest image within `cutoff`, or -1; of equally near images the first.
-      distance: the distance to it, or infinity.
+      group: index of the first image of the group. Groups are the connected components of the graph
+        of near pairs, including exact copies.
+      nearest: the nearest image within `cutoff`, or -1; the first of equally near images.
+      distance: the distance to that image, or infinity.
       pairs: number of pairs of different images within `cutoff`; exact copies count once.
       typical: typical distance to a nearest neighbor; 0 for fewer than 4 different images.
       cutoff: threshold * typical.
@@ -73,19 +73,19 @@ def scan(
 
     x and y are near-duplicates if ||x - y|| <= threshold * t. The typical distance t is the median
     distance from an image to its nearest neighbor within a fixed random quarter of the different
-    images (at most 2,048). This quarter seldom contains an image's copies, so t does not collapse
+    images (at most 2,048). The quarter seldom contains copies of its images, so t does not collapse
     if every image has a copy.
 
     Every pair is checked. Products of block means screen the pairs: scaled block means are an
-    orthogonal projection P with ||P(x - y)|| <= ||x - y||, and the rounding error is bounded, so
-    no near pair is lost. Float64 differences decide the remaining pairs. Memory: the images, 256
-    numbers per image, and one tile of pairs; never all pairs.
+    orthogonal projection P, for which ||P(x - y)|| <= ||x - y||, and the rounding error is bounded,
+    so no near pair is lost. Float64 differences decide the remaining pairs. Memory holds the
+    images, 256 numbers per image and one tile of pairs, but never all pairs.
 
     Args:
       images: uint8, or floats (in [-1, 1] for a `cutoff` in geomem's units).
       threshold: in (0, 1); 1/3 as for memorized samples. In CIFAR-10 (t = 21), 7 of 50,000 images
         have another image within t / 3; JPEG copies (quality 90) are also within it.
-      tile: number of images compared with as many others at once.
+      tile: tiles of tile x tile pairs are screened at once.
       progress: whether to show a progress bar, in pairs of tiles.
 
     Raises:
@@ -148,7 +148,7 @@ def _typical_distance(images, different):
 
 
 def _flat(images):
-    """The values that geomem computes with, float64 [N, d]."""
+    """The pixels in [-1, 1] as float64 [N, d]."""
     return to_float(images).reshape(len(images), -1).astype(np.float64)
 
 
@@ -165,7 +165,7 @@ def _distances(images, left, right):
 
 
 def _near_candidates(images, different, cutoff, tile):
-    """Pairs (i, j) of indices, i < j, that include all within `cutoff`, tile by tile."""
+    """Yield, tile by tile, pairs (i, j), i < j, that include all pairs within `cutoff`."""
     blocks = [different[start : start + tile] for start in range(0, len(different), tile)]
     means = [_block_means(images[block]) for block in blocks]
     center = sum(part.sum(axis=0) for part in means) / len(different)
@@ -178,14 +178,14 @@ def _near_candidates(images, different, cutoff, tile):
                 x, y = (_flat(images[block]) for block in (left, right))
                 x, y = (_padded(points - y.mean(axis=0), len(blocks[0])) for points in (x, y))
                 near &= _screen(x, y, shift, cutoff)[0]
-            # NumPy, because JAX would compile anew for each number of pairs.
+            # In NumPy, because JAX would compile again for each number of pairs.
             i, j = np.nonzero(np.asarray(near))
             yield left[i], right[j]
 
 
 @jax.jit
 def _screen(x, y, shift, cutoff):
-    """Where ||x_i - y_j|| may be <= cutoff and i < j + shift, bool [P, Q]; and the count."""
+    """Whether ||x_i - y_j|| may be <= cutoff and i < j + shift, bool [P, Q]; and the count."""
     scale = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
     # Relative errors: at most d 2^-24 for float32 sums of d terms, and 2^-24 for the inputs.
     error = (x.shape[1] + 8) * 2.0**-23 * scale
@@ -195,9 +195,9 @@ def _screen(x, y, shift, cutoff):
 
 
 def _block_means(images):
-    """An orthogonal projection to about _PROJECTED coordinates or fewer, float64 [N, r].
+    """Orthogonal projections of the images to about _PROJECTED coordinates, float64 [N, r].
 
-    Each coordinate is the sum over a square of s x s pixels of a channel, divided by s.
+    Each coordinate is the sum of s x s pixels of one channel, divided by s.
     """
     count, height, width, channels = images.shape
     side = 1

@@ -1,4 +1,4 @@
-"""Feature spaces of images for quality metrics; each has a name that its results carry."""
+"""Feature spaces for quality metrics; their names are reported with the results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Features(NamedTuple):
     """A named function from images to features.
 
     Attributes:
-      name: printed and saved with every number computed from these features.
+      name: is printed and saved with every number computed from these features.
       extract: maps images (uint8, or float32 in [-1, 1]) to features.
-      batch: largest number of images at once.
+      batch: maximum number of images per call.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Features(NamedTuple):
 
 
 def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
-    """Refuse arrays with NaN or infinite values.
+    """Raise an error if arrays have NaN or infinite values.
 
     Raises:
-      ValueError: naming the argument and the number of its rows with such values.
+      ValueError: names the argument and counts its rows with NaN or infinite values.
     """
     for name, rows in arrays.items():
         if rows.dtype.kind in "biu":
@@ -55,10 +55,10 @@ def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
 
 
 def check_features(samples: FeatureArray, reference: FeatureArray) -> None:
-    """Refuse features that differ in dimension or are not finite.
+    """Raise an error if features differ in dimension or are not finite.
 
     Raises:
-      ValueError: naming the argument.
+      ValueError: names the argument.
     """
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(
@@ -74,4 +74,4 @@ def _flattened(images):
 
 
 PIXELS = Features("pixels", _flattened, batch=4096)
-"""The pixels in [-1, 1], for images that no pretrained network knows."""
+"""The pixels in [-1, 1], for images that no pretrained network suits."""

@@ -1,8 +1,8 @@
 """Frechet distance between two sets of images in a feature space; with Inception features, FID.
 
-Each set is summarized by its mean and covariance, and the distance is that of the two normal
-distributions (Dowson and Landau 1982; Heusel et al. 2017). Statistics are float64, streamed and
-mergeable. Every score names the samples, the reference and the features it was computed from.
+It is the distance between the normal distributions that have the mean and covariance of each set
+(Dowson and Landau 1982; Heusel et al. 2017). Statistics are float64 and are computed batch by
+batch. Every score states its number of samples, its reference and its features.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     """Mean and covariance of a set of features.
 
     Attributes:
-      mean: of each feature.
+      mean: mean of each feature.
       covariance: normalized by count - 1.
       count: number of samples.
     """
@@ -49,7 +49,7 @@ class Reference(NamedTuple):
 
     Attributes:
       moments: mean and covariance of its features.
-      name: of the set.
+      name: name of the set.
       features: name of the features.
     """
 
@@ -79,7 +79,7 @@ class Score(NamedTuple):
     features: str
 
     def __str__(self) -> str:
-        # Only with this network is the distance called FID.
+        # The distance is called FID only with this network.
         kind = "FID" if self.features == "inception-2015" else "Frechet distance"
         return (
             f"{kind} {self.value:.3g} ({self.count:,} samples, reference {self.reference} of "
@@ -91,8 +91,7 @@ def statistics(features: FeatureArray | Iterable[FeatureArray]) -> Moments:
     """Return the float64 mean and covariance (n - 1) of features.
 
     Args:
-      features: one array, or an iterable of batches. One pass takes the memory of a batch and a
-        covariance.
+      features: one array, or an iterable of batches, of which memory holds one at a time.
 
     Raises:
       ValueError: if there are fewer than two samples, or a value is not finite.
@@ -122,15 +121,15 @@ def merge(a: Moments | None, b: Moments) -> Moments:
 def distance(a: Moments, b: Moments) -> float:
     """Return ||m_a - m_b||^2 + tr(A + B - 2 (A B)^(1/2)), the squared 2-Wasserstein distance.
 
-    The trace of the root is computed as the sum of the singular values of A^(1/2) B^(1/2). This
-    avoids the root of a non-symmetric matrix and allows singular covariances (fewer samples than
-    features).
+    The trace of the square root is computed as the sum of the singular values of A^(1/2) B^(1/2).
+    This avoids the square root of a non-symmetric matrix and allows singular covariances (fewer
+    samples than features).
 
     Args:
       a, b: moments of the same features.
 
     Returns:
-      The distance, >= 0; between equal moments, 0 to rounding (about 1e-13 of the trace).
+      The distance, >= 0; for equal moments 0 up to rounding (about 1e-13 of the trace).
 
     Raises:
       ValueError: if the numbers of features differ.
@@ -151,7 +150,7 @@ def describe(images: Images, name: str, features: Features = PIXELS) -> Referenc
 
     Args:
       images: uint8, or float32 in [-1, 1].
-      name: of the set; printed with every score.
+      name: name of the set, which is printed with every score.
       features: the feature space.
 
     Raises:

@@ -1,15 +1,15 @@
-"""Predict, without training, how much memorization a gap leaves: a flow of two exact denoisers.
+"""Predict, without training, how much memorization remains after a gap, with two exact denoisers.
 
 Sampling goes from large noise to small. Assume that a network trained with a gap acts as the
-memorizing (empirical) denoiser above the gap, and generalizes inside and below it, like the
-empirical denoiser of a much larger set of images (the pool). Both denoisers are known exactly, so
-this flow can be run: a sample that still ends on a training image was decided above the gap. The
-pool contains the training images, so its own flow ends on one of them by chance; that rate is
-subtracted. The result is a prediction under this assumption, not a bound: a trained network may
-memorize less or more.
+memorizing (empirical) denoiser above the gap, and that it generalizes inside and below the gap,
+like the empirical denoiser of a much larger set of images, the pool. Both denoisers are known
+exactly, so the sampler can be run with them. A sample that still ends on a training image was
+decided above the gap. Because the pool contains the training images, sampling with the pool's
+denoiser alone sometimes ends on one of them by chance; that rate is subtracted. The result is a
+prediction under this assumption, not a bound: a trained network may memorize less or more.
 
-Using the pool inside the gap only would not work. Below the gap, the empirical denoiser would move
-every sample onto its nearest training image, and all samples would be memorized.
+It would not work to use the pool only inside the gap: below the gap, the empirical denoiser would
+move every sample onto its nearest training image, and all samples would be memorized.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Prediction(NamedTuple):
     Attributes:
       high: the upper edges.
       rate: Rate of memorized samples for each edge.
-      chance: Rate of memorized samples of the pool's own flow.
+      chance: Rate of memorized samples when the pool's denoiser is used at all levels.
       decided: (rate - chance) / (1 - chance), the fraction of samples decided above the edge.
-      memorized: flag of each sample.
+      memorized: whether each sample is memorized.
     """
 
     high: Float[np.ndarray, " edges"]
@@ -63,15 +63,15 @@ def predict(
       highs: upper edges of gaps (noise levels).
       sigmas: the sampling grid, descending and then 0, as from `grids.edm_grid`. The denoisers
         switch at the first level at or below an edge.
-      seeds: of the samples; the same for every edge.
-      threshold: of d1 / d2.
+      seeds: seeds of the samples, the same for every edge.
+      threshold: threshold of d1 / d2.
 
     Returns:
-      Prediction. Edges between the same two levels share one flow.
+      Prediction. Edges between the same two sampling levels share their samples.
 
     Raises:
-      ValueError: if there are no edges, image shapes differ, or the pool's own flow always ends on
-        training images.
+      ValueError: if there are no edges, image shapes differ, or sampling with the pool alone always
+        ends on training images.
     """
     if not len(highs):
         raise ValueError("highs must not be empty.")
@@ -84,7 +84,7 @@ def predict(
     steps = len(sigmas) - 1
     flags = {}
     firsts = [int(np.argmax(np.asarray(sigmas) <= high)) for high in highs]
-    for first in sorted({0, *firsts}):  # 0 is the pool's own flow
+    for first in sorted({0, *firsts}):  # 0 uses the pool's denoiser at all levels
         flow = sampler.swap(memorizing, generalizing, range(first, steps))
         images = sampler.generate(flow, seeds, train.shape[1:], sigmas)
         flags[first] = memorization.measure(images, train, threshold=threshold).memorized

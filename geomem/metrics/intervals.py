@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       first, second: Rate of each arm.
-      only_first, only_second: number of seeds flagged in that arm only.
+      only_first, only_second: number of seeds flagged only in that arm.
       p: p-value of the exact two-sided sign (McNemar) test that both numbers have the same mean.
       difference: second rate minus first rate.
       low, high: paired bootstrap interval of the difference.
@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over independent repetitions with its Student t interval (None for one repetition)."""
+    """A mean over independent repetitions and its Student t interval (None for one repetition)."""
 
     mean: float
     low: float | None
@@ -105,8 +105,8 @@ def compare(
     Args:
       first, second: flags of the same seeds in both arms.
       confidence: level of the intervals.
-      bootstrap: number of resamplings of the pairs.
-      seed: of the bootstrap.
+      bootstrap: number of resamples of the pairs.
+      seed: seed of the bootstrap.
 
     Raises:
       ValueError: if the arms differ in length or are empty.
@@ -121,7 +121,7 @@ def compare(
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     p = binomtest(only_first, discordant).pvalue if discordant else 1.0
-    # Resampling the pairs is a multinomial draw of these three kinds.
+    # Resampling the pairs is a multinomial draw from these three kinds of pairs.
     shares = np.array([only_first, only_second, total - discordant]) / total
     draws = np.random.default_rng(seed).multinomial(total, shares, size=bootstrap)
     differences = (draws[:, 1] - draws[:, 0]) / total

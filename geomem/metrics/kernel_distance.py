@@ -68,13 +68,13 @@ def kernel_distance(
 ) -> KernelDistance:
     """Return the mean and standard error of `squared_mmd` over disjoint random blocks.
 
-    Disjoint blocks are independent, so the standard error is valid. The usual 100 overlapping
-    subsets have the same expectation.
+    Disjoint blocks are independent, so the standard error is valid. The expectation is the same as
+    with the usual 100 overlapping subsets.
 
     Args:
       samples, reference: features.
       size: number of features of each set in a block; at most the size of the smaller set.
-      seed: of the shuffle.
+      seed: seed of the shuffle.
 
     Raises:
       ValueError: if a block has fewer than two features, dimensions differ, or a value is not

@@ -1,10 +1,10 @@
 """Find samples that copy training images: exact neighbors, rates with intervals, and controls.
 
 A sample is memorized if d1 < d2 / 3, where d1 and d2 are its distances to the nearest and the
-second nearest training image (paper; Gu et al. 2023). `plain_memorized` is this definition as code,
-and `measure` gives the same answers fast. The test has two blind spots, so `report` adds controls:
-held-out images pass it too if the training set has outliers (false positives), and noise left in a
-sample adds to both distances and hides a copy (`residual_noise`).
+second nearest training image (paper; Gu et al. 2023). `plain_memorized` is this definition as code;
+`measure` gives the same answers faster. The test can err in two ways, so `report` adds controls: if
+the training set has outliers, even held-out images count as memorized (false positives); and noise
+left in a sample adds to both distances, which hides a copy (`residual_noise`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from geomem.points.neighbours import Nearest, nearest
 
 __all__ = ["Memorization", "Report", "adaptive_score", "measure", "plain_memorized", "report"]
 
-_CANDIDATES = 8  # nearest by float32; float64 decides between those that are close
+_CANDIDATES = 8  # nearest in float32; float64 decides between those that are close
 _CLOSE = 1e-5  # relative; about ten times the error of a float32 distance
-_FLOAT64_VALUES = 2**22  # recomputed at once (32 MB)
+_FLOAT64_VALUES = 2**22  # float64 values computed at once (32 MB)
 _RESIDENT_BYTES = 2**26  # NumPy arrays larger than this are sent to the device in pieces
 _ADAPTIVE_COUNT = 50  # neighbors in the mean of the adaptive score
 
@@ -40,7 +40,7 @@ def plain_memorized(
 ) -> Bool[np.ndarray, " samples"]:
     """Return whether d1 < threshold d2 for each sample: the definition, in float64.
 
-    Takes memory for all differences of a sample; `measure` is the version for large sets.
+    It stores all differences of a sample; use `measure` for large sets.
     """
     samples, train = (np.float64(images).reshape(len(images), -1) for images in (samples, train))
     distances = [np.sort(np.linalg.norm(train - sample, axis=1)) for sample in samples]
@@ -52,7 +52,7 @@ class Memorization(NamedTuple):
 
     Attributes:
       distance: Euclidean distances, ascending.
-      index: positions in the training set; of equally distant images the first.
+      index: positions in the training set; equally distant images are ordered by position.
       ratio: d1 / d2, in [0, 1].
       memorized: whether d1 < threshold d2.
     """
@@ -68,14 +68,14 @@ class Report(NamedTuple):
 
     Attributes:
       memorized, memorized_heldout: Rate of d1 < threshold d2.
-      noise_mean, noise_median: of the samples' residual noise (rms per pixel).
+      noise_mean, noise_median: mean and median of the samples' residual noise (RMS per pixel).
       without_noise, without_noise_heldout: Rate of the same test after that noise is subtracted.
       adaptive, adaptive_heldout: Rate of adaptive scores below the cutoff (Carlini et al. 2023).
-      copied: number of different training images that memorized samples are nearest to.
+      copied: number of different training images that memorized samples copy.
       samples: Memorization of each sample.
       noise: residual noise of each sample.
-      noise_removed_ratio: of each sample.
-      adaptive_score: of each sample.
+      noise_removed_ratio: d1 / d2 of each sample after its residual noise is subtracted.
+      adaptive_score: adaptive score of each sample.
     """
 
     memorized: Rate
@@ -109,12 +109,12 @@ def measure(
     """Test whether each sample is much nearer to one training image than to any other.
 
     The result is exact: matrix products propose candidates, float32 differences give their
-    distances, and float64 decides where the order or the test is close. Indices and flags are
-    those of a float64 loop.
+    distances, and float64 differences decide close cases. Indices and flags equal those of a
+    float64 loop.
 
-    If a training image occurs twice, a perfect copy of it has d1 = d2 and `plain_memorized` does
+    If a training image occurs twice, a perfect copy of it has d1 = d2, so `plain_memorized` does
     not count it, although duplicates are memorized first. So by default d2 is the distance to the
-    nearest image *different* from the first. With `distinct=False`, d1 = d2 gives a ratio of 1
+    nearest image that *differs* from the first. With `distinct=False`, d1 = d2 gives a ratio of 1
     (even if both are 0), as in `plain_memorized`.
 
     Args:
@@ -122,7 +122,7 @@ def measure(
       train: two or more training images.
       threshold: in (0, 1].
       embed: maps images to the features in which distances are measured; default: the pixels. It
-        is called once on all samples and once on all training images.
+        is called once with all samples and once with all training images.
       distinct: whether to skip copies of the nearest training image.
 
     Returns:
@@ -149,7 +149,7 @@ def adaptive_score(
       samples: images.
       train: two or more training images.
       alpha: scale; a score below 1 means "nearer than alpha times the mean neighbor".
-      count: n, the number of neighbors in the mean, including the nearest.
+      count: n, the number of nearest neighbors in the mean, including the first.
 
     Returns:
       Scores in [0, 1 / alpha]; 1 / alpha if all n neighbors are at distance 0.
@@ -176,8 +176,8 @@ def report(
       samples: unquantized images in the range of the data.
       train: training images.
       heldout: four or more images of the same distribution that were not trained on.
-      threshold: of d1 / d2.
-      adaptive_cutoff: an `adaptive_score` below it counts as a copy; geomem's choice.
+      threshold: threshold of d1 / d2.
+      adaptive_cutoff: an `adaptive_score` below this counts as a copy; geomem's choice.
       confidence: level of the intervals.
       distinct: as in `measure`.
 
@@ -246,7 +246,7 @@ def _search(samples, train, count) -> Nearest:
 
 @functools.partial(jax.jit, static_argnames="count")
 def _search_resident(samples, train, count):
-    # Flattening under jit copies nothing.
+    # Flattening under jit does not copy.
     samples, train = (a.reshape(len(a), -1).astype(np.float32) for a in (samples, train))
     return nearest(samples, train, count)
 

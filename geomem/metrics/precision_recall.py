@@ -1,8 +1,8 @@
 """Precision, recall, density and coverage: compare two sets by their nearest neighbors.
 
-Each point of a set has a ball that reaches to its k-th nearest neighbor in the set; their union
-stands for the set. Distances are computed in chunks, so memory does not grow with samples x
-reference.
+A set is represented by the union of balls around its points, each of which reaches to the point's
+k-th nearest neighbor in the set. Distances are computed in chunks, so memory does not grow with
+samples x reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PrecisionRecall(NamedTuple):
       recall: fraction of the reference inside a ball of the samples (diversity).
       density: average number of reference balls that contain a sample, divided by k; may exceed 1.
       coverage: fraction of the reference balls that contain a sample.
-      k: which neighbor gives a ball's radius.
+      k: the balls reach to the k-th nearest neighbor.
       count: number of samples.
       reference_count: size of the reference.
     """
@@ -82,7 +82,7 @@ def precision_recall(
     check_features(samples, reference)
 
     def radii(points):
-        # k + 1, because the nearest point of a set to a point of it is the point itself.
+        # k + 1, because the nearest point in the set is the point itself.
         return nearest(points, points, k + 1, chunk=chunk).distance[:, -1]
 
     sample_radii, reference_radii = radii(samples), radii(reference)

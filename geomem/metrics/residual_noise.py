@@ -2,15 +2,16 @@
 
 A sampler that stops early, or a network that denoises badly at some noise levels, returns
 g = g0 + tau z with z standard normal. For every image x, E||g - x||^2 = ||g0 - x||^2 + tau^2 d: the
-noise adds the same amount to all squared distances, which hides that g0 is a copy.
+noise adds the same amount to all squared distances, which can hide that g0 is a copy.
 
-In an orthonormal basis the coordinates c_j of clean images have variances lambda_j that span many
-orders of magnitude; the noise has variance tau^2 in all of them. So tau^2 is fitted to each image,
-together with the image's contrast a, in E c_j^2 = a lambda_j + tau^2 by maximum likelihood. The
-lambda_j come from held-out images: from training images they would be too small for a new image,
-or zero if there are fewer images than dimensions. Of two bases, `fit_spectrum` takes the one with
-more information about tau: the eigenvectors of half the held-out images, with lambda from the other
-half (if that half has at least d images), or the cosine basis over rows, columns and channels.
+In an orthonormal basis, the coordinates c_j of clean images have variances lambda_j that span many
+orders of magnitude, whereas the noise has variance tau^2 in all of them. So tau^2 and the image's
+contrast a are fitted to each image by maximum likelihood, in the model E c_j^2 = a lambda_j +
+tau^2. The lambda_j are estimated from held-out images. From training images they would be too small
+for a new image, or zero if there are fewer images than dimensions. `fit_spectrum` chooses the basis
+with more information about tau: the eigenvectors of half the held-out images, with lambda from the
+other half (if that half has at least d images), or the cosine basis over rows, columns and
+channels.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Spectrum(NamedTuple):
       mean: the mean image.
       basis: one direction per column; None means the cosine basis.
       bands: averages squared coordinates into bands.
-      variance: of clean images, per direction.
+      variance: variance of clean images per direction, in each band.
       count: number of directions in each band.
     """
 
@@ -52,7 +53,7 @@ class Spectrum(NamedTuple):
 
 
 def fit_spectrum(heldout: Float[Array | np.ndarray, "images ..."]) -> Spectrum:
-    """Fit the spectrum of clean images; use held-out ones, never training images.
+    """Return the spectrum of clean images, which must be held-out images, not training images.
 
     Raises:
       ValueError: if there are fewer than four images or a value is not finite.
@@ -133,9 +134,8 @@ def noise_removed_ratio(
       dim: d, pixels times channels.
 
     Returns:
-      The ratio; 0 if the noise explains all of d1. If d2^2 - tau^2 d is less than four of its
-      standard deviations (tau^2 sqrt(d)), the image below the noise is unknown and the ratio is
-      d1 / d2.
+      The ratio; 0 if the noise explains all of d1. If d2^2 - tau^2 d is below four times
+      tau^2 sqrt(d), its standard deviation, the noise hides the image and the ratio is d1 / d2.
     """
     squares = np.asarray(distance, np.float64) ** 2
     added = np.asarray(noise, np.float64) ** 2 * dim

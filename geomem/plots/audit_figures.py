@@ -1,4 +1,4 @@
-"""Figures of an audit: the zone and the number of images, training noise, thumbnails."""
+"""Figures of an audit: the zone against the number of images, training noise, thumbnails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIDE = 64  # pixels of a thumbnail
 def thumbnail(image: Shaped[np.ndarray, "height width channels"]) -> bytes:
     """Return a PNG file of an image as stored: uint8, or floats in [-1, 1].
 
-    Images larger than 64 pixels are reduced. Images with two or four channels show their first.
+    Images larger than 64 pixels are reduced. Of two or four channels, only the first is shown.
     """
     from PIL import Image
 
@@ -44,7 +44,7 @@ def growth(subsamples: Growth) -> Figure:
       subsamples: the zone on subsamples.
 
     Returns:
-      A matplotlib Figure. The lines are least-squares fits; none goes beyond the measured sizes.
+      A matplotlib Figure. The lines are least-squares fits within the range of measured sizes.
     """
     count, threshold = subsamples.count, subsamples.threshold
     known = np.isfinite(subsamples.width)
@@ -87,7 +87,7 @@ def training_noise(
 
     Args:
       noises: the recipes.
-      zone: the edges of the zone; None omits the shading and the shares in the legend.
+      zone: the edges of the zone; with None, shading and shares are omitted.
       cells: number of bins, evenly spaced in ln sigma from 0.003 to 300.
 
     Returns:

@@ -1,6 +1,6 @@
 """Figures 1 and 2, and the gap at large noise: denoisers at each noise level.
 
-A panel or a line style shows the training set, a color the denoiser made from it.
+Panels or line styles distinguish the training sets, and colors the denoisers.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def large_noise(gaps: Table) -> Figure:
 
 
 def _groups(table: Table, *names: str, **where) -> Iterator[tuple]:
-    """(values of `names`..., rows) for each combination, in order of appearance."""
+    """Yield (values of `names`..., rows) for each combination, in order of appearance."""
     kept = np.all([table[name] == value for name, value in where.items()], axis=0)
     keys = list(zip(*(table[name] for name in names), strict=True))
     for key in dict.fromkeys(key for key, keep in zip(keys, kept, strict=True) if keep):
@@ -138,7 +138,7 @@ def _log_limits(values):
 
 
 def _run_labels(table):
-    """A label for each run: its number of training images if that is unique, else its name."""
+    """Labels by run: the numbers of training images if they all differ, else the runs' names."""
     sizes = dict(zip(table["run"], table["train_images"], strict=True))
     labels = {run: f"{size:,.0f} images" for run, size in sizes.items()}
     return labels if len(set(labels.values())) == len(labels) else {run: run for run in labels}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PER_PAGE", "pairs"]
 
-_PAGE = (7.0, 9.4)  # inches: letter and A4 with margins
-_COLUMNS, _ROWS = 6, 12  # rows fit images that are at least as wide as high
+_PAGE = (7.0, 9.4)  # inches; fits letter and A4 with margins
+_COLUMNS, _ROWS = 6, 12  # the rows fit images that are at least as wide as high
 PER_PAGE = _COLUMNS * _ROWS
 
 
@@ -31,17 +31,17 @@ def pairs(
     """Draw up to PER_PAGE pairs: sample left, training image right, a caption above each pair.
 
     Args:
-      samples, nearest: uint8, or floats that are clipped to [-1, 1]. Three channels are shown in
-        color, other images as the mean over channels in gray.
+      samples, nearest: uint8, or floats that are clipped to [-1, 1]. Images with three channels are
+        shown in color, others in gray, as the mean over channels.
       captions: a short text for each pair.
       marked: whether to highlight each caption.
-      title: of the page; may have several lines.
+      title: title of the page, in one or several lines.
     """
     count = min(len(samples), PER_PAGE)
     rows = -(-count // _COLUMNS)
     row = _PAGE[1] / (_ROWS + 1)
     with sheet(_PAGE[0], row * (rows + 1)) as figure:
-        figure.set_layout_engine("none")  # one axes in inches is fast for many images
+        figure.set_layout_engine("none")  # a single axes in inches is faster for many images
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         width, side = _PAGE[0] / _COLUMNS, 0.47 * _PAGE[0] / _COLUMNS

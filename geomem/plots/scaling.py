@@ -22,7 +22,7 @@ def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: st
 
     Args:
       seconds: (points, seconds) pairs by the name of what was timed.
-      title: of the figure.
+      title: title of the figure.
     """
     with sheet() as figure:
         axes = figure.subplots()

@@ -1,7 +1,7 @@
 """The style of all figures, sized for one column of a two-column paper.
 
-Colors are from the Okabe-Ito palette, which color-blind readers can distinguish. Line styles also
-differ, for gray prints.
+Colors are from the Okabe-Ito palette, which color-blind readers can distinguish. Line styles differ
+too, for printing in gray.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
-    """Yield a new matplotlib Figure, to be drawn in this style inside the `with` block.
+    """Yield a new matplotlib Figure that is drawn in this style inside the `with` block.
 
     Args:
-      width, height: in inches.
+      width, height: size in inches.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -75,7 +75,7 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
     """Write NAME.png (300 dpi) and NAME.pdf to `folder` and return their paths."""
     files = [paths.as_path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in files:
-        # Without a creation date, the same figure gives the same bytes.
+        # Without a creation date, the same figure always gives the same bytes.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
         with paths.open_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)

@@ -24,7 +24,7 @@ def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> Figure:
       steps: number of sampling steps.
 
     Returns:
-      A matplotlib Figure with a panel for each direction, and a bar over each window's steps.
+      A matplotlib Figure with a panel for each direction and a bar for each window's steps.
     """
     with sheet(COLUMN, 4.0) as figure:
         panels = figure.subplots(2, sharex=True)

@@ -25,10 +25,10 @@ def sweep(
 
     Args:
       curves: coverage and max posterior weight.
-      zone: shaded.
+      zone: the danger zone.
       prediction: the predicted fraction of memorized samples for each upper edge of a gap.
       ends: rows of the trained arms, with gap_low, gap_high, memorized and without_noise. An arm
-        without a gap is a line over all noise levels.
+        without a gap is drawn as a line across all noise levels.
     """
     gray, purple = COLORS["gray"], COLORS["purple"]
     with sheet(COLUMN, 3.6) as figure:

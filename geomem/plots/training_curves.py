@@ -1,4 +1,4 @@
-"""Figure 4 and its frontier: memorization and image quality of several arms during training."""
+"""Figure 4, and memorization against image quality, for several arms during training."""
 
 from __future__ import annotations
 

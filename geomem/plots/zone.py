@@ -25,7 +25,7 @@ def read_run(folder: paths.AnyPath) -> tuple[dict[str, np.ndarray], dict[str, An
     """Return the columns of curves.csv, zone.json and run.json of a finished danger-zone run.
 
     Raises:
-      ValueError: the folder holds no such run.
+      ValueError: the folder does not hold such a run.
     """
     folder = paths.as_path(folder)
     try:

@@ -1,4 +1,4 @@
-"""The engine: visit all points, exactly, wherever they are; nearest neighbors, softmax search."""
+"""The engine: exact computations over all points, wherever they are stored; nearest neighbors."""
 
 import lazy_loader
 

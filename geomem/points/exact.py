@@ -1,8 +1,9 @@
-"""Float32 arithmetic that distances may be built on, in blocks, and the best candidates by score.
+"""Accurate float32 arithmetic for distances, loops over blocks, and the best candidates by score.
 
-The expansion ||y||^2 + ||x||^2 - 2 <y, x> loses what is left of a small distance. So products only
-propose candidates, and differences decide: log(w_j / w_r) needs ||y - r||^2 - ||y - x_j||^2, which
-equals <x_j - r, (y - r) + (y - x_j)> and is small where both distances are nearly equal.
+In ||y||^2 + ||x||^2 - 2 <y, x> a small distance is lost to cancellation. So products only propose
+candidates, and differences decide between them: log(w_j / w_r) needs ||y - r||^2 - ||y - x_j||^2,
+which equals <x_j - r, (y - r) + (y - x_j)>, a sum that is small when both distances are nearly
+equal.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ Tree = TypeVar("Tree")  # an array, or a pytree of arrays
 CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
 QUERIES = 1024  # queries per block
 _GATHERED = 2**21  # float32 values gathered at once when candidates are checked (8 MB)
-_ROUNDING = 10 * 2.0**-24  # error of a float32 sum, in units of the root of its squared terms
-_WEIGHT_ERROR = 3e-6  # the error of a posterior weight that log_weight_ratios may cause
-_PRECISE = 4  # candidates summed again at once
+_ROUNDING = 10 * 2.0**-24  # error of a float32 sum, relative to the l2 norm of its terms
+_WEIGHT_ERROR = 3e-6  # largest error that log_weight_ratios may cause in a posterior weight
+_PRECISE = 4  # candidates recomputed at once
 _GROUP = 16  # scores are first compared in groups of this size
 
 
@@ -62,7 +63,7 @@ def as_queries(array: Any, shape: tuple[int, ...], name: str) -> jax.Array:
     """Return vectors or images as float32 rows [Q, d], to be compared with points of `shape`.
 
     Raises:
-      ValueError: as in `as_rows`, or another number of dimensions than the points'.
+      ValueError: as in `as_rows`, or the points have another number of dimensions.
     """
     rows, dim = as_rows(array, name), math.prod(shape[1:])
     if rows.shape[1] != dim:
@@ -76,8 +77,8 @@ def decode(rows: Tree) -> Tree:
 
 
 def _decode(pixels):
-    # A compiler turns x / 127.5 into a product with the rounded inverse, which is off by one bit.
-    # From the 16 leading bits of the quotient, the remainder is exact.
+    # The compiler replaces x / 127.5 by a product with the rounded inverse, which can be off by one
+    # bit. With only the 16 leading bits of the quotient, the remainder is exact.
     doubled = 2 * pixels.astype(jnp.float32)
     leading = lax.reduce_precision(doubled / 255, exponent_bits=8, mantissa_bits=15)
     return leading + (doubled - 255 * leading) / 255 - 1
@@ -105,7 +106,7 @@ def fold_rows(points: Any, partial: Any, update: Callable[..., Any], chunk: int 
 def map_rows(f: Callable[..., Any], rows: tuple, block: int) -> Any:
     """Apply `f` to blocks of at most `block` rows of the arrays (or pytrees) `rows`, [Q, ...].
 
-    The last block is filled up with copies of the last row. Memory is that of one block.
+    The last block is padded with copies of the last row. Memory is that of one block.
     """
     total = len(jax.tree.leaves(rows)[0])
     size = min(block, total)
@@ -128,7 +129,7 @@ def gather_block(count: int, dim: int) -> int:
 
 def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
     """Return <x_i, y_j> in true float32 on every device: [Q, d], [N, d] -> [Q, N]."""
-    # The enum, not a name: "default" would be TF32 on a GPU and bfloat16 on a TPU.
+    # The default precision would be TF32 on a GPU and bfloat16 on a TPU.
     return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
@@ -140,8 +141,8 @@ def center(points: jax.Array) -> jax.Array:
 def round_center(mean: jax.Array) -> jax.Array:
     """Round a center [d] to about five digits.
 
-    With its last bits empty, x - center is exact for x near it, and stays exact when the compiler
-    fuses the mean's own multiplication into the subtraction.
+    Because the last bits of the center are zero, x - center is exact for x near it, even if the
+    compiler fuses the mean's multiplication into the subtraction.
     """
     return lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=16)
 
@@ -151,9 +152,10 @@ def log_weight_ratios(
 ) -> jax.Array:
     """Return log(w_j / w_r) = (||y - r||^2 - ||y - x_j||^2) / (2 sigma^2) for candidates x_j.
 
-    A float32 sum is off by about 1e-7 of its terms, and division by 2 sigma^2 magnifies that. Where
-    it would matter (a point far from two others at nearly the same distance, and small sigma), the
-    sum is computed again with every rounding error carried along, to about 1e-13 of its terms.
+    A float32 sum is off by about 1e-7 of its terms, and division by 2 sigma^2 magnifies this error.
+    If that would matter (a small sigma, and a y that is nearly equally far from two distant
+    points), the sum is computed again with all rounding errors carried along, to about 1e-13 of its
+    terms.
 
     Args:
       y: float32 [B, d].
@@ -170,7 +172,7 @@ def log_weight_ratios(
     ratios = jnp.sum(apart * (left + right), axis=2) / scale
     size = jnp.sum((apart * (jnp.abs(left) + jnp.abs(right))) ** 2, axis=2)
     error = _ROUNDING * jnp.sqrt(size) / scale
-    # An error e of a logit changes no weight by more than its own weight times e.
+    # An error e in a point's logit changes no weight by more than e times that point's weight.
     pending = jnp.exp(jnp.minimum(ratios + error, 0)) * error
     rows = jnp.arange(len(y))[:, None]
     count = min(_PRECISE, points.shape[1])
@@ -188,18 +190,18 @@ def log_weight_ratios(
 
 
 def _precise_sum(y, reference, points):
-    """sum (x - r) ((y - r) + (y - x)) with the rounding errors of every step."""
+    """The sum of (x - r) ((y - r) + (y - x)), with the rounding error of every step added back."""
     a, a_error = _two_difference(points, reference)
     left, left_error = _two_difference(y, reference)
     right, right_error = _two_difference(y, points)
     b, b_error = _two_sum(left, right)
     b_error = b_error + (left_error + right_error)
-    # Halves of 12 bits have exact products in float32.
+    # Factors of 12 bits have exact products in float32.
     a_high, b_high = (lax.reduce_precision(v, 8, 11) for v in (a, b))
     a_low, b_low = a - a_high, b - b_high
     small = a_high * b_low + (a_low * b + (a * b_error + a_error * b))
-    # Numbers rounded to a common grid have an exact sum in any order. What the first grid leaves
-    # over goes to a finer one, and what that one leaves over is small.
+    # Numbers rounded to a common grid have an exact sum in any order. The remainders are summed on
+    # a finer grid, and the remainders of that one are small.
     total, large = 0.0, a_high * b_high
     for _ in range(2):
         bound = jnp.max(jnp.abs(large), axis=2, keepdims=True) * large.shape[2]
@@ -211,7 +213,7 @@ def _precise_sum(y, reference, points):
 
 
 def _two_sum(a, b):
-    """a + b rounded, and its rounding error exactly."""
+    """a + b in float32, and its exact rounding error."""
     total = a + b
     shift = total - a
     return total, (a - (total - shift)) + (b - shift)
@@ -249,7 +251,7 @@ class Candidates(NamedTuple):
         return Candidates(self.score[:, -1:], self.index[:, -1:])
 
     def precede(self, score: jax.Array, index: jax.Array) -> jax.Array:
-        """Whether points with `score` [Q, P] and `index` [P] come after this cutoff [Q, 1]."""
+        """Return whether this cutoff [Q, 1] precedes points with `score` [Q, P], `index` [P]."""
         return (score < self.score) | ((score == self.score) & (index > self.index))
 
 
@@ -259,7 +261,7 @@ def merge_candidates(candidates: Candidates, score: jax.Array, index: jax.Array)
     count = candidates.score.shape[1]
     new = jnp.broadcast_to(index, score.shape)
     if size % _GROUP == 0 and size >= _GROUP * count:
-        # The best K lie in the K groups with the best maxima: a far shorter list to select from.
+        # The best K lie in the K groups with the best maxima, so far fewer are left to compare.
         grouped = score.reshape(queries, -1, _GROUP)
         groups = jnp.sort(lax.top_k(grouped.max(axis=2), count)[1], axis=1)
         score = jnp.take_along_axis(grouped, groups[:, :, None], 1).reshape(queries, -1)

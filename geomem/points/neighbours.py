@@ -1,9 +1,9 @@
 """Squared distances and nearest neighbors without cancellation.
 
 ||y - x||^2 = ||y||^2 + ||x||^2 - 2 <y, x> costs one matrix product, but in float32 it is wrong by
-about 1e-7 (||y||^2 + ||x||^2), however close y and x are. So the product only screens, on centered
-data, and small distances are computed again from the difference y - x.
-Memory: queries in blocks, points in chunks; never queries x points x dimensions.
+about 1e-7 (||y||^2 + ||x||^2), however close y and x are. So the product of centered data only
+screens the pairs, and small distances are computed again from the difference y - x. Queries are
+processed in blocks and points in chunks; no array of queries x points x dimensions is built.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from geomem.points.visit import PlacedPoints, Search, as_points
 __all__ = ["Nearest", "nearest", "squared_distances", "two_nearest"]
 
 _CLOSE = 1e-2  # below this fraction of ||x||^2 + ||y||^2 a squared distance is recomputed
-_CLOSE_COUNT = 4  # recomputed at once, for each row
-_CANDIDATES = 8  # of a pass, at least
-_SAFETY = 4  # the largest screening error of all points over that of the candidates
+_CLOSE_COUNT = 4  # distances of each row that are recomputed at once
+_CANDIDATES = 8  # least number of candidates in a pass
+_SAFETY = 4  # assumed ratio of the largest screening error of all points to that of the candidates
 
 
 class Nearest(NamedTuple):
@@ -44,7 +44,7 @@ class Nearest(NamedTuple):
 
     Attributes:
       distance: [Q, K], Euclidean, ascending.
-      index: int32 [Q, K]; of equally distant points the one with the smaller index comes first.
+      index: int32 [Q, K]; equally distant points are ordered by index.
     """
 
     distance: Float[Array, "queries k"]
@@ -66,8 +66,8 @@ def squared_distances(
 ) -> Float[Array, "queries points"]:
     """Return ||x_i - p_j||^2 with a relative error of about 1e-5 at most, however close they are.
 
-    One matrix product; then every pair closer than a tenth of its norms is computed again from
-    differences.
+    One matrix product gives all pairs; pairs closer than about a tenth of their norms are then
+    computed again from differences.
 
     Args:
       x: float32 [Q, d].
@@ -105,9 +105,9 @@ def nearest(
 ) -> Nearest:
     """Return the K = `count` nearest points of each query, exactly.
 
-    Candidates come from bfloat16 products over chunks of points, their distances from differences.
-    The search goes on until four times the screening error that the candidates show rules out all
-    other points.
+    bfloat16 products over chunks of points propose candidates, and differences give their
+    distances. The comparison shows the screening error. The search ends once no other point can be
+    among the nearest, even with four times that error.
 
     Args:
       queries: [Q, d] or images [Q, ...].
@@ -119,7 +119,7 @@ def nearest(
       Nearest, [Q, K].
 
     Raises:
-      ValueError: K outside 1..N, or shapes or types that do not fit.
+      ValueError: K outside 1..N, or shapes or types that do not match.
     """
     points = as_points(points)
     queries = as_queries(queries, points.shape, "queries")
@@ -141,7 +141,7 @@ def two_nearest(
 class _State(NamedTuple):
     queries: jax.Array  # [B, d]
     norms: jax.Array  # [B, 1], squared, from the origin
-    squares: jax.Array  # [B, K], squared distances of the nearest so far
+    squares: jax.Array  # [B, K], squared distances to the nearest so far
     index: jax.Array  # int32 [B, K]
     cutoff: Candidates  # the next candidates come after it
     error: jax.Array  # [B], the largest screening error so far
@@ -165,7 +165,7 @@ def _nearest_search(total: int, count: int) -> Search:
         )
 
     def empty(origin, state):
-        # Twice as many as are asked for: with as many, no pass could rule the other points out.
+        # Twice as many as asked for; with exactly `count`, no pass could rule out the other points.
         size = min(max(_CANDIDATES, 2 * count), total)
         return (), Candidates.none(len(state.queries), size)
 
@@ -174,7 +174,8 @@ def _nearest_search(total: int, count: int) -> Search:
 
         def propose(partial, rows, index, valid):
             rows = rows - origin
-            # bfloat16 is enough to propose: no distance is made of it, and its error is measured.
+            # bfloat16 is enough to propose candidates: no distance is computed from it, and its
+            # error is measured.
             products = lax.dot_general(
                 narrow,
                 rows.astype(jnp.bfloat16),
@@ -204,13 +205,14 @@ def _nearest_search(total: int, count: int) -> Search:
         index = jnp.concatenate([state.index, candidates.index], axis=1)
         squares, index = lax.sort((squares, index), dimension=1, num_keys=2)
         last = candidates.last()
-        unseen = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error  # at least, for all others
+        # A lower bound on the squared distances of all other points.
+        unseen = state.norms[:, 0] - last.score[:, 0] - _SAFETY * error
         return state._replace(
             squares=squares[:, :count],
             index=index[:, :count],
             cutoff=last,
             error=error,
-            # Written so that a NaN, which no further search removes, counts as done.
+            # Negated so that NaN, which no further search removes, counts as done.
             done=~(unseen <= squares[:, count - 1]),
         )
 

@@ -1,9 +1,9 @@
 """Place points where they fit: on one device, over the devices of a mesh, or streamed from disk.
 
-The functions of the geometry take what these return in place of an array [N, d]. Device k of D
-holds (or reads) the rows k L to (k + 1) L, L = ceil(N / D); no row goes to another device, except
-the few candidates of a query. Stored 8-bit images stay as they are, and become x / 127.5 - 1 on the
-device, chunk by chunk.
+Functions of `geomem.geometry` accept the results in place of an array [N, d]. Of D devices, device
+k holds (or reads) rows k L to (k + 1) L with L = ceil(N / D). Apart from the few candidates of a
+query, no row is sent to another device. 8-bit images x are kept as they are and become
+x / 127.5 - 1 on the device, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from geomem.points.visit import Points
 
 __all__ = ["place", "shard", "stream"]
 
-_STEP_BYTES = 2**25  # of a stream, read and sent at once; malloc reuses memory of this size
+_STEP_BYTES = 2**25  # bytes of a stream read and sent at once; malloc reuses blocks of this size
 
 
 def shard(points: Any, mesh: Mesh | None = None) -> Points:
@@ -32,9 +32,9 @@ def shard(points: Any, mesh: Mesh | None = None) -> Points:
 
     Args:
       points: [N, ...] floats, or uint8 images as stored; an array, a memory map, the path of an
-        `.npy` file, or a `data.Split`. Of several processes each reads its own devices' rows.
-      mesh: the points lie over its first axis; queries are split over its other axes. Default: one
-        axis of all devices.
+        `.npy` file, or a `data.Split`. Each process reads only its own devices' rows.
+      mesh: points are split over its first axis, queries over its other axes. Default: one axis of
+        all devices.
 
     Returns:
       Points.
@@ -64,19 +64,19 @@ def shard(points: Any, mesh: Mesh | None = None) -> Points:
 
 
 def stream(points: Any, mesh: Mesh | None = None, *, step: int | None = None) -> Stream:
-    """Return points that are read step by step, each time that they are used.
+    """Return points that are read step by step each time they are used.
 
     Args:
       points: as in `shard`; typically the path of an `.npy` file, or a `data.Split`.
-      mesh: of one axis; default all devices. Each device works through its own part of the points,
-        which its process reads.
-      step: rows that are sent to a device at once, by default 32 MB of them.
+      mesh: has one axis; default: all devices. Each device works through its own part of the
+        points, which its process reads.
+      step: rows sent to a device at once; default: 32 MB of them.
 
     Returns:
-      Stream; it works outside of `jit` only.
+      Stream, which cannot be used inside `jit`.
 
     Raises:
-      ValueError: an array of another type, a mesh of several axes.
+      ValueError: an array of another type, or a mesh with several axes.
     """
     source, mesh = open_rows(points), _default_mesh(mesh)
     if mesh is not None and len(mesh.axis_names) > 1:
@@ -88,9 +88,9 @@ def stream(points: Any, mesh: Mesh | None = None, *, step: int | None = None) ->
 
 
 def place(points: Any, mesh: Mesh | None = None) -> Points | Stream:
-    """`shard` points that half the memory of the devices can hold, else `stream` them.
+    """Place points with `shard` if they fit in half the devices' memory, else with `stream`.
 
-    On a single device with enough memory, stored images become float32 at once.
+    On a single device with enough memory, 8-bit images are converted to float32 right away.
 
     Args:
       points, mesh: as in `shard`.
@@ -107,14 +107,14 @@ def place(points: Any, mesh: Mesh | None = None) -> Points | Stream:
 
 
 def _default_mesh(mesh):
-    """The mesh to use: by default one of all devices, None where there is only one."""
+    """The mesh to use, by default one of all devices; None for a single device."""
     if mesh is None:
         mesh = Mesh(np.asarray(jax.devices()), ("points",))
     return mesh if mesh.size > 1 else None
 
 
 def _memory(device):
-    """Bytes of a device's memory; of the machine's for a CPU, whose devices share it."""
+    """Bytes of a device's memory; for a CPU, whose devices share it, the machine's memory."""
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)

@@ -1,12 +1,12 @@
 """The posterior's mean and largest weights: products screen all points, differences decide.
 
-Products of centered rows give every logit with a screening error. The leading candidates of a pass
-are checked again relative to the best one (`exact.log_weight_ratios`). By how much their logits
-change shows the screening error, and the search goes on with the next candidates until four times
-that error cannot matter on the weight of all other points.
+Products of centered rows give every logit, up to a screening error. The logits of the leading
+candidates of a pass are computed again, relative to the best one (`exact.log_weight_ratios`). How
+much they change shows the screening error. The search continues with the next candidates until
+four times that error, applied to the weight of all other points, no longer matters.
 
-Over several devices each keeps the weighted sum of its own points. In a pass they exchange peaks,
-totals, candidates, and the row of each query's best candidate.
+With several devices, each keeps the weighted sum of its own points. In each pass they exchange
+peaks, totals, candidates, and the row of each query's best candidate.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from geomem.points.visit import Search
 __all__ = ["LOWEST", "LogSums", "Softmax", "add_log_sums", "softmax_search"]
 
 LOWEST = float(np.finfo(np.float32).min)  # stands for -inf where sums must not become NaN
-_CANDIDATES = 16  # checked at once, for each query
-_LOG_TOLERANCE = math.log(4e-5)  # of the weight at risk times the safe error
-_SAFETY = 4  # the largest error of N points over the largest among the candidates
-_INFORMATIVE = 4  # candidates with different logits; fewer (copies) say nothing about the error
-_APRIORI = 10 * 2.0**-24  # then: the largest rounding error of a product, relative to the norms
+_CANDIDATES = 16  # checked at once for each query
+_LOG_TOLERANCE = math.log(4e-5)  # for the unchecked weight times its error
+_SAFETY = 4  # assumed ratio of the largest error of all points to that of the candidates
+_INFORMATIVE = 4  # least number of different logits that can show the error; copies cannot
+_APRIORI = 10 * 2.0**-24  # error assumed for fewer: a product's rounding, relative to the norms
 _LOG_NEGLIGIBLE = -30.0
 _ROUNDING = 1e-6
 
@@ -50,7 +50,7 @@ class LogSums(NamedTuple):
 
 
 def add_log_sums(a: LogSums, b: LogSums) -> LogSums:
-    """Return the sums over the points of both."""
+    """Return the sums over the points of `a` and of `b`."""
     peak = jnp.maximum(a.peak, b.peak)
     left, right = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
     return LogSums(peak, *jax.tree.map(lambda x, y: left * x + right * y, a[1:], b[1:]))
@@ -73,14 +73,14 @@ class Softmax(NamedTuple):
 class _State(NamedTuple):
     y: jax.Array  # [B, d]
     variance: jax.Array  # [B, 1]
-    checked: LogSums  # [B, 1] and [B, d]: over candidates so far, by logits relative to reference
-    rest: LogSums  # over all other points, by screened logits; moments of this device's points
+    checked: LogSums  # [B, 1] and [B, d]: over all candidates so far, from checked logits
+    rest: LogSums  # over all other points, from screened logits; moments of this device's points
     best: Candidates  # by checked logits
-    reference: jax.Array  # [B, d], the best-screened point
-    baseline: jax.Array  # [B, 1], screened minus checked logits
-    error: jax.Array  # [B, 1], the largest deviation from it so far
-    informative: jax.Array  # [B, 1], how many candidates it was measured on, without copies
-    scale: jax.Array  # [B, 1], ||y - origin||^2 / sigma^2, of which rounding is a fraction
+    reference: jax.Array  # [B, d], the point with the best screened logit
+    baseline: jax.Array  # [B, 1], mean of screened minus checked logits
+    error: jax.Array  # [B, 1], the largest deviation from the baseline so far
+    informative: jax.Array  # [B, 1], number of candidates behind `error`, without copies
+    scale: jax.Array  # [B, 1], ||y - origin||^2 / sigma^2, the scale of rounding errors
     cutoff: Candidates  # the next candidates come after it
     done: jax.Array  # [B]
 
@@ -88,15 +88,15 @@ class _State(NamedTuple):
 class _Checked(NamedTuple):
     reference: jax.Array
     logit: jax.Array  # [B, K], relative to the reference
-    sums: LogSums  # by these logits
-    screened: LogSums  # of the same points, by screened logits
+    sums: LogSums  # from these logits
+    screened: LogSums  # of the same points, from screened logits
 
 
 @functools.cache
 def softmax_search(total: int, *, mean: bool, top: int) -> Search:
     """Return the search for the posterior mean and the `top` largest weights among `total` points.
 
-    Its queries are (y [Q, d], sigma [Q]), its context is the origin [d], its result is a Softmax.
+    Its queries are (y [Q, d], sigma [Q]), its context is the origin [d], and its result a Softmax.
     """
 
     def start(origin, y, sigma):
@@ -121,7 +121,7 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
         return _no_sums(*state.rest.moment.shape), candidates
 
     def update(origin, state):
-        """Sums over the points after the cutoff by screened logits, and their best candidates."""
+        """Sums over the points after the cutoff, from screened logits, and the best candidates."""
         centered, dim = state.y - origin, state.rest.moment.shape[1]
 
         def screen(partial, rows, index, valid):
@@ -146,7 +146,7 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
         dim = state.rest.moment.shape[1]
         first = jnp.isnan(state.baseline)
         reference = jnp.where(first, group.share(rows[:, 0], owned[:, :1]), state.reference)
-        if group.axis is not None:  # rows of other devices need no precision
+        if group.axis is not None:  # do not spend precision on rows of other devices
             rows = jnp.where(owned[:, :, None], rows, reference[:, None])
         sigma = jnp.sqrt(state.variance[:, 0])
         logit = group.share(log_weight_ratios(state.y, sigma, reference, rows), owned)
@@ -161,8 +161,8 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
     def advance(state, partial, checked):
         sums, candidates = partial
         baseline, error, informative = _screening_error(state, candidates.score, checked)
-        # All sums minus the candidates' (both have the best candidate as their peak), unless what
-        # remains, at most `bound`, cannot be told from rounding.
+        # Subtract the candidates' sums (which have the same peak) from the sums over all points,
+        # unless the remainder, at most `bound`, is no larger than rounding errors.
         bound = candidates.score[:, -1:] + math.log(total)
         remains = bound - sums.peak > _LOG_NEGLIGIBLE
         rest = LogSums(
@@ -197,10 +197,10 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
 
 
 def _screening_error(state, score, checked):
-    """(baseline, largest error so far, on how many candidates that differ): [B, 1] each."""
+    """(baseline, largest error so far, number of different candidates behind it): [B, 1] each."""
     gap = score - checked.logit
     valid = score != -jnp.inf
-    # The candidates' common error drops out.
+    # An error that all candidates share does not change the weights.
     mean = jnp.mean(gap, axis=1, where=valid, keepdims=True)
     baseline = jnp.where(jnp.isnan(state.baseline), mean, state.baseline)
     error = jnp.max(jnp.abs(gap - baseline), axis=1, where=valid, initial=0, keepdims=True)
@@ -211,17 +211,17 @@ def _screening_error(state, score, checked):
 
 
 def _is_settled(state, log_share, error, informative):
-    """Whether screened logits may serve for points with this share of the weight."""
+    """Whether screened logits are accurate enough for points with this share of the weight."""
     error = _SAFETY * error
     apriori = _APRIORI * state.scale
     error = jnp.where(informative < _INFORMATIVE, jnp.maximum(error, apriori), error)
     log_expm1 = error + jnp.log(-jnp.expm1(-error))
-    # Written so that a NaN, which no further search removes, counts as settled.
+    # Negated so that NaN, which no further search removes, counts as settled.
     return ~(log_share + log_expm1 > _LOG_TOLERANCE)
 
 
 def _sums(logit, moment):
-    """LogSums of logits [B, K], of which -inf marks none; moment: weights [B, K] -> [B, d]."""
+    """LogSums of logits [B, K]; -inf marks an empty place; moment: weights [B, K] -> [B, d]."""
     peak = jnp.maximum(logit.max(axis=1, keepdims=True), LOWEST)
     weight = jnp.exp(logit - peak)
     return LogSums(peak, weight.sum(axis=1, keepdims=True), moment(weight))

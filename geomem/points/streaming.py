@@ -1,4 +1,4 @@
-"""N points that are read from disk, step by step, each time that they are used."""
+"""N points that are read from disk, step by step, each time they are used."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from geomem.points.visit import Group, Part, Pass, PlacedPoints, Search, settle,
 
 __all__ = ["Rows", "Stream", "open_rows"]
 
-_CENTER_ROWS = 1024  # rows of each device's part that the center is taken from
-_QUERIES = 4096  # at most, for each reading of the stream
+_CENTER_ROWS = 1024  # rows of each device's part that the center is the mean of
+_QUERIES = 4096  # most queries for each reading of the stream
 
 
 class Rows(NamedTuple):
-    """N rows of d numbers by position."""
+    """N rows of d numbers, read by position."""
 
     read: Callable[[slice | np.ndarray], np.ndarray]  # -> [n, d], uint8 or float32
     count: int
@@ -64,8 +64,8 @@ def open_rows(points: Any) -> Rows:
 class Stream(PlacedPoints):
     """N points that are read in steps while they are used; made by `placement.stream`.
 
-    Each step is the next `step` rows of every device's part. A thread reads and sends one step
-    ahead of the one that is computed with, so memory holds three.
+    A step is the next `step` rows of each device's part. A thread reads and sends the next step
+    during the computation, so memory holds up to three steps.
     """
 
     def __init__(self, source: Rows, mesh: Mesh | None, step: int):
@@ -101,7 +101,7 @@ class Stream(PlacedPoints):
         """Return the result of a pass or search for queries [Q, ...]; as `Points.run`.
 
         Raises:
-          ValueError: inside a JAX transformation, where nothing can be read.
+          ValueError: inside a JAX transformation, where files cannot be read.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((queries, context))):
             raise ValueError("points must not be a stream inside a JAX transformation.")
@@ -110,7 +110,7 @@ class Stream(PlacedPoints):
         size = -(-total // -(-total // _QUERIES))
         results = []
         for start in range(0, total, size):
-            # The last block is filled up, so that there is one shape, one compilation.
+            # The last block is padded to the same shape, so that it compiles only once.
             at = np.minimum(np.arange(start, start + size), total - 1)
             block = queries if size == total else jax.tree.map(lambda a, at=at: a[at], queries)
             results.append(self._run_block(search, block, context, chunk))
@@ -123,7 +123,7 @@ class Stream(PlacedPoints):
         while True:
             partial = call(_empty, (context,), (state,))
             for part in self._parts():
-                # Wait for the step before: the rows of this one were read and sent meanwhile.
+                # Wait for the previous step; this step's rows were read and sent meanwhile.
                 jax.block_until_ready(partial)
                 partial = call(_update, (context,), (state, partial, *part))
             partial = call(_combine, (), (partial,))
@@ -135,7 +135,7 @@ class Stream(PlacedPoints):
                 return call(_result_of_search, (context,), (state,), everywhere=True)
 
     def _recheck(self, call, context, state, candidates):
-        """What `search.recheck` finds, in blocks of queries."""
+        """The results of `search.recheck`, in blocks of queries."""
         index = _local_copy(candidates.index)
         total, count = index.shape
         size = min(gather_block(count, self._rows.dim), total)
@@ -165,15 +165,15 @@ class Stream(PlacedPoints):
         return min((k + 1) * self._length, self.count)
 
     def _filled(self, first, stop):
-        """The next rows before `stop`, filled up to the length of a step."""
+        """The next rows before `stop`, padded to the length of a step."""
         rows = self._rows.read(slice(min(first, stop), min(first + self._step, stop)))
         missing = self._step - len(rows)
         return (np.pad(rows, ((0, missing), (0, 0))) if missing else rows)[None]
 
     def _candidates(self, blocks: Iterable[np.ndarray]):
-        """(rows as stored [D, ..., d], owned [D, ...]) of blocks of indices [...].
+        """(rows as stored [D, ..., d], owned [D, ...]) for blocks of indices [...].
 
-        Each process reads the rows of its own devices.
+        Each process reads only its own devices' rows.
         """
 
         def fetch(index):
@@ -191,7 +191,7 @@ class Stream(PlacedPoints):
         yield from _one_ahead(fetch, blocks)
 
     def _center(self):
-        """The mean of some rows: any point near all others makes distances easy."""
+        """The mean of a sample of rows; any point close to all others would do."""
 
         def sample(k):
             first, stop = k * self._length, self._stop(k)
@@ -213,7 +213,7 @@ class Stream(PlacedPoints):
         ]
 
     def _place(self, piece):
-        """piece(k) [n, ...] on device k, for this process's devices: [D n, ...] over all."""
+        """An array [D n, ...] over all devices, of which device k holds piece(k) [n, ...]."""
         if self.mesh is None:
             return jnp.asarray(piece(0))
         arrays = [jax.device_put(piece(k), self._devices[k]) for k in self._local_devices()]
@@ -233,8 +233,8 @@ class _Plan(NamedTuple):
 def _call(f, shared, private, *, plan, mesh, everywhere=False):
     """f(plan, *shared, *private) on every device.
 
-    `shared` is the same on all devices; of `private` each device has its own, on a first axis [D].
-    So it has of the result, unless that is the same `everywhere`.
+    `shared` is the same on all devices. `private` has a leading axis [D], one entry per device, and
+    so does the result, unless it is the same `everywhere`.
     """
 
     def local(shared, private):
@@ -282,7 +282,7 @@ def _result_of_search(plan, context, state):
 
 
 def _local_copy(array):
-    """This process's copy of an array [D, ...] whose D parts are equal, without the D."""
+    """This process's copy of an array [D, ...] whose D parts are equal, without the axis D."""
     return np.asarray(array.addressable_shards[0].data)[0]
 
 
@@ -302,7 +302,7 @@ def _replicated(x, mesh):
 
 
 def _one_ahead(f: Callable, items: Iterable) -> Iterator:
-    """f(item) of each item; a thread computes the next one meanwhile."""
+    """Yield f(item) for each item; a thread computes the next one meanwhile."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         pending = None
         for item in items:

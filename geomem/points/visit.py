@@ -1,9 +1,9 @@
 """N points in device memory, and how to visit all of them for a block of queries.
 
-A pass folds an update over the points of each device, chunk by chunk; the partial results of
-devices merge like those of two chunks. A search makes passes until every query is settled: each
-pass proposes candidates, which are then checked again, exactly. The same functions serve one
-device, the devices of a mesh and a stream (`geomem.points.streaming`); only the loops differ.
+A pass folds an update over the points of each device, chunk by chunk, and then combines the
+devices' partial results. A search makes passes until every query is settled: each pass proposes
+candidates, which are then checked exactly. The same functions work on one device, on the devices of
+a mesh and on a stream (`geomem.points.streaming`); only the loops differ.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ __all__ = [
 
 
 class Pass(NamedTuple):
-    """What one visit of all points computes: a tuple of pure functions.
+    """One computation over all points, as a tuple of pure functions.
 
-    `context` is what all queries share (by default the center of the points); states and partial
-    results belong to one device, and their leaves are [B, ...] for B queries unless a pass says
-    otherwise. A static argument: make it once for each set of parameters (`functools.cache`).
+    `context` is shared by all queries (by default it is the center of the points). States and
+    partial results belong to one device; their leaves are [B, ...] for B queries unless noted. A
+    pass is a static argument of jit, so make it once for each set of parameters
+    (`functools.cache`).
     """
 
     start: Callable[..., Any]  # (context, *queries) -> state
@@ -63,14 +64,14 @@ class Pass(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Passes with candidates, as functions like those of `Pass`, until the state is `done`."""
+    """Passes that propose candidates until the state is `done`; functions as in `Pass`."""
 
     start: Callable[..., Any]
     empty: Callable[..., Any]
     update: Callable[..., Any]
     combine: Callable[..., Any]  # here a partial result is (sums, Candidates)
-    # (context, state, candidates, rows [B, K, d], owned [B, K], group) -> what the check found;
-    # rows are those of the points where this device owns them.
+    # (context, state, candidates, rows [B, K, d], owned [B, K], group) -> results of the check;
+    # rows are valid where this device owns the point.
     recheck: Callable[..., Any]
     advance: Callable[..., Any]  # (state, partial, rechecked) -> state
     result: Callable[..., Any]  # (context, state, group) -> result, on every device
@@ -79,7 +80,7 @@ class Search(NamedTuple):
 class Group(NamedTuple):
     """The devices that hold the points together."""
 
-    axis: Any = None  # the mesh axis over which the points lie, None for a single device
+    axis: Any = None  # the mesh axis over which the points are split, None for a single device
     axes: tuple[str, ...] = ()  # all axes of the mesh
 
     def sum(self, x: jax.Array) -> jax.Array:
@@ -91,19 +92,19 @@ class Group(NamedTuple):
         return x if self.axis is None else lax.pmax(x, self.axis)
 
     def all(self, x: jax.Array) -> jax.Array:
-        """Return whether all of `x` holds on all devices of the mesh, so that all loop alike."""
+        """Return whether `x` is all true on all devices, so that they loop equally often."""
         done = x.all()
         return lax.pmin(done.astype(jnp.int32), self.axes) > 0 if self.axes else done
 
     def share(self, x: jax.Array, owned: jax.Array) -> jax.Array:
-        """Return `x` completed: each device knows the entries that it owns."""
+        """Return `x` with the entries of all devices; each device provides those that it owns."""
         return x if self.axis is None else lax.psum(jnp.where(owned, x, 0), self.axis)
 
     def merge(self, candidates: Candidates) -> Candidates:
         """Return the best candidates [Q, K] of all devices."""
         if self.axis is None:
             return candidates
-        # [Q, D K] in the order of the devices, so that ties keep the order of the index.
+        # [Q, D K] in the order of the devices, so that ties stay in the order of the index.
         score, index = (jnp.concatenate(lax.all_gather(a, self.axis), axis=1) for a in candidates)
         score, place = lax.top_k(score, candidates.score.shape[1])
         return Candidates(score, jnp.take_along_axis(index, place, 1))
@@ -114,11 +115,11 @@ class Part(NamedTuple):
 
     rows: Any  # [L, d], or a pytree of [L, ...]: float32, or uint8 as stored
     first: jax.Array | int  # position of the first row in all points
-    stop: jax.Array | int  # position of the first row that only fills up the part
+    stop: jax.Array | int  # position of the first row that is only padding
     group: Group
 
     def fold(self, update: Callable[..., Any], partial: Any, chunk: int = CHUNK) -> Any:
-        """Fold `update` over these rows as `fold_rows` does; `index` counts in all points."""
+        """Fold `update` over these rows as in `fold_rows`; `index` is the global position."""
 
         def step(partial, rows, index, valid):
             index = self.first + index
@@ -135,7 +136,7 @@ class Part(NamedTuple):
 
 
 def spread(mesh: Mesh | None, f: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """Return `jax.shard_map` of f, or f itself where there is no mesh."""
+    """Return `jax.shard_map` of f, or f itself without a mesh."""
     if mesh is None:
         return f
     # The outputs are replicated by collectives inside loops, which JAX cannot infer.
@@ -143,7 +144,7 @@ def spread(mesh: Mesh | None, f: Callable, in_specs: Any, out_specs: Any) -> Cal
 
 
 class PlacedPoints(abc.ABC):
-    """Points that are placed already: `Points` in device memory, or a `Stream` from disk."""
+    """Points that have a place: `Points` in device memory, or a `Stream` from disk."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -177,7 +178,7 @@ class Points(PlacedPoints):
       rows: [N, d], or [D L, d] over the D devices; float32 or uint8 as stored; or a pytree.
       count: N.
       mesh: the devices, None for a single one.
-      axis: the mesh axis over which the points lie; queries are split over the others.
+      axis: the mesh axis over which the points are split; queries are split over the others.
     """
 
     rows: Any
@@ -231,7 +232,9 @@ jax.tree_util.register_dataclass(
 
 
 def as_points(points: Any) -> PlacedPoints:
-    """Return `points` placed: as they are, on one device, or over the devices of their sharding.
+    """Return `points` as placed points, on one device or on the devices of their sharding.
+
+    Placed points are returned unchanged.
 
     Raises:
       ValueError: not an array [N, d] or images [N, ...] of floats or uint8, or no rows.
@@ -274,7 +277,7 @@ def _run(points, search, queries, context, *, chunk):
     names = points.axis if isinstance(points.axis, tuple) else (points.axis,)
     sizes = {} if points.mesh is None else dict(points.mesh.shape)
     query_axes = tuple(name for name in sizes if name not in names)
-    # Queries are filled up to a number that their devices divide.
+    # Pad the queries to a multiple of the number of their devices.
     total = len(jax.tree.leaves(queries)[0])
     missing = -total % math.prod(sizes[name] for name in query_axes)
     if missing:
@@ -321,7 +324,7 @@ def _visit(part, search, context, state, chunk):
 
 
 def settle(state: Any, advanced: Any) -> Any:
-    """Return the advanced state, but of settled queries the old one: no result hangs on a batch."""
+    """Return the advanced state; settled queries keep theirs, whatever else is in the batch."""
 
     def keep(old, new):
         return jnp.where(state.done.reshape(-1, *[1] * (old.ndim - 1)), old, new)

@@ -78,7 +78,7 @@ def test_rejects_damaged_checkpoints_and_missing_steps(tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"^run must have an undamaged checkpoint, but all of \[5\]"
+        ValueError, match=r"^run must have an undamaged checkpoint, got .* where all of \[5\] are"
     ):
         _restore(tmp_path)
     with (

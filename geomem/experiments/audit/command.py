@@ -1,4 +1,4 @@
-"""Can a diffusion model memorize these images, at which noise levels, and what should be changed?
+"""Can a diffusion model memorize these images, at which noise levels, and what helps?
 
 Run: geomem audit DATA [--out DIR]
 """
@@ -38,7 +38,7 @@ class Config(flags.CurveFlags):
     """Can a diffusion model memorize these images, at which noise levels, and what helps?
 
     Finds duplicates, the danger zone, how it changes with the number of images, and how much of
-    common training noise falls into it. Writes one HTML page that opens offline, audit.json,
+    common training noise falls into it. Writes an HTML page that works offline, audit.json,
     zone.json, curves.csv, run.json and the figures.
     """
 
@@ -53,8 +53,8 @@ class Config(flags.CurveFlags):
     """Images are near-duplicates if they are closer than this fraction of the typical distance to a
     nearest neighbor."""
     max_noised: int | None = flag(None, "advanced")
-    """Largest number of held-out images, and of training images, to which noise is added; default:
-    2,000, and fewer, down to 500, beyond 50,000 training images."""
+    """Maximum number of held-out images, and of training images, to add noise to; default: 2,000,
+    and down to 500 for more than 50,000 training images."""
     seed: int = flag(0, "advanced")
     """Seed of the noise, the subsamples and the bootstrap."""
 
@@ -75,7 +75,7 @@ def run(config: Config) -> Result:
     """Audit the images, write the page and its files, and print the answers.
 
     Raises:
-      ValueError: unusable configuration or data.
+      ValueError: invalid configuration or data.
     """
     sigmas = _check(config)
     folder, phases = results.make_folder(config.out), results.Phases()
@@ -130,18 +130,18 @@ def _check(config):
 
 
 def _default_noised(count):
-    """How many images to add noise to, of `count` training images, to limit the time."""
+    """How many images to add noise to, given `count` training images, to limit the time."""
     return min(2000, max(500, 100_000_000 // count))
 
 
 def _without_folders(config):
-    """Paths in the configuration without the folders, which describe the machine."""
+    """The configuration's paths without their folders, which describe the machine."""
     named = {"dataset": config.dataset, "heldout": config.heldout}
     return {k: findings.base_name(v) for k, v in named.items() if isinstance(v, str)}
 
 
 def _say(text):
-    """Print the phase that begins."""
+    """Print a line about the phase that begins."""
     print(text, flush=True)
 
 
@@ -159,9 +159,9 @@ def _find_duplicates(config, dataset):
 
 
 def _drop_duplicates(config, dataset, copies, max_noised):
-    """One image of each group, as stored; held-out ones only if no training image is in the group.
+    """One image of each group, as stored; held-out images only of groups without training images.
 
-    The images are shuffled, because noise is added to the first ones.
+    The images are shuffled, because noise is added to the first ones only.
     """
     first = copies.group == np.arange(len(copies.group))
     count = len(dataset.train_split)
@@ -199,7 +199,7 @@ def _estimate(config, train, heldout, sigmas, max_noised):
 
 
 def _measure_subsamples(config, train, heldout, curves, noised):
-    """The zone on random subsamples, or None if that is turned off or the images are too few."""
+    """The zone on random subsamples, or None if this is turned off or there are too few images."""
     if not config.growth or len(train) < _GROWTH_LEAST:
         return None
     _say(f"growth: the same on subsamples, with noise added to {noised:,} images of each kind")

@@ -32,13 +32,13 @@ __all__ = [
     "verdict",
 ]
 
-_FEW = 200  # training images; with fewer, the page warns that its numbers are rough
-_SMALL = 10_000  # training images up to which the preset edm_small is long enough
-_KEPT = 40  # checkpoints: all of an edm_small run, to choose the stopping time from
+_FEW = 200  # with fewer training images, the page warns that its numbers are rough
+_SMALL = 10_000  # most training images for which the preset edm_small is long enough
+_KEPT = 40  # all checkpoints of an edm_small run, from which to choose when to stop
 
 
 def base_name(path: str) -> str:
-    """Return a path's last part: the folders above it describe the machine, not the data."""
+    """Return a path's last part, because the folders describe the machine, not the data."""
     return pathlib.Path(path).name
 
 
@@ -48,7 +48,7 @@ def edges(zone: Zone) -> tuple[float, float] | None:
 
 
 def verdict(zone: Zone) -> str:
-    """Return "risky", "borderline" or "none", by how many bootstrap replicates have a zone."""
+    """Return "risky", "borderline" or "none", depending on how many replicates have a zone."""
     if zone.low is not None and zone.confidence >= 0.95:
         return "risky"
     return "borderline" if zone.confidence > 0.05 else "none"
@@ -63,7 +63,7 @@ def dataset(
       config: configuration of the audit.
       images: the data set.
       train, heldout: the points without duplicates, as stored: [N, d], [M, d].
-      noised: largest number of training images that were noised.
+      noised: maximum number of training images that were noised.
     """
     split = images.train_split
     mean, square = (np.asarray(part, np.float64).mean() for part in _moments(train))
@@ -86,13 +86,13 @@ def dataset(
 
 @jax.jit
 def _moments(points):
-    """Means of each image's values and of their squares; no float copy of all images is made."""
+    """The mean of each image's values and of their squares, without a float copy of all images."""
     values = decode(points)
     return values.mean(axis=1), (values**2).mean(axis=1)
 
 
 def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, Any]:
-    """Return the groups of duplicates, by the names of their images."""
+    """Return the groups of duplicates, with the names of their images."""
     names, count = _names(config, images), len(images.train_split)
     exact = duplicates.exact
     groups = [
@@ -117,7 +117,7 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
 
 
 def _names(config, images):
-    """Names of the training, then the held-out images: file names, or indices of arrays."""
+    """Names of the training images, then of the held-out ones: file names, or array indices."""
     path = pathlib.Path(config.dataset).expanduser()
     files = sources.image_paths(path) if sources.is_folder(config.dataset) else None
 
@@ -133,14 +133,14 @@ def growth(subsamples: Growth | None, noised: int) -> dict[str, Any] | None:
 
     Args:
       subsamples: the zone on each subsample.
-      noised: largest number of images of each kind that were noised in a subsample.
+      noised: maximum number of images of each kind that were noised in a subsample.
     """
     if subsamples is None:
         return None
     columns = {name: value for name, value in subsamples._asdict().items() if name != "threshold"}
     line = growth_lib.extrapolate(subsamples)
     return {
-        # JSON has no NaN: an edge outside the measured noise levels is null.
+        # JSON has no NaN, so an edge outside the measured noise levels is null.
         **{
             name: [None if math.isnan(value) else value for value in column.tolist()]
             for name, column in columns.items()
@@ -163,7 +163,7 @@ def training_noise(zone: Zone, wide: Zone) -> list[dict[str, Any]]:
 
 
 def checkpoints(config: Any, count: int) -> list[str]:
-    """Return commands that train without a gap, sample a checkpoint and look for copies."""
+    """Return commands that train without a gap, sample from a checkpoint and look for copies."""
     first = PRESETS[_preset(config, count)].checkpoint_every
     return [
         f"{_train(config, count)} --keep-checkpoints {_KEPT} --out runs/base",
@@ -216,10 +216,10 @@ def _preset(config, count):
 
 
 def _gap_network(config, facts):
-    """Flags that give another preset what a gap needed in experiments/gap_sweep.
+    """Flags that give other presets the settings with which a gap helped in experiments/gap_sweep.
 
-    These are digits_fourier's: a Fourier embedding of the noise level that also scales channels,
-    and EDM's training noise scaled to the standard deviation of the data.
+    These are the settings of digits_fourier: a Fourier embedding of the noise level that also
+    scales channels, and EDM's training noise scaled to the standard deviation of the data.
     """
     if _preset(config, facts["train"]) == "digits_fourier":
         return ""

@@ -1,4 +1,4 @@
-"""The HTML elements of an audit's page; every text passed in is escaped."""
+"""The HTML elements of an audit's page; all texts are escaped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def image(content: bytes, kind: str, description: str) -> str:
 
 
 def pictures(files: Sequence[bytes], names: Sequence[str], note: str) -> str:
-    """Return a row of small PNG pictures, and beside it a note and one name per line."""
+    """Return a row of small PNG pictures, beside a note and one name per line."""
     row = "".join(image(file, "png", name) for file, name in zip(files, names, strict=False))
     lines = "".join(f"<span>{html.escape(name)}</span>" for name in names)
     text = f'<div class="names"><p>{html.escape(note)}</p>{lines}</div>'
@@ -52,5 +52,5 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def code(title: str, text: str) -> str:
-    """Return a titled block of code to copy from."""
+    """Return a titled block of code."""
     return f"<h3>{html.escape(title)}</h3><pre><code>{html.escape(text)}</code></pre>"

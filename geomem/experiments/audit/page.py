@@ -1,4 +1,4 @@
-"""The page of an audit: one HTML file that opens offline, written from audit.json and figures."""
+"""The page of an audit: one HTML file that works offline, made from audit.json and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render(
     figures: Mapping[str, bytes],
     thumbnails: Sequence[Sequence[bytes]],
 ) -> str:
-    """Return the whole page as HTML that loads nothing; all names from outside are escaped.
+    """Return the page as HTML that loads no other files; all external names are escaped.
 
     Args:
       report: the content of audit.json.
@@ -77,8 +77,8 @@ def _data(dataset):
         ),
     ]
     note = (
-        "To limit the time, noise was added to a random part of the images only. They were still "
-        "compared with all training images, so the curves are not biased; the bands are wider."
+        "To limit the time, noise was added only to a random part of the images. They were still "
+        "compared with all training images, so the curves are unbiased, but the bands are wider."
     )
     subset = dataset["noised_train"] < dataset["different_train"]
     return facts([row for row in rows if row[1]]) + paragraphs(note if subset else "")
@@ -124,8 +124,8 @@ def _curves(report):
     confidence = f"{zone['confidence']:.0%} of the bootstrap samples have a danger zone"
     if zone["low"] is None:
         text = (
-            f"At no noise level are both curves at {zone['threshold']:g} or more. Their lower one "
-            f"peaks at {zone['peak_level']:.2f}, at σ = {zone['peak']:.3g}. {confidence}."
+            f"At no noise level are both curves at {zone['threshold']:g} or more. The lower of the "
+            f"two peaks at {zone['peak_level']:.2f}, at σ = {zone['peak']:.3g}. {confidence}."
         )
     else:
         text = (
@@ -143,7 +143,7 @@ def _curves(report):
         "wider range with --sigma-min or --sigma-max."
         if is_open
         else "",
-        "The threshold is geomem's choice; the paper names none. At a threshold of "
+        "The threshold is geomem's choice; the paper gives none. At a threshold of "
         f"{wide['threshold']:g} the zone is {_interval(wide)}.",
     )
 
@@ -173,8 +173,8 @@ def _growth(growth, figures):
         return figure + paragraphs("Too few subsamples have both edges to estimate a trend.")
     return figure + paragraphs(
         trend(growth),
-        "The interval is that of a straight line through these points. The subsamples share images,"
-        " so it describes this figure and is not a forecast.",
+        "The interval is for the slope of a straight line through these points. Because the "
+        "subsamples share images, it describes this figure and is not a forecast.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What to change: the steps an audit advises, and code to paste for a gap in training noise."""
+"""What to change: the steps that an audit recommends, and code for a gap in the training noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DUPLICATES = (
 _EARLY_STOPPING = (
     "Keep checkpoints while you train, generate images with each, and compare them with the "
     "training images. Use the last checkpoint that does not copy. The commands below do this in "
-    "geomem; repeat the last two for each checkpoint.",
+    "geomem; repeat the last two commands for each checkpoint.",
     "Models learn to generate good images before they memorize, and with more training images "
     "they memorize later (Bonnaire et al. 2025, arXiv 2505.17638). geomem's runs on digits agree: "
     "memorization grew with training time, and was close to zero at the first checkpoint "
@@ -25,16 +25,16 @@ _EARLY_STOPPING = (
 _GAP_RESULTS = (
     "In the paper, on 2,000 CIFAR-10 images of cars, a gap over the danger zone lowers "
     "memorization from 78.8% to 0.7% of the samples and improves FID from 3.72 to 2.35. geomem has "
-    "not repeated this. In its own runs, all on small images of digits, a gap helped "
-    "(experiments/gap_training), but it did little with EDM's own training noise or noise "
+    "not repeated this experiment. In geomem's runs, all on small images of digits, a gap helped "
+    "(experiments/gap_training), but it did little with EDM's original training noise or noise "
     "embedding (experiments/gap_sweep, one run each). The geomem command below uses the settings "
     "with which it helped."
 )
 _GAP_PRICE = (
-    "A gap can cost quality. The network is not trained inside it, so do not use the network "
-    "there: let the sampler take one step across. Leftover noise can hide copies, so check the "
-    "quality of the generated images as well. The interval can also be thinned instead of removed "
-    "(in geomem with the flag keep)."
+    "A gap can cost quality. The network is not trained inside the gap, so do not use it there: "
+    "let the sampler cross the gap in one step. Leftover noise can hide copies, so check the "
+    "quality of the generated images as well. Instead of removing the interval, you can also train "
+    "on it less often (in geomem with the flag --keep)."
 )
 
 _EDM = string.Template("""\
@@ -105,8 +105,8 @@ def steps(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         )
     else:
         search = (
-            "This audit found none among the training images. Look for mirrored, shifted, cropped "
-            "and recolored copies by other means."
+            "This audit found no duplicates among the training images. Look for mirrored, shifted, "
+            "cropped and recolored copies by other means."
         )
     advice, wide = report["recommendation"], report["wider_zone"]
     if advice is None:
@@ -116,8 +116,8 @@ def steps(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         low, high = advice["gap"]
         lead = "Consider a gap in the training noise."
         gap = [
-            f"Draw no noise level between {low:g} and {high:g} in training. Compare the result "
-            "with early stopping before you rely on it.",
+            f"Do not train at noise levels between {low:g} and {high:g}. Compare the result with "
+            "early stopping before you rely on it.",
             _GAP_RESULTS,
             _GAP_PRICE,
         ]
@@ -138,8 +138,8 @@ def settings(advice: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (title, code) of each recipe.
 
     Args:
-      advice: `recommendation` of audit.json: edm_sigma, ddpm_timesteps {linear, cosine}, flow_time
-        (intervals), and command.
+      advice: `recommendation` of audit.json, with the intervals edm_sigma, ddpm_timesteps (linear
+        and cosine) and flow_time, and the command.
     """
     edges = dict(zip(("low", "high"), advice["edm_sigma"], strict=True))
     times = dict(zip(("low", "high"), advice["flow_time"], strict=True))
@@ -162,7 +162,7 @@ def settings(advice: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def wrap(command: str, width: int = 80) -> str:
-    r"""Return a shell command on lines of at most `width`, broken only before its flags.
+    r"""Return a shell command in lines of at most `width`, broken only before flags.
 
     >>> print(wrap("geomem train digits_fourier --num-train 128 --out 'my runs'", 46))
     geomem train digits_fourier --num-train 128 \

@@ -24,9 +24,9 @@ def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("What does this mean?", _meaning(report)),
         (
             "Will my model memorize?",
-            "The audit cannot tell: it looks at the images, not at a model. What a model memorizes "
-            "also depends on the network and on how long it trains. To find out, compare images "
-            "that it generates with the training images.",
+            "The audit cannot tell, because it looks at the images, not at a model. What a model "
+            "memorizes also depends on the network and on how long it trains. To find out, compare "
+            "generated images with the training images.",
         ),
         ("What should I do?", _advice(report)),
     ]
@@ -40,7 +40,7 @@ def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def trend(growth: Mapping[str, Any]) -> str:
-    """Return how the zone's width changes with each doubling of the number of images.
+    """Return a sentence on how the zone changes with each doubling of the number of images.
 
     Args:
       growth: `growth` of audit.json, with a slope under "closing".
@@ -100,8 +100,7 @@ def _measurement(zone):
         "new image looks like a noisy training image. Max weight: how much the best denoiser "
         "relies on one training image. The danger zone is where both are at least "
         f"{zone['threshold']:g}. The lower of the two peaks at {zone['peak_level']:.2f}, at noise "
-        f"level {zone['peak']:.3g}. Noise levels are standard deviations, for pixels scaled to "
-        "[-1, 1]."
+        f"level {zone['peak']:.3g}. Noise levels are standard deviations for pixels in [-1, 1]."
     )
 
 
@@ -113,8 +112,8 @@ def _advice(report):
         else "No duplicates among the training images were found. Stop"
     )
     gap = (
-        ". Leaving the danger zone out of the training noise is a further option, which helped in "
-        "some settings and did little in others"
+        ". You can also leave the danger zone out of the training noise, which helped in some "
+        "settings and did little in others"
         if advice
         else ""
     )
@@ -125,13 +124,13 @@ def _doubts(report):
     zone, texts = report["zone"], []
     if report["dataset"]["few"]:
         texts.append(
-            f"{report['dataset']['different_train']} training images are few, so every number is "
-            "rough."
+            f"There are only {report['dataset']['different_train']} training images, so every "
+            "number is rough."
         )
     if zone["open_low"] or zone["open_high"]:
         texts.append("The zone reaches the end of the measured noise levels and may extend beyond.")
     texts.append(
-        f"{zone['confidence']:.0%} of the bootstrap samples have a danger zone. This covers the "
-        "choice of images and noise; the end of the page lists what the audit cannot tell."
+        f"{zone['confidence']:.0%} of the bootstrap samples have a danger zone. This accounts for "
+        "the choice of images and noise; the end of the page lists what the audit cannot tell."
     )
     return " ".join(texts)

@@ -1,1 +1,1 @@
-"""Benchmarks of the geometry, of training and of streaming, each beside a baseline."""
+"""Benchmarks of the geometry, of training and of streaming, each against a baseline."""

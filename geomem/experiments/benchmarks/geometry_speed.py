@@ -1,6 +1,6 @@
-"""Time the geometry beside baselines that run on the same machine in the same run.
+"""Time the geometry against baselines on the same machine in the same run.
 
-python -m geomem.experiments.benchmark --only curves nearest
+geomem benchmark --only curves nearest
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Config:
     repeats: int = 5
     """Timed runs after one warm-up; their median is reported. Slow baselines run once."""
     points: int = 50_000
-    """Number of random points, of dimension 3,072, in all parts but curves."""
+    """Number of random points, of dimension 3,072, in all parts except curves."""
     out: str | None = flag(None, "output")
     """Folder for benchmark.json; default: only print the table."""
 
@@ -56,8 +56,8 @@ class Row(NamedTuple):
     Attributes:
       what: what was timed.
       seconds: the median time; 0 for a measurement of memory.
-      ratio: how many times faster than the baseline, a fraction of it, or a value in the unit that
-        `against` names.
+      ratio: how many times faster it is than the baseline, a fraction of the baseline, or a value
+        in the unit in `against`.
       against: the baseline or the unit.
     """
 
@@ -114,7 +114,7 @@ def _curves_rows(config, peak):
             draws_coverage=_DRAWS_COVERAGE,
             draws_weight=_DRAWS_WEIGHT,
             shell_c=_SHELL_C,
-            refine=0,  # these levels only, like the baselines
+            refine=0,  # the same levels as the baselines
         )
 
     ours = median_seconds(estimate, config.repeats)
@@ -126,7 +126,7 @@ def _curves_rows(config, peak):
 
 
 def _numpy_curves(train, heldout):
-    """C and W in float64 NumPy, with one product a draw: the loop a user would write by hand."""
+    """C and W in float64 NumPy, with one product per draw, as one would write them by hand."""
     rng = np.random.default_rng(0)
     train, heldout = np.float64(train), np.float64(heldout)
     r_in, r_out = shells.radii(_DIM, _SHELL_C)
@@ -154,7 +154,7 @@ def _numpy_curves(train, heldout):
 
 
 def _curves_per_sigma(train, heldout):
-    """C and W with fresh noise at each sigma: one product for each sigma and draw."""
+    """C and W with new noise at each sigma, so with one product per sigma and draw."""
     keys = jax.random.split(jax.random.key(0), len(_SIGMAS))
     covered, weight = [], []
     for key, sigma in zip(keys, _SIGMAS, strict=True):
@@ -188,7 +188,7 @@ def _nearest_rows(config, peak):
 
 
 def _memorization_rows(config, peak):
-    """`memorization.measure` of images in host memory, with its checks and verdicts."""
+    """Time `memorization.measure` on images in host memory, including its checks."""
     points, queries = _random_points(config, 10_000)
     repeats = min(config.repeats, 3)
     ours = median_seconds(lambda: memorization.measure(queries, points), repeats)

@@ -1,8 +1,8 @@
-"""Time and memory of points that are streamed from disk, against their number.
+"""Measure time and memory of streaming points from disk, against their number.
 
-    python -m geomem.experiments.scale --out runs/scale
+    geomem scale --out runs/scale
 
-`roofline` computes the least time that a machine's data sheet allows.
+`roofline` computes the shortest time that a machine's data sheet allows.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Config:
     sigma: float = 2.0
     """Noise level of the queries."""
     repeats: int = 3
-    """Timed runs after one warm-up; the fastest is reported, as other programs only add time."""
+    """Timed runs after one warm-up; the fastest is reported, because other programs add time."""
     temporary: str | None = flag(None, "output")
-    """Folder for the temporary folder; default: the system's."""
+    """Folder in which to create the temporary folder; default: the system's."""
     out: str = flag("runs/scale", "output")
     """Folder for scale.json, figure.png and figure.pdf."""
 
@@ -60,7 +60,7 @@ class Row(NamedTuple):
     Attributes:
       points: number of points.
       mean, nearest: seconds of the posterior mean and of the two nearest neighbors.
-      memory: the program's largest resident memory that is not page cache, in MB.
+      memory: the program's peak resident memory without page cache, in MB.
     """
 
     points: int
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """A machine's peak rates according to its vendor; all but `devices` are of one device.
+    """A machine's peak rates according to its vendor; all except `devices` are per device.
 
     Attributes:
       name: its product name.
@@ -90,7 +90,8 @@ class Machine(NamedTuple):
 
 
 # NVIDIA's H100 SXM data sheet: float32 without tensor cores. Google's page on TPU v5e: 197 TFLOP/s
-# in bfloat16, of which a float32 product at full precision takes six; 1,600 Gbit/s between chips.
+# in bfloat16, and 1,600 Gbit/s between chips. A float32 product at full precision takes six
+# bfloat16 products.
 MACHINES = (
     Machine("H100 SXM", 1, 67e12, 80e9, 3.35e12, 1.0),
     Machine("TPU v5e-8", 8, 197e12 / 6, 16e9, 819e9, 200e9),
@@ -101,7 +102,7 @@ MACHINES = (
 def roofline(
     machine: Machine, points: int, dim: int, queries: int = 1024, efficiency: float = 1.0
 ) -> dict[str, float]:
-    """Return the least time of a posterior mean on a machine, term by term.
+    """Return the shortest time of a posterior mean on a machine, term by term.
 
     Args:
       machine: its data sheet.
@@ -147,7 +148,7 @@ def run(config: Config) -> list[Row]:
             f"counts must ascend from at least {config.queries} (the queries), got {counts}."
         )
     posterior.check_sigma(config.sigma)
-    recorded = dataclasses.replace(config, temporary=None)  # a place, not a setting
+    recorded = dataclasses.replace(config, temporary=None)  # a path on this machine
     output = results.Run(recorded)
     rows = []
     with tempfile.TemporaryDirectory(dir=config.temporary) as temporary:
@@ -165,8 +166,8 @@ def run(config: Config) -> list[Row]:
         difference = _difference(stored[: counts[0]], noised, config.sigma)
         efficiency = _efficiency(stored[: counts[0]], noised, config.sigma)
     print(
-        f"relative difference between streamed and in memory {difference:.1e}; in memory "
-        f"{efficiency:.0%} of the matrix-product peak"
+        f"streamed and in-memory results differ by at most {difference:.1e} (relative); in memory, "
+        f"the posterior mean reaches {efficiency:.0%} of the matrix-product peak"
     )
     facts: dict[str, Any] = {
         "config": recorded,
@@ -188,7 +189,7 @@ def run(config: Config) -> list[Row]:
 
 
 def _write(path, count, stored):
-    """Mosaics of the quadrants of four random bundled images, as an `.npy` file."""
+    """Write an `.npy` file of mosaics from the quadrants of four random bundled images."""
     images = data.load().train_split.pixels
     rng = np.random.default_rng(0)
     file = np.lib.format.open_memmap(path, "w+", stored, (count, *_SHAPE))
@@ -220,7 +221,7 @@ def _difference(stored, noised, sigma):
 
 
 def _efficiency(stored, noised, sigma):
-    """The posterior mean's operations per second in memory, as a fraction of a product's."""
+    """Operations per second of the posterior mean in memory, as a fraction of a product's."""
     points = jax.device_put(data.to_float(_in_memory(stored)))
     noised = np.tile(np.asarray(noised), (-(-1024 // len(noised)), 1))[:1024]
     seconds = fastest_seconds(lambda: posterior.denoise(noised, points, sigma), 3)

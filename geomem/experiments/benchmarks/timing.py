@@ -34,12 +34,12 @@ def seconds(f: Callable[[], object]) -> float:
 
 
 def median_seconds(f: Callable[[], object], repeats: int) -> float:
-    """Return the median time of `repeats` calls of `f`, after one call that is not counted."""
+    """Return the median time of `repeats` calls of `f`, after one untimed call."""
     return statistics.median(_times(f, repeats))
 
 
 def fastest_seconds(f: Callable[[], object], repeats: int) -> float:
-    """Return the least time of `repeats` calls of `f`, after one call that is not counted."""
+    """Return the shortest time of `repeats` calls of `f`, after one untimed call."""
     return min(_times(f, repeats))
 
 
@@ -48,7 +48,7 @@ def product_peak(timer: Callable[[Callable, int], float], repeats: int) -> float
 
     Args:
       timer: `median_seconds` or `fastest_seconds`.
-      repeats: timed products.
+      repeats: number of timed products.
     """
     a = jax.random.normal(jax.random.key(0), (_SIDE, _DIM))
     product = jax.jit(lambda a: jnp.inner(a, a, precision=jax.lax.Precision.HIGHEST))
@@ -56,9 +56,9 @@ def product_peak(timer: Callable[[Callable, int], float], repeats: int) -> float
 
 
 def peak_growth(f: Callable[[], object]) -> int | None:
-    """Return how many bytes resident memory grows during `f()`, at its peak; None outside Linux."""
+    """Return by how many bytes resident memory peaks during `f()`; None if not on Linux."""
     try:
-        # Freed memory that the process still holds would hide growth.
+        # Freed memory that the process still holds would hide the growth.
         ctypes.CDLL(None).malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _memory("VmRSS")
@@ -70,10 +70,10 @@ def peak_growth(f: Callable[[], object]) -> int | None:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
-    """Watch the largest resident memory inside the block that is not page cache.
+    """Measure the peak resident memory, without page cache, inside the block.
 
     Yields:
-      A function that returns the peak so far in MB; 0 outside Linux.
+      A function that returns the peak so far in MB; 0 if not on Linux.
     """
     peak, stop = [0.0], threading.Event()
 
@@ -95,6 +95,6 @@ def _times(f, repeats):
 
 
 def _memory(field):
-    """Bytes, of a field of this process's status."""
+    """The value of a field of this process's status, in bytes."""
     lines = _STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

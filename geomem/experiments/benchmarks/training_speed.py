@@ -1,10 +1,10 @@
-"""Time the training command, and find where its time goes.
+"""Time the training command, and find out where the time goes.
 
-    python -m geomem.experiments.benchmark_training --preset edm_cifar10 --batch 512 \\
+    geomem benchmark-training --preset edm_cifar10 --batch 512 \\
         --compute float32 tf32 bfloat16
 
-Runs the command on random images, with its logging, and compares it with the same updates in a bare
-loop.
+Runs the command, with its logging, on random images, and compares it with the same updates in a
+plain loop.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Config:
     image_channels: int = 1
     """Channels of the random images."""
     steps: int = 100
-    """Steps to time, after as many to warm up."""
+    """Number of timed steps, after as many warm-up steps."""
     profile: bool = True
-    """Also trace the steps and report the three most expensive operations."""
+    """Also trace the steps, and report the three most expensive operations."""
     out: str = flag("runs/benchmark_training", "output")
     """Folder for benchmark_training.json."""
 
@@ -125,7 +125,7 @@ def _time_training(config, compute, scratch):
 
 
 def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
-    """The cost of the updates alone, in dispatches of the command's size."""
+    """The time of the updates alone, with as many steps per launch as in the command."""
     update = training_step.make_update(denoiser, recipe)
     state = training_step.init(denoiser, recipe, pixels.shape[1:])
     state = training_step.replicate(state)
@@ -158,7 +158,7 @@ def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
 
 @contextlib.contextmanager
 def _compilations():
-    """Yield a list that gets an entry for each compilation inside the block."""
+    """Yield a list to which each compilation inside the block adds its seconds."""
     durations = []
 
     def listen(event, seconds, **_):

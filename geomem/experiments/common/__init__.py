@@ -1,1 +1,1 @@
-"""What several experiments share: the command line, data flags, result files, trained arms."""
+"""Code that experiments share: the command line, data flags, result files, trained arms."""

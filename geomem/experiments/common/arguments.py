@@ -27,7 +27,7 @@ __all__ = [
     "unknown",
 ]
 
-# The headings of a help text, everyday ones first. A field without `flag` is an option.
+# The headings of a help text, the most common first. A field without `flag` is an option.
 GROUPS = (
     *("options", "data", "curves", "noise", "network", "training"),
     *("sampling", "evaluation", "output", "advanced"),
@@ -39,13 +39,13 @@ _WIDTH = 100
 def flag(
     default: Any, group: str = "options", *, positional: bool = False, kw_only: bool = False
 ) -> Any:
-    """Return a dataclass field that a command's help shows under `group`.
+    """Return a dataclass field that a command's help lists under `group`.
 
     Args:
-      default: the default value; REQUIRED if there is none.
+      default: the default value, or REQUIRED.
       group: one of GROUPS.
-      positional: whether the command also takes the value without its flag's name.
-      kw_only: as in `dataclasses.field`. Needed for REQUIRED after fields that have defaults.
+      positional: whether the value may also be given without its flag.
+      kw_only: as in `dataclasses.field`; needed for REQUIRED after fields with defaults.
 
     Raises:
       ValueError: an unknown group.
@@ -57,10 +57,10 @@ def flag(
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ValueError, in one line, where argparse prints and exits."""
+    """An ArgumentParser that raises a one-line ValueError where argparse prints and exits."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise `message`, which starts with the flag."""
+        """Raise a ValueError with `message`, which starts with the flag."""
         message = message.removeprefix("argument ").replace(": ", " ", 1)
         raise ValueError(f"{message.replace(' expected ', ' needs ', 1).rstrip('.')}.")
 
@@ -80,9 +80,9 @@ def parse(
       config: a dataclass whose docstring describes the command.
       arguments: the command line, without the program's name.
       prog: what the user typed to start the program.
-      presets: configurations by name. The first argument then chooses the defaults.
+      presets: configurations by name. If given, the first argument chooses the defaults.
       about: one sentence about each preset.
-      switches: flags without a value that are no fields, with their help.
+      switches: further flags, without values and not fields of `config`, and their help.
 
     Raises:
       ValueError: an unknown or missing flag, or a value of the wrong type.
@@ -119,7 +119,7 @@ def parse(
 def build(
     config: type, prog: str, base: Any = None, switches: Mapping[str, str] | None = None
 ) -> Parser:
-    """Return the parser of a configuration's flags, in groups; defaults are those of `base`."""
+    """Return a parser of a configuration's flags, in groups, with the defaults of `base`."""
     positional = _positional(config)
     place = f" [{positional.upper()}]" if positional else ""
     parser = Parser(
@@ -139,7 +139,7 @@ def build(
                 continue
             default = field.default if base is None else getattr(base, field.name)
             text = [texts.get(field.name, "")]
-            if default not in (None, (), ""):  # a preset's, where the text tells another one
+            if default not in (None, (), ""):  # a preset's default, not the one in the text
                 text = [re.sub(r"; default: .*", ".", text[0])]
             if field.name == positional:
                 text.append(f"May be given without {option(positional)}.")
@@ -183,7 +183,7 @@ def field_help(config: type) -> dict[str, str]:
 
 
 def unknown(text: str, names: Sequence[str], kind: str = "flag") -> str:
-    """Return the message for an unknown name, with the most similar one that exists."""
+    """Return the message for an unknown name, which suggests the most similar known one."""
     if kind == "flag" and not text.startswith("-"):
         return f"unexpected argument {text!r}."
     close = difflib.get_close_matches(text.partition("=")[0], names, n=1)
@@ -205,7 +205,7 @@ def _positional(config):
 
 
 def _check_preset(config, arguments, prog, presets, about):
-    """The arguments, the first of which names a preset."""
+    """Return the arguments after checking that the first names a preset, or print the help."""
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
             width = max(map(len, presets))
@@ -225,7 +225,7 @@ def _plain(docstring):
 
 
 def _with_dashes(arguments):
-    """--num_train works as --num-train does."""
+    """The arguments with --num_train changed to --num-train."""
     changed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -240,7 +240,7 @@ def _shown(value):
 
 
 def _reader(kind) -> dict[str, Any]:
-    """How argparse reads a value of this type."""
+    """The arguments of `add_argument` that make argparse read a value of this type."""
     members = [kind]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         members = [member for member in typing.get_args(kind) if member is not type(None)]

@@ -1,4 +1,4 @@
-"""Summaries of arms: means over seeds, and an arm against a baseline with early stopping."""
+"""Summaries of arms: means over seeds, and comparisons with an early-stopped baseline."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def summarize(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]
 def early_stopping(
     rows: Sequence[dict[str, Any]], arm: str, baseline: str
 ) -> dict[str, float | None]:
-    """Compare the end of an arm's training with a baseline that is stopped early, at equal quality.
+    """Compare the end of an arm's training with a baseline stopped early at equal quality.
 
-    For each seed, takes the baseline's checkpoint that memorizes least among those with a Frechet
-    distance no larger than the arm's at its end.
+    For each seed, the baseline's checkpoint is the one that memorizes least among those with a
+    Frechet distance no larger than the arm's final one.
 
     Returns:
-      frechet, without_noise and kimg of the arm at its end, means over the seeds; baseline_KEY of
-      the baseline's checkpoints, None if some seed has no checkpoint of that quality.
+      frechet, without_noise and kimg at the end of the arm's training, as means over the seeds, and
+      baseline_KEY for the baseline's checkpoints. The latter are None if a seed has no baseline
+      checkpoint of that quality.
     """
     pairs = []
     for seed in dict.fromkeys(row["seed"] for row in rows):

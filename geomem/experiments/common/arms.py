@@ -1,8 +1,8 @@
 """Train an arm of an experiment and evaluate its checkpoints.
 
-An arm is a training noise distribution. All arms share the data and the network; runs with the same
-seed also share the initial parameters and the latents of their samples. Finished trainings and
-evaluated checkpoints are kept in the run folder and are not computed again.
+An arm is a distribution of training noise. All arms share the data and the network; runs with the
+same seed also share the initial parameters and the latents of their samples. Finished training runs
+and evaluations are kept in the run folder and not computed again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ MEASURES = ("memorized", "without_noise", "residual_noise", "frechet")  # column
 
 
 class Arm(NamedTuple):
-    """A training noise distribution with a name.
+    """A named distribution of training noise.
 
     Attributes:
       name: name in files and figures, without spaces.
       gap: interval of sigma that is left out, thinned or filled with dummy images, or None.
-      keep: fraction of the density that stays in the gap.
-      dummy: train on dummy images at the noise levels in the gap instead of leaving them out.
+      keep: fraction of the density that is kept in the gap.
+      dummy: whether to train on dummy images at the noise levels in the gap instead of leaving
+        these levels out.
       changes: other fields of the training configuration, as (name, value) pairs.
     """
 
@@ -64,7 +65,7 @@ class Arm(NamedTuple):
             "schedule": "dummy" if self.dummy else None,
             "seed": seed,
             "out": str(runs / f"{self.name}-{seed}"),
-            # An interruption adds a checkpoint, which must not push out one to evaluate.
+            # Interruptions add checkpoints, which must not displace those to evaluate.
             "keep_checkpoints": config.steps,
             **dict(self.changes),
         }
@@ -99,18 +100,18 @@ class Task(NamedTuple):
 def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
     """Train one run, or finish its training, and evaluate its checkpoints.
 
-    The regular checkpoints and the last one are evaluated, not those that an interruption added.
+    The regular checkpoints and the last one are evaluated, but not those added by interruptions.
     Sampling skips the arm's gap (`grids.skip_gaps`). The last checkpoint is evaluated a second time
-    on the whole grid, with the levels inside the gap.
+    on the whole grid, which includes the levels inside the gap.
 
     Returns:
       One row for each checkpoint: arm, seed, gap and its mass, kimg, and the columns of
-      `evaluate_samples`; whole_grid_KEY holds the value on the whole grid, None before the last
+      `evaluate_samples`; whole_grid_KEY is the value on the whole grid, or None before the last
       checkpoint. The run folder keeps the evaluations in judged.jsonl and the last checkpoint's
       samples in samples.npz.
 
     Raises:
-      ValueError: an unusable configuration, or a training that SIGTERM stopped.
+      ValueError: an invalid configuration, or SIGTERM stopped the training.
     """
     config, settings = task.config, task.evaluation
     features = frechet.PIXELS
@@ -162,10 +163,10 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
 def evaluate_samples(
     images: np.ndarray, dataset: data.Dataset, reference: frechet.Reference, features=frechet.PIXELS
 ) -> tuple[dict[str, Any], memorization.Report]:
-    """Return memorization, leftover noise and quality of samples [Q, H, W, C].
+    """Return the memorization, residual noise and quality of samples [Q, H, W, C].
 
     Returns:
-      (one flat row, the full report of memorization).
+      (one flat row, the full memorization report).
     """
     report = memorization.report(images, dataset.train, dataset.test, threshold=_THRESHOLD)
     row = {

@@ -1,4 +1,4 @@
-"""The command line of all commands: typed flags in, one line and exit code 2 on bad input."""
+"""The command line of all commands: typed flags; one line and exit code 2 for invalid input."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def main(
 ) -> None:
     """Parse `config` from the command line, run it, and list the files that it wrote.
 
-    With GEOMEM_DISTRIBUTED=1 in the environment this process is one of several that run the same
-    command, and `jax.distributed.initialize` finds the others (on a TPU slice, under Slurm). The
-    first one writes and prints.
+    With GEOMEM_DISTRIBUTED=1 in the environment, this process is one of several that run the same
+    command, and `jax.distributed.initialize` finds the others (on a TPU slice or under Slurm). Only
+    the first process writes and prints.
 
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
       run: called with the parsed configuration.
-      presets: configurations by name, if the first argument names one.
+      presets: configurations by name, one of which the first argument chooses.
       about: one sentence about each preset.
-      resumes: whether the same command continues an interrupted run. Its folder is then its own
-        business; other commands never write over the results of another run.
+      resumes: whether the same command resumes an interrupted run. If so, `run` checks the output
+        folder itself. Other commands never overwrite the results of another run.
 
-    Exits with code 2 and one line on stderr if the configuration, the data or a file is unusable
-    or memory is short, and with 130 on Ctrl-C.
+    Exits with code 2 and one line on stderr if the configuration, the data or a file is invalid or
+    memory runs out, and with code 130 on Ctrl-C.
     """
     parsed: Any = None
     try:
@@ -67,16 +67,16 @@ def main(
     except (ValueError, OSError) as error:
         fail(_with_flags(str(error), config))
     except Exception as error:
-        import jax  # not at the top: `geomem --help` does without
+        import jax  # not at the top, so that `geomem --help` starts fast
 
-        # The device's memory, or a process that the system ended, usually for its memory.
+        # Out of memory on the device, or a process that the system killed, usually for its memory.
         if not isinstance(error, (MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError)):
             raise
         fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def started_as(prog: str) -> None:
-    """Tell `main` what the user typed, if it was not `python -m` with the module's name."""
+    """Tell `main` what the user typed, if that was not `python -m` and the module's name."""
     global _prog
     _prog = prog
 
@@ -90,17 +90,17 @@ def fail(message: object) -> NoReturn:
 def interrupted(
     out: paths.AnyPath | None = None, resumes: bool = False, message: str = ""
 ) -> NoReturn:
-    """Print `message` or else what the command kept and how to go on; exit with code 130."""
+    """Print `message`, or else what was kept and how to continue; exit with code 130."""
     files = paths.written()
     if resumes and out is not None and paths.as_path(out).exists():
         kept = f"{out} keeps what was finished; the same command resumes."
     elif files:
-        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts anew."
+        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts over."
     else:
         kept = "nothing was kept."
     print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # Not sys.exit: to take down the interpreter under a running XLA program can crash.
+    # Not sys.exit, because ending the interpreter while an XLA program runs can crash.
     os._exit(130)
 
 
@@ -127,7 +127,7 @@ def _claim(config, given):
 
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
-    """Join the other processes of the run, if it has several; all but one are silent."""
+    """Join the run's other processes, if there are any, and silence all but the first."""
     if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
         yield
         return
@@ -144,7 +144,7 @@ def _joined() -> Iterator[None]:
 
 
 def _with_flags(message, config):
-    """The message with its subject, "sigma_min must be ...", as the flag --sigma-min."""
+    """The message with field names in its subject ("sigma_min must be ...") changed to flags."""
     subject, must, rest = message.partition(" must ")
     if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
         return message

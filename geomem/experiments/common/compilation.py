@@ -1,4 +1,4 @@
-"""XLA's compilation for commands: kept between runs, and announced if it takes long."""
+"""Compilation by XLA: a cache that lasts between runs, and a notice if it takes long."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["announced", "enable_cache"]
 _PATIENCE = 2.0  # seconds
 _START = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # recorded just before XLA compiles
 _END = "/jax/core/compile/backend_compile_duration"
-_LEAST_SECONDS = "0.02"  # of compilation; by default JAX keeps no program below 1 second
+_LEAST_SECONDS = "0.02"  # of compilation; JAX's default keeps only programs that take 1 second
 
 
 def enable_cache() -> None:
-    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder.
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder.
 
-    GEOMEM_NO_COMPILATION_CACHE=1 turns this off, and so does a folder that cannot be written. The
-    environment variables are set too, for the processes that a command starts.
+    Does nothing with GEOMEM_NO_COMPILATION_CACHE=1 or if the folder cannot be written. Also sets
+    the environment variables, for the processes that a command starts.
     """
     if os.environ.get("GEOMEM_NO_COMPILATION_CACHE", "0") != "0":
         return
@@ -44,7 +44,7 @@ def enable_cache() -> None:
 
 @contextlib.contextmanager
 def announced() -> Iterator[None]:
-    """Print one line to stderr for each compilation in the block that lasts some seconds."""
+    """Print one line to stderr for each compilation in the block that takes over 2 seconds."""
     import jax
 
     timer: threading.Timer | None = None

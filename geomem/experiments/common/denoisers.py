@@ -1,9 +1,9 @@
 """Compare trained networks with the two exact denoisers of their training images.
 
-Figures 1 and 2 and Theorems 4.9 and 4.10 compare three denoisers: a trained network, the empirical
-denoiser of its training images, which a network that memorizes approaches, and their Gaussian
-denoiser, which every good denoiser approaches at large noise. `compare_denoisers` loads or trains
-the networks and writes tables and a figure of what an experiment measures.
+Figures 1 and 2 and Theorems 4.9 and 4.10 compare three denoisers: a trained network; the empirical
+denoiser of its training images, which a memorizing network approaches; and the Gaussian denoiser of
+these images, which every good denoiser approaches at large noise. `compare_denoisers` loads or
+trains the networks and writes an experiment's tables and figure.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ComparisonFlags:
     """Seed of the noise."""
 
 
-# Noise at all levels that are measured; long enough for the error at the largest to settle.
+# Trained at all measured noise levels, and until the error at the largest ones converges.
 _DIGITS = dataclasses.replace(
     presets.PRESETS["digits"],
     noise_mean=0.0,
@@ -87,7 +87,7 @@ _DIGITS = dataclasses.replace(
     checkpoint_every=2500,
 )
 
-# One recipe on two training sets: few images, which are memorized, and too many for that.
+# The same recipe on two training sets: one small enough to be memorized, and one too large.
 PRESET_RUNS = {
     "digits": {
         "digits_128_all_noise": _DIGITS,
@@ -101,7 +101,7 @@ PRESET_RUNS = {
 
 
 class TrainedRun(NamedTuple):
-    """A training run's images and the denoisers made from them.
+    """A training run's images and denoisers.
 
     Attributes:
       name: name of the run folder.
@@ -128,15 +128,15 @@ def compare_denoisers(
 
     Args:
       config: the experiment's flags.
-      measure: (config, noise levels, training run) -> rows, by name of the table.
-      draw: from the tables, as keyword arguments, to a matplotlib Figure.
-      summarize: from the tables of one run, as keyword arguments, to a sentence that is printed.
+      measure: maps (config, noise levels, training run) to rows, by name of the table.
+      draw: maps the tables, as keyword arguments, to a matplotlib Figure.
+      summarize: maps the tables of one run, as keyword arguments, to a sentence to print.
 
     Returns:
       The columns of each table, by name; empty with `plot_only`.
 
     Raises:
-      ValueError: an unusable configuration, run or data set.
+      ValueError: an invalid configuration, run or data set.
       OSError: the results cannot be written.
     """
     if config.plot_only is not None:
@@ -155,8 +155,8 @@ def compare_denoisers(
     for run in runs:
         labels = {"run": run.name, "train_images": len(run.train)}
         with output.phase(run.name):
-            for name, measured in measure(config, sigmas, run).items():
-                rows[name] += [labels | row for row in measured]
+            for name, run_rows in measure(config, sigmas, run).items():
+                rows[name] += [labels | row for row in run_rows]
     for name, table_rows in rows.items():
         output.write_rows(f"{name}.csv", table_rows)
     tables = {name: read_table(output.folder / f"{name}.csv") for name in rows}
@@ -190,17 +190,17 @@ def read_table(path: paths.AnyPath) -> Table:
 
 
 def select(table: Mapping[str, np.ndarray], **values: Any) -> Table:
-    """Return the rows of a table in which the named columns have these values."""
+    """Return the rows of a table whose named columns have these values."""
     kept = np.all([table[name] == value for name, value in values.items()], axis=0)
     return {name: column[kept] for name, column in table.items()}
 
 
 def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
-    """Return the training runs that `config` names; train the preset's where they are missing.
+    """Return the training runs that `config` names; train those of the preset that are missing.
 
     Raises:
-      ValueError: not a run, two runs of the same name, a training that was stopped, or a data set
-        that has changed since.
+      ValueError: not a run, two runs of the same name, a training run that was stopped, or a data
+        set that has changed since.
     """
     names = {paths.as_path(folder).name for folder in config.run}
     if len(names) < len(config.run):
@@ -212,7 +212,7 @@ def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
 
 
 def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config) -> TrainedRun:
-    """Return the run `name` in the folder `runs`, after training it as far as it is not finished.
+    """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished.
 
     Raises:
       ValueError: the training was stopped.
@@ -230,7 +230,7 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     """Return the images and denoisers of a training run.
 
     Raises:
-      ValueError: not a run, or a data set that has changed since.
+      ValueError: not a run, or the data set has changed since.
     """
     folder = paths.as_path(folder)
     network, params, _ = run_folder.load(folder)
@@ -238,7 +238,10 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     recipe = configuration.from_facts(facts)
     dataset = flags.load(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
-        raise ValueError(f"{folder} was trained on other images than {recipe.dataset} holds now.")
+        raise ValueError(
+            f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "
+            "which was trained on others."
+        )
     points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
     denoisers = {
         "network": network.bind(params),

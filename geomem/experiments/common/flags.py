@@ -1,4 +1,4 @@
-"""Flags that select images and noise levels, and the curves' file format."""
+"""Flags that select images and noise levels, and the file format of curves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ImageFlags:
     """The fraction of the images to hold out, or other images to use as held-out images; default:
     the data set's test images, or a fifth of its images."""
     classes: tuple[str, ...] = flag((), "data")
-    """Use only these classes, given by name."""
+    """Names of the classes to use; default: all."""
     resize: int | None = flag(None, "data")
     """Crop the images of a folder to their center square and resize them to this side."""
     heldout_seed: int = flag(0, "advanced")
@@ -52,7 +52,7 @@ class ImageFlags:
 
 @dataclasses.dataclass(frozen=True)
 class CurveFlags(ImageFlags):
-    """Which images to use, and the noise levels at which to look for their danger zone."""
+    """Which images to use, and at which noise levels to look for their danger zone."""
 
     num_sigmas: int = flag(32, "curves")
     """Number of noise levels."""
@@ -70,7 +70,7 @@ def load(config: ImageFlags) -> data.Dataset:
     """Return the images that a configuration selects.
 
     Raises:
-      ValueError: unusable data, or held-out images of another shape than the training images.
+      ValueError: invalid data, or training and held-out images of different shapes.
     """
     dataset = data.load(
         config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
@@ -108,7 +108,7 @@ def read_zone(path: paths.AnyPath) -> tuple[float, float]:
     """Return the edges (low, high) of the danger zone in a zone.json.
 
     Raises:
-      ValueError: the file cannot be read, has no "low" and "high", or holds no danger zone.
+      ValueError: the file cannot be read, lacks "low" or "high", or holds no danger zone.
     """
     try:
         zone = json.loads(paths.as_path(path).read_text())

@@ -1,4 +1,4 @@
-"""Danger zones and arms of Figures 4 and 5: the presets, the flags and the steps they share."""
+"""The presets, flags and steps that the experiments of Figures 4 and 5 share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "train_arms",
 ]
 
-_CHECKPOINTS = 8  # approximate number with --kimg
+_CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,16 @@ class StudyFlags:
     seeds: int | None = flag(None, "training")
     """Number of training runs of each arm; default: the preset's."""
     kimg: float | None = flag(None, "training")
-    """Length of each training in thousands of images; default: the preset's."""
+    """Length of each training run in thousands of images; default: the preset's."""
     samples: int | None = flag(None, "evaluation")
     """Number of images sampled from each checkpoint; default: the preset's."""
     inception: str | None = flag(None, "evaluation")
     """File with the Inception weights, to report FID instead of the Frechet distance of pixels. By
-    default cifar10 uses GEOMEM_INCEPTION or the cached weights if there are any."""
+    default, cifar10 uses GEOMEM_INCEPTION or the cached weights if there are any."""
     out: str = flag("runs/gap_study", "output")
-    """Folder for the runs, the tables and the figures. What it holds is not computed again."""
+    """Folder for the runs, the tables and the figures. Finished runs in it are not repeated."""
     jobs: int | None = flag(None, "advanced")
-    """Number of runs at the same time; default: one for each core on a CPU, else one."""
+    """Number of runs at the same time; default: one per core on a CPU, else one."""
 
 
 class Preset(NamedTuple):
@@ -60,8 +60,8 @@ class Preset(NamedTuple):
       train: training configuration of every arm, apart from its gap and seed.
       evaluation: how checkpoints are evaluated.
       seeds: number of training runs of each arm.
-      thresholds: thresholds of the danger zones, from narrow to wide zones; the controls are built
-        for the last.
+      thresholds: thresholds of the danger zones, from narrow to wide zones; the controls are for
+        the last zone.
     """
 
     train: configuration.Config
@@ -91,7 +91,7 @@ def resolve(config: StudyFlags) -> Preset:
     """Return the preset with the seeds, kimg, samples and inception of `config`.
 
     Raises:
-      ValueError: a number that is not positive, or unusable Inception weights.
+      ValueError: a number that is not positive, or invalid Inception weights.
     """
     for name in ("seeds", "kimg", "samples", "jobs"):
         value = getattr(config, name)
@@ -117,7 +117,7 @@ def find_zones(
     """Return the curves of images [N, H, W, C] and their danger zone at each threshold.
 
     Raises:
-      ValueError: no danger zone at some threshold.
+      ValueError: there is no danger zone at one of the thresholds.
     """
     train, heldout = (images.reshape(len(images), -1) for images in (train, heldout))
     estimate = curves.estimate(jax.random.key(0), train, heldout, np.geomspace(0.02, 80, 32))
@@ -148,7 +148,7 @@ def train_arms(
 
 
 def study_facts(preset: Preset, arms: Sequence[Arm], dataset: data.Dataset) -> dict[str, Any]:
-    """Return the arms, settings and data as run.json holds them beside the configuration."""
+    """Return the arms, settings and data that run.json holds beside the configuration."""
     return {
         "arms": [arm._asdict() for arm in arms],
         "train": dataclasses.asdict(preset.train),
@@ -163,7 +163,7 @@ def _find_inception(config):
     if path is None and config.preset == "cifar10":
         path = weights.find()
         if path is None:
-            flags.warn("no Inception weights (--inception): Frechet distances are of pixels")
+            flags.warn("no Inception weights (--inception), so Frechet distances compare pixels")
     if path is None:
         return None
     weights.load(path)  # fails before any training

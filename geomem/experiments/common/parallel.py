@@ -1,4 +1,4 @@
-"""Train and evaluate several runs at the same time, on a CPU one process for each core."""
+"""Train and evaluate several runs at the same time, on a CPU in one process per core."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def train_and_evaluate_all(
 ) -> list[dict[str, Any]]:
     """Return the rows of `arms.train_and_evaluate` for all tasks, in the order of the tasks.
 
-    A small network leaves most of a second core idle, so two runs at the same time are nearly twice
-    as fast as one after the other. Their output goes to log files beside the run folders. On an
-    accelerator the tasks run in this process, one after the other.
+    A small network leaves most of a second core idle, so two runs at the same time take little more
+    time than one. Their output goes to log files beside the run folders. On an accelerator, the
+    tasks run in this process, one after the other.
 
     Args:
       tasks: the runs.
@@ -88,9 +88,9 @@ def _start_process(numbers, jobs, cache):
 
 
 def _end_with_parent():
-    """End when the parent is killed; a training left behind would collide with the next start."""
+    """End when the parent ends; a run left behind would collide with the next start."""
     multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)  # a training saves a checkpoint
+    os.kill(os.getpid(), signal.SIGTERM)  # saves a checkpoint
     time.sleep(30)
     os._exit(1)
 

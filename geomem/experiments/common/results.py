@@ -1,4 +1,4 @@
-"""The folder, the files and the record of a run, so that a number can be traced to its cause."""
+"""A run's output folder, its files, and a record of how every number was computed."""
 
 import atexit
 import contextlib
@@ -37,7 +37,6 @@ __all__ = [
     "write_image_grid",
     "write_json",
     "write_rows",
-    "write_run",
 ]
 
 _LEAST_SIDE = 32  # pixels of an image in a grid
@@ -73,7 +72,6 @@ class Run:
 
     Attributes:
       folder: the output folder.
-      files: the files written so far.
 
     Raises:
       ValueError: the folder cannot be written.
@@ -82,45 +80,32 @@ class Run:
     def __init__(self, config: Any):
         self._config, self._phases = config, Phases()
         self.folder = make_folder(config.out)
-        self.files: list[pathlib.Path] = []
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a `with` block that times its body under `name` in run.json."""
+        """Return a context manager that times its block under `name` in run.json."""
         return self._phases(name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; see the function `write_json`."""
-        self._write(name, write_json, value)
+        write_json(self.folder / name, value)
 
     def write_rows(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows with the same keys as a CSV file."""
-        self._write(name, write_rows, rows)
+        write_rows(self.folder / name, rows)
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure as NAME.png and NAME.pdf."""
         from geomem.plots import style
 
-        self.files += style.save(figure, self.folder, name)
+        style.save(figure, self.folder, name)
 
-    def finish(self, config: Any = None, **facts: Any) -> None:
-        """Write run.json.
-
-        Args:
-          config: what run.json shows as the configuration, if that is not all of it.
-          facts: further entries, such as data=dataset_facts(dataset).
-        """
-        shown = {} if config is None else {"config": config}
-        write_run(self.folder, self._config, self._phases, **shown, **facts)
-        self.files.append(self.folder / "run.json")
-
-    def _write(self, name, write, value):
-        path = self.folder / name
-        write(path, value)
-        self.files.append(path)
+    def finish(self, **facts: Any) -> None:
+        """Write run.json, with `facts` such as data=dataset_facts(dataset)."""
+        write_json(self.folder / "run.json", run_facts(self._config, self._phases, **facts))
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, as plain JSON values."""
+    """Return versions, device and commit as plain JSON values."""
     devices = jax.devices()
     return {
         "geomem": geomem.__version__,
@@ -136,7 +121,7 @@ def environment() -> dict[str, Any]:
 
 
 def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
-    """Name, sizes and SHA-256 of the images and indices in use."""
+    """Return the name, the sizes and the SHA-256 of the images and indices in use."""
     return {
         "name": pathlib.Path(dataset.name).name,
         "train": {"count": len(dataset.train_split), "sha256": dataset.train_split.sha256()},
@@ -146,14 +131,14 @@ def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
 
 
 def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
-    """Return the configuration with an `out` that holds no results of another run.
+    """Return the configuration with an `out` that does not hold results of another run.
 
-    The same configuration may write its own results again.
+    The same configuration may overwrite its own results.
 
     Args:
-      config: a dataclass with the output folder or file in `out`, or without one.
-      overwrite: accept any `out`.
-      number: append -2, -3, ... to `out` instead of refusing it.
+      config: a dataclass, with or without the output folder or file in `out`.
+      overwrite: whether to accept any `out`.
+      number: whether to append -2, -3, ... to `out` instead of raising an error.
 
     Raises:
       ValueError: `out` holds results of another command or configuration.
@@ -178,7 +163,8 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
 def make_folder(out: paths.AnyPath) -> pathlib.Path:
     """Create the output folder.
 
-    In a run of several processes only the first writes to `out`. The others get a temporary folder.
+    If a run has several processes, only the first writes to `out`; the others get a temporary
+    folder.
 
     Args:
       out: a local folder or one in a bucket (gs://...).
@@ -203,7 +189,7 @@ def make_folder(out: paths.AnyPath) -> pathlib.Path:
 
 
 def write_json(path: paths.AnyPath, value: Any) -> None:
-    """Write dicts, lists, numbers, dataclasses and NamedTuples of them as JSON, indented."""
+    """Write nested dicts, lists, numbers, dataclasses and NamedTuples as indented JSON."""
     paths.write_whole(path, json.dumps(value, indent=2, default=_plain) + "\n")
 
 
@@ -216,16 +202,17 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     paths.write_whole(path, text.getvalue())
 
 
-def write_run(folder: pathlib.Path, config: Any, phases: Phases, /, **facts: Any) -> None:
-    """Write `run_facts` to run.json."""
-    write_json(folder / "run.json", run_facts(config, phases, **facts))
-
-
 def run_facts(config: Any, phases: Phases, /, **facts: Any) -> dict[str, Any]:
-    """Return the command, its configuration (a dataclass), `facts`, environment and seconds."""
+    """Return the command, its configuration (a dataclass), `facts`, environment and timings."""
     settings = dataclasses.asdict(config)
-    about = {"command": _command(config), "config": settings, "config_sha256": _digest(settings)}
-    return about | {**facts, "environment": environment(), "seconds": phases.seconds}
+    return {
+        "command": _command(config),
+        "config": settings,
+        "config_sha256": _digest(settings),
+        **facts,
+        "environment": environment(),
+        "seconds": phases.seconds,
+    }
 
 
 def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | None = None) -> None:
@@ -252,12 +239,12 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
         Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
 
 
-def _may_write(record, config):
-    """Whether a run's record is missing, or is of this command and configuration."""
+def _may_write(path, config):
+    """Whether a run's record is missing or has this command and configuration."""
     try:
-        about = json.loads(record.read_text())
-        digest = about.get("config_sha256") or _digest(about["config"])
-        command = about.get("command", _command(config))
+        record = json.loads(path.read_text())
+        digest = record.get("config_sha256") or _digest(record["config"])
+        command = record.get("command", _command(config))
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -266,7 +253,7 @@ def _may_write(record, config):
 
 
 def _command(config):
-    """audit for a configuration from geomem.experiments.audit or a module in it."""
+    """The command's name, e.g. audit for a configuration from geomem.experiments.audit.command."""
     module = type(config).__module__
     spec = sys.modules["__main__"].__spec__
     if module == "__main__" and spec is not None:  # started by python -m, or by `geomem`
@@ -275,7 +262,7 @@ def _command(config):
 
 
 def _digest(settings):
-    """The SHA-256 of what decides the results: a configuration without its folder."""
+    """The SHA-256 of the settings that determine the results, so without the output folder."""
     decisive = {k: v for k, v in settings.items() if k not in ("out", "plot_only")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -287,7 +274,7 @@ def _plain(value):
 
 
 def _commit() -> str | None:
-    if commit := os.environ.get("GEOMEM_COMMIT"):  # where the code was copied without its history
+    if commit := os.environ.get("GEOMEM_COMMIT"):  # for code copied without its git history
         return commit
     git = ["git", "-C", str(pathlib.Path(geomem.__file__).resolve().parent.parent)]
     try:
@@ -296,6 +283,6 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    # Results that are being written anew do not make the code another one.
+    # Changed result files do not make the code dirty.
     code = [*git, "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)experiments/*/results/*"]
     return head if subprocess.run(code, capture_output=True).returncode == 0 else f"{head}-dirty"

@@ -1,4 +1,4 @@
-"""Train an EDM denoiser, with or without a gap in its noise levels, and load trained ones."""
+"""Train an EDM denoiser, with or without a gap in its noise levels, and load trained denoisers."""
 
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.loop import Result, run

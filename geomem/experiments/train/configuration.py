@@ -36,21 +36,21 @@ class Config(flags.ImageFlags):
     gap: tuple[float, float] | None = flag(None, "noise")
     """Edges of the gap: noise levels in this interval are left out of training."""
     gap_from: str | None = flag(None, "noise")
-    """A zone.json with the edges of the gap, in place of --gap."""
+    """A zone.json file with the edges of the gap, instead of --gap."""
     keep: float = flag(0.0, "noise")
     """Thin the gap to this fraction of its density instead of removing it."""
     schedule: Literal["lognormal", "gap", "dummy"] | None = flag(None, "noise")
-    """Training noise; dummy draws the noise levels in the gap but replaces their clean images by
-    Gaussian ones; default: gap if one is given, else lognormal."""
+    """Training noise. dummy trains at the noise levels in the gap too, but on Gaussian images in
+    place of training images; default: gap if one is given, else lognormal."""
     noise_mean: float = flag(-1.2, "noise")
     """Mean of ln sigma."""
     noise_std: float = flag(1.2, "noise")
     """Standard deviation of ln sigma."""
 
     channels: int = flag(128, "network")
-    """Base channels."""
+    """Base number of channels."""
     multipliers: tuple[int, ...] = flag((2, 2, 2), "network")
-    """Channels of each resolution level over the base."""
+    """Channels of each resolution level as multiples of the base."""
     blocks: int = flag(4, "network")
     """Residual blocks per level."""
     attention: tuple[int, ...] = flag((16,), "network")
@@ -64,12 +64,12 @@ class Config(flags.ImageFlags):
     patch: int = flag(1, "network")
     """Side of the patches that are folded into channels; 2 suits small machines."""
     sigma_data: float = flag(0.5, "network")
-    """Standard deviation of the pixels in the preconditioning; 0: that of the training images."""
+    """Standard deviation of the pixels, for the preconditioning; 0 measures the training images."""
     compute: Literal["float32", "tf32", "bfloat16"] = flag("float32", "network")
     """Exact float32, float32 with fast products, or bfloat16. Parameters are float32."""
 
     batch: int = flag(512, "training")
-    """Images per step, over all devices."""
+    """Images per step, in total over all devices."""
     lr: float = flag(1e-3, "training")
     """Adam's learning rate."""
     lr_ramp_kimg: float = flag(10_000, "training")
@@ -77,26 +77,26 @@ class Config(flags.ImageFlags):
     ema_halflife_kimg: float = flag(500, "training")
     """Half-life of the parameters' moving average, in thousands of images."""
     ema_ramp: float = flag(0.05, "training")
-    """Largest half-life as a fraction of the images seen so far."""
+    """Upper limit of the half-life, as a fraction of the images seen so far."""
     augment: float = flag(0.12, "training")
     """Probability of each augmentation; 0 turns them off, including the x-flip."""
 
     samples: int = flag(64, "output")
-    """Images in the grid that is sampled at each checkpoint."""
+    """Number of images in the grid that is sampled at each checkpoint."""
     checkpoint_every: int = flag(5000, "output")
-    """Steps per checkpoint, a multiple of --log-every."""
+    """Steps between checkpoints, a multiple of --log-every."""
     keep_checkpoints: int = flag(3, "output")
-    """Number of checkpoints to keep, the newest ones."""
+    """Number of newest checkpoints to keep."""
     log_every: int = flag(100, "output")
-    """Steps per line of metrics.jsonl, which holds their mean."""
+    """Steps per line of metrics.jsonl; a line holds means over its steps."""
 
     resume: bool = flag(True, "advanced")
-    """Resume the run that the folder holds."""
+    """Resume the run in the folder."""
     steps_per_dispatch: int | None = flag(None, "advanced")
     """Steps per launch from Python; default: 1 on a CPU, 10 elsewhere."""
     distributed: bool = flag(False, "advanced")
-    """Join a multi-host run by jax.distributed.initialize(); GEOMEM_DISTRIBUTED=1 in the
-    environment does so for every command."""
+    """Join a multi-host run with jax.distributed.initialize(); GEOMEM_DISTRIBUTED=1 in the
+    environment does this for every command."""
 
     @property
     def steps(self) -> int:
@@ -104,7 +104,7 @@ class Config(flags.ImageFlags):
         return math.ceil(self.kimg * 1000 / self.batch)
 
 
-# What a resumed run may change. The images must keep their hash.
+# Fields that a resumed run may change. The hash of the images must stay the same.
 MAY_CHANGE = (
     "config.out",
     "config.resume",
@@ -130,7 +130,7 @@ def resolve(config: Config) -> Config:
     """Return the configuration with its schedule named and its gap as two numbers.
 
     Raises:
-      ValueError: a flag out of range, flags that contradict each other, or an unusable zone.
+      ValueError: a flag out of range, flags that contradict each other, or an invalid zone file.
     """
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
@@ -157,7 +157,7 @@ def resolve(config: Config) -> Config:
 
 
 def facts(config: Config, split: data.Split) -> dict[str, Any]:
-    """Return what defines a run, as JSON values: a resolved configuration and its images."""
+    """Return the facts that define a run, as JSON values: its resolved configuration and images."""
     return {
         "config": dataclasses.asdict(config),
         "data": {
@@ -186,7 +186,7 @@ def build(facts: Mapping[str, Any]) -> tuple[preconditioning.EDMDenoiser, traini
     """Return the denoiser (without parameters) and the training step of a run.
 
     Raises:
-      ValueError: an unusable schedule.
+      ValueError: an invalid schedule.
     """
     config = from_facts(facts)
     network = unet.UNet(

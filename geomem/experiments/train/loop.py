@@ -1,9 +1,9 @@
-"""Run a training from its start or newest checkpoint until its end or a signal.
+"""Train from the start or the newest checkpoint until the end or a signal.
 
     geomem train digits --out runs/digits
     geomem train edm_small --gap-from runs/zone/zone.json --out runs/gap
 
-The same command on the same folder resumes the run, bit for bit on a CPU.
+The same command on the same folder resumes the run; on a CPU the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Result(NamedTuple):
 
     Attributes:
       folder: the run folder.
-      step: steps done, over all sessions.
-      finished: whether these are all steps; False after SIGTERM.
-      images_per_second: median over this session's windows of log_every steps, without the first,
-        which compiles; None if there are no others.
+      step: number of completed steps, over all sessions.
+      finished: whether all steps are completed; False after SIGTERM.
+      images_per_second: median over this session's windows of log_every steps. The first window is
+        excluded, because it includes compilation; None if it is the only one.
     """
 
     folder: pathlib.Path
@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 class _Session(NamedTuple):
-    """What the loop needs from the start of a run to its end or interruption."""
+    """The parts of a run that stay the same during the loop."""
 
     config: Config
     denoiser: preconditioning.EDMDenoiser
@@ -62,7 +62,7 @@ def run(config: Config) -> Result:
     """Train, or resume training, until `config.kimg`, SIGTERM or Ctrl-C.
 
     Raises:
-      ValueError: unusable configuration or data, another run's folder, or a loss that is not finite
+      ValueError: invalid configuration or data, another run's folder, or a loss that is not finite
         (the checkpoint before it is kept).
       OSError: the folder cannot be written.
       KeyboardInterrupt: after Ctrl-C, once the state is saved; the message says how to resume. A
@@ -112,10 +112,10 @@ def run(config: Config) -> Result:
 
 
 class StopSignal:
-    """Whether SIGTERM or Ctrl-C asked the run to stop; a context manager to ask after each step.
+    """A context manager that records SIGTERM and Ctrl-C; call it after each step.
 
-    In a run of several processes, JAX's preemption service receives SIGTERM and all of them stop at
-    the same step.
+    If a run has several processes, JAX's preemption service receives SIGTERM, and all processes
+    stop at the same step.
     """
 
     def __enter__(self) -> StopSignal:
@@ -148,11 +148,11 @@ class StopSignal:
 
 
 def _train(session, update, state, images, step, stopping):
-    """Dispatch steps, log and save until the end or a signal; return (last step, images/s)."""
+    """Run steps, log and save until the end or a signal; return (last step, images/s)."""
     config, first_process = session.config, jax.process_index() == 0
     log = MetricsLog(session.folder, step) if first_process else None
     state, images = training_step.replicate(state), training_step.replicate(images)
-    _say("compiling the training step, up to a minute ...")
+    _say("compiling the training step (up to a minute) ...")
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
     with tqdm(
         **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process
@@ -179,7 +179,7 @@ def _train(session, update, state, images, step, stopping):
 
 
 def _steps_at_once(config, step):
-    """The usual number of steps to launch, or 1 where it would cross a boundary."""
+    """The usual number of steps per launch, or 1 if that would cross the end of a window."""
     usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
     usual = math.gcd(usual, config.log_every)
     return usual if step % usual == 0 and step + usual <= config.steps else 1
@@ -218,7 +218,7 @@ def _save(session, state, step, draw):
 
 
 def _claim(config, facts):
-    """The run folder, made or checked by the first process while the others wait."""
+    """The run folder, which the first process creates or checks while the others wait."""
     if jax.process_index() == 0:
         folder = results.make_folder(config.out)
         resumed = run_folder.claim(folder, facts, configuration.MAY_CHANGE)

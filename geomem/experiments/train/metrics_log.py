@@ -14,8 +14,8 @@ __all__ = ["MetricsLog"]
 class MetricsLog:
     """Write one line per window of steps.
 
-    A killed run has lines from after its last checkpoint. They are removed when the run resumes,
-    which writes them again, so that the file equals that of an uninterrupted run.
+    A killed run may have lines for steps after its last checkpoint. The resumed run removes and
+    rewrites them, so the file equals that of an uninterrupted run.
 
     Args:
       folder: the run folder, local or in a bucket.
@@ -31,7 +31,7 @@ class MetricsLog:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """Record `metrics`; `speed` goes to TensorBoard only, because it differs between runs."""
+        """Record `metrics`; `speed` goes only to TensorBoard, because it differs between runs."""
         self._text += json.dumps({"step": step, **metrics}) + "\n"
         paths.write_whole(self._path, self._text)  # a bucket cannot append
         for name, value in {**metrics, **speed}.items():
@@ -43,7 +43,7 @@ class MetricsLog:
 
 
 def _until(path, step):
-    """The lines of a file up to `step`, without a last one that is only half written."""
+    """The lines of a file up to `step`, without an incomplete last line."""
     if not path.exists():
         return ""
     kept = []

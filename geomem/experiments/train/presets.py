@@ -39,7 +39,7 @@ PRESETS = {
         adaptive_scale=True,
         patch=2,
         sigma_data=0,
-        noise_mean=-0.787,  # EDM's -1.2, for pixels of standard deviation 0.756 instead of 0.5
+        noise_mean=-0.787,  # EDM's -1.2, shifted for pixels of standard deviation 0.756, not 0.5
         batch=64,
         lr=2e-3,
         lr_ramp_kimg=12.8,
@@ -57,7 +57,7 @@ PRESETS["digits_gap"] = PRESETS["digits_fourier"]
 ABOUT = {
     "edm_cifar10": "EDM's CIFAR-10 setting: 55.7M parameters, 200M images.",
     "edm_small": "The same network on 1,000 images: batch 64, no augmentation.",
-    "digits": "128 of scikit-learn's 8x8 digits, overfitted in minutes on a CPU.",
+    "digits": "128 of scikit-learn's 8x8 digits; overfits in minutes on a CPU.",
     "digits_fourier": "128 other digits; Fourier embedding of the noise level, as in gap-training.",
     "digits_gap": "The former name of digits_fourier. It has no gap unless one is given.",
 }

@@ -1,4 +1,4 @@
-"""A training run's folder: which run it belongs to, and the denoiser that it holds.
+"""The folder of a training run: check which run it belongs to, and load its denoiser.
 
 The folder holds config.json, run.json, metrics.jsonl, samples_STEP.png, TensorBoard events and
 checkpoints/STEP.
@@ -25,18 +25,19 @@ _FACTS = "config.json"
 
 
 def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool:
-    """Make a folder this run's, or check that it is, so that no run resumes onto other data.
+    """Claim a folder for a run, or check that it is this run's, so that no run resumes another.
 
     Args:
-      folder: a folder that is missing, empty or an earlier run's.
+      folder: a folder that is missing, empty, or of an earlier session of this run.
       facts: nested dict of JSON values that define the run; written to config.json.
-      may_change: dotted names of facts that a resumed run may change, such as its length.
+      may_change: dotted names of facts that a resumed run may change, for example its length.
 
     Returns:
-      Whether the folder holds an earlier run, to be resumed.
+      Whether the folder holds an earlier session, to be resumed.
 
     Raises:
-      ValueError: the folder holds something else, or a run with other facts (the first is named).
+      ValueError: the folder holds something else, or a run with other facts (the message names the
+        first).
     """
     facts = json.loads(json.dumps(facts))
     path = folder / _FACTS
@@ -77,7 +78,7 @@ def load(
     Args:
       folder: the run folder.
       step: step of the checkpoint; default: the newest.
-      average: whether to load the moving average of the parameters or the parameters themselves.
+      average: whether to load the moving average of the parameters instead of the parameters.
 
     Returns:
       (denoiser, params, image shape (H, W, C)). `denoiser.bind(params)` is a function of
@@ -100,7 +101,7 @@ def state_template(facts: Mapping[str, Any]) -> training_step.TrainState:
     """Return the structure, shapes and dtypes of a run's training state.
 
     Raises:
-      ValueError: the network does not fit the images.
+      ValueError: the network does not suit the images.
     """
     denoiser, recipe = configuration.build(facts)
     shape = facts["data"]["image_shape"]
@@ -108,7 +109,7 @@ def state_template(facts: Mapping[str, Any]) -> training_step.TrainState:
 
 
 def sampling_grid(run: paths.AnyPath, sigmas: np.ndarray) -> np.ndarray:
-    """Return the noise levels, stepping over the gap that the run was trained with, if any.
+    """Return the noise levels with one step across the gap that the run was trained with, if any.
 
     Raises:
       ValueError: not a run folder.

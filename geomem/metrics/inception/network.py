@@ -1,7 +1,7 @@
-"""The Inception network of the FID: Inception-v3 of the TensorFlow graph of 2015-12-05, in Flax.
+"""The Inception network of FID in Flax: Inception-v3 of the TensorFlow graph of 2015-12-05.
 
 It differs from torchvision's: average pools exclude the padding, the last block uses a max pool,
-images are resized as in TensorFlow 1, and the last layer has 1,008 classes. `weights` loads its
+images are resized as in TensorFlow 1, and the last layer has 1,008 classes. `weights` loads the
 published weights.
 
 Source: Szegedy et al. 2016 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500).
@@ -61,12 +61,12 @@ class Inception(nn.Module):
         """Return the features at each tap.
 
         Args:
-          images: of any size.
+          images: images of any size.
 
         Returns:
           Features by the names in TAPS: feat_64 and feat_192 after the two early max pools,
-          feat_768 after Mixed_6e, feat_2048 (used by FID), and feat_logits_unbiased with 1,008
-          features, the last layer without its bias. The first four are means over positions.
+          feat_768 after Mixed_6e, feat_2048 (used by FID), and feat_logits_unbiased with the 1,008
+          outputs of the last layer without its bias. The first four are means over positions.
         """
         taps = {}
         x = (_resize(images.astype(jnp.float32)) - 128) / 128
@@ -92,7 +92,8 @@ class Inception(nn.Module):
 class _Mixed(nn.Module):
     """Parallel branches. A branch is a chain of pools, units, and tuples of parallel units.
 
-    A unit is (name, channels, kernel height, kernel width) and the stride, if it is not 1.
+    A unit is (name, channels, kernel height, kernel width), followed by its stride if that is not
+    1.
     """
 
     branches: tuple
@@ -209,7 +210,7 @@ _BLOCKS = {
 
 
 def _resize(images):
-    """Resize to 299 x 299 bilinearly as in TensorFlow 1: output i is at input i (size / 299)."""
+    """Resize to 299 x 299 bilinearly as in TensorFlow 1: output i is input i (size / 299)."""
     for axis in (2, 1):
         size = images.shape[axis]
         position = np.arange(_SIDE, dtype=np.float32) * np.float32(size / _SIDE)
@@ -228,7 +229,7 @@ def features(params: Mapping, tap: str = "feat_2048", batch: int = 128) -> Featu
     Args:
       params: as returned by `weights.load`.
       tap: one of TAPS; only the default gives FID.
-      batch: images at once, rounded up to a multiple of the devices.
+      batch: images per call, rounded up to a multiple of the number of devices.
 
     Returns:
       Features of images: uint8, or float32 in [-1, 1] (converted to uint8 like EDM's samples). One
@@ -255,7 +256,7 @@ def features(params: Mapping, tap: str = "feat_2048", batch: int = 128) -> Featu
         images = np.asarray(images)
         images = images if images.dtype == np.uint8 else to_uint8(images)
         images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-        padded = np.resize(images, (batch, *images.shape[1:]))  # one shape, one compilation
+        padded = np.resize(images, (batch, *images.shape[1:]))  # the same shape compiles only once
         return np.asarray(apply(params, jax.device_put(padded, split)))[: len(images)]
 
     return Features(NAME if tap == "feat_2048" else f"{NAME} {tap}", extract, batch)

@@ -1,6 +1,6 @@
 """Read tensors from PyTorch files without PyTorch, and without running code in the file.
 
-A `.pth` file is a pickle, and a pickle can call any function. This reader admits only the few names
+A `.pth` file is a pickle, and a pickle can call any function. This reader allows only the few names
 that a state dict of tensors needs. Tensors become records (storage, offset, shape, strides), which
 are checked against the stored bytes before any value is read.
 """
@@ -42,8 +42,8 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Load the named tensors of an `.npz`, `.safetensors` or PyTorch (`.pth`, `.pt`) file.
 
     Args:
-      path: the file; both PyTorch formats work: the zip archive, and the sequence of pickles that
-        was used before version 1.6.
+      path: the file. Both PyTorch formats work, the zip archive and the sequence of pickles from
+        before version 1.6.
 
     Returns:
       The tensors by name; other entries of a state dict are ignored.
@@ -123,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_zip(path) -> tuple[Any, dict[str, bytes]]:
-    """The object, and the bytes of each storage by key."""
+    """The stored object, and the bytes of each storage by key."""
     with zipfile.ZipFile(path) as archive:
         contents = {}
         for entry in archive.infolist():
@@ -140,7 +140,10 @@ def _read_zip(path) -> tuple[Any, dict[str, bytes]]:
 
 
 def _read_legacy(path) -> tuple[Any, dict[str, bytes]]:
-    """Five pickles (magic, protocol, system, object, keys), then each storage: count, elements."""
+    """As `_read_zip`, from five pickles (magic, protocol, system, object, keys) and the storages.
+
+    A storage is its number of elements, then the elements.
+    """
     with open(path, "rb") as file:
         if file.read(len(_LEGACY_START)) != _LEGACY_START:
             raise ValueError("torch.save did not write it")
@@ -158,7 +161,7 @@ def _read_legacy(path) -> tuple[Any, dict[str, bytes]]:
 
 
 def _array(tensor, contents):
-    """The tensor as a view of its storage, checked to be inside it."""
+    """The tensor as a view of its storage, after checking that it lies inside."""
     storage, offset, shape, strides = tensor
     flat = np.frombuffer(contents[storage.key], storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))

@@ -1,6 +1,6 @@
-"""Find, download and convert the published weights of the FID's Inception network.
+"""Find, download and convert the published weights of FID's Inception network.
 
-geomem does not ship them. They are in the file pt_inception-2015-12-05-6726825d.pth.
+geomem does not include them. Their file is pt_inception-2015-12-05-6726825d.pth.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
 
 
 def find() -> pathlib.Path | None:
-    """Return the file that GEOMEM_INCEPTION names, else the one in the cache, else None."""
+    """Return the path in GEOMEM_INCEPTION, else the file in the cache, else None."""
     if named := os.environ.get("GEOMEM_INCEPTION"):
         return pathlib.Path(named).expanduser()
     return cache_path() if cache_path().is_file() else None
@@ -74,7 +74,7 @@ def download(url: str = _URL) -> pathlib.Path:
     No other function of this package uses the network.
 
     Raises:
-      ValueError: if the SHA-256 differs from the published file's.
+      ValueError: if the SHA-256 differs from that of the published file.
       OSError: if the file cannot be downloaded or written.
     """
     path = cache_path()
@@ -96,7 +96,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
     w gamma / sqrt(var + 1e-3) and the bias beta - mean gamma / sqrt(var + 1e-3).
 
     Raises:
-      ValueError: if tensors are missing or have another shape; names the first three.
+      ValueError: if tensors are missing or have another shape; the message names the first three.
     """
     flat = traverse_util.flatten_dict(_shapes()["params"])
     expected = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flat)

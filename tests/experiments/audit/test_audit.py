@@ -136,7 +136,7 @@ def test_advises_duplicates_then_early_stopping_then_a_gap(finished):
     leads = [lead for lead, _ in recipes.steps(finished.report)]
     assert [lead.split()[0] for lead in leads] == ["Remove", "Stop", "Consider"]
     advice = dict(verdict.answers(finished.report))["What should I do?"]
-    parts = ("Remove duplicates", "stop training", "further option")
+    parts = ("Remove duplicates", "stop training", "leave the danger zone out")
     order = [advice.index(part) for part in parts]
     assert order == sorted(order)
 
@@ -203,7 +203,7 @@ def test_audits_three_images(tmp_path):
     np.save(tmp_path / "three.npy", images)
     result = command.run(small(tmp_path, tmp_path / "three.npy"))
     assert result.report["dataset"]["train"] == 2
-    assert "2 training images are few" in dict(verdict.answers(result.report))["How sure is this?"]
+    assert "only 2 training images" in dict(verdict.answers(result.report))["How sure is this?"]
     train = data.load(str(tmp_path / "three.npy")).train
     assert result.report["dataset"]["mean"] == pytest.approx(train.mean(), abs=1e-6)
     assert result.report["dataset"]["standard_deviation"] == pytest.approx(train.std(), abs=1e-6)

@@ -298,7 +298,7 @@ def test_unfinished_files_do_not_replace_old_ones(tmp_path):
             False,
             True,
             "interrupted; 2 files were written, last runs/thing/run.json; the same command starts "
-            "anew.",
+            "over.",
         ),
     ],
 )

@@ -145,5 +145,5 @@ def test_rejects_images_that_changed_since_training(runs, tmp_path):
         (copy / path.name).symlink_to(path)
     (copy / "config.json").unlink()
     (copy / "config.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="was trained on other images than digits holds now"):
+    with pytest.raises(ValueError, match="must be trained on the images that digits holds now"):
         denoisers.load_run(copy)
