@@ -129,13 +129,13 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
     else:
         main = min(inside, key=lambda edges: max(edges[0] - peak, peak - edges[1], 0))
         others = tuple(edges for edges in inside if edges != main)
-        found = [edges for edges in (_overlapping(main, each) for each in replicates) if edges]
+        matching = [edges for edges in (_overlapping(main, each) for each in replicates) if edges]
     ends = np.log(np.float64(curves.sigma[0])), np.log(np.float64(curves.sigma[-1]))
     low = high = low_interval = high_interval = None
     if main is not None:
         low, high = (float(np.exp(edge)) for edge in main)
         # Without a replicate that has the interval, its edges are all that is known.
-        bands = np.exp(np.quantile(found or [main], [0.025, 0.975], axis=0)).T.tolist()
+        bands = np.exp(np.quantile(matching or [main], [0.025, 0.975], axis=0)).T.tolist()
         low_interval, high_interval = ((left, right) for left, right in bands)
     return Zone(
         low=low,
@@ -145,7 +145,7 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
         threshold=float(threshold),
         low_interval=low_interval,
         high_interval=high_interval,
-        confidence=len(found) / len(replicates),
+        confidence=len(matching) / len(replicates),
         open_low=main is not None and bool(main[0] <= ends[0]),
         open_high=main is not None and bool(main[1] >= ends[1]),
         others=tuple((float(np.exp(low)), float(np.exp(high))) for low, high in others),
