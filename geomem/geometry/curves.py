@@ -25,7 +25,7 @@ from geomem.geometry._estimates import (
     bootstrap_mean,
 )
 from geomem.geometry.posterior import check_sigma
-from geomem.points.exact import as_rows, decode
+from geomem.points.exact import as_rows, check_image_shape, decode
 from geomem.points.visit import PlacedPoints, Points, as_points
 
 __all__ = [
@@ -145,7 +145,7 @@ def estimate(
     """
     sigmas = check_sigmas(sigmas)
     coverage_key, weight_key = jax.random.split(key)
-    train, heldout = _rows("train", train), _rows("heldout", heldout)
+    train, heldout = _both_rows(train, heldout)
     num_base = len(train) if num_base is None else num_base
     frame = _frame(train, heldout, len(heldout) * draws_coverage + num_base * draws_weight)
     coverage, coverage_refinement, *certificate = _coverage(
@@ -172,7 +172,7 @@ def estimate_coverage(
 ) -> tuple[Estimate, jax.Array, jax.Array]:
     """Estimate C(sigma), with its certified bounds [S] each; arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
-    train, heldout = _rows("train", train), _rows("heldout", heldout)
+    train, heldout = _both_rows(train, heldout)
     frame = _frame(train, heldout, len(heldout) * draws)
     coverage, _, *certificate = _coverage(
         key, frame, sigmas, draws, shell_c, bootstrap, 0, progress
@@ -291,7 +291,7 @@ def check_sigmas(sigmas: jax.Array) -> jax.Array:
     values = np.asarray(sigmas, np.float32)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"sigmas must have shape [S] with S >= 1, got shape {values.shape}.")
-    check_sigma(values)
+    check_sigma(values, "sigmas")
     if (np.diff(values) <= 0).any():
         first = int(np.argmax(np.diff(values) <= 0))
         pair = f"{values[first]:g} before {values[first + 1]:g}"
@@ -307,6 +307,12 @@ def _check_count(name, value):
 def _rows(name, points):
     """Images [N, ...] as rows [N, d], uint8 or float32; placed points as they are."""
     return points if isinstance(points, PlacedPoints) else as_rows(points, name)
+
+
+def _both_rows(train, heldout):
+    rows = _rows("train", train), _rows("heldout", heldout)
+    check_image_shape(heldout, np.shape(train), "heldout", "train")
+    return rows
 
 
 def _frame(train, heldout, noised):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem.geometry.posterior import check_sigma
-from geomem.points.exact import map_rows
+from geomem.points.exact import as_queries, as_rows, decode, map_rows
 from geomem.points.neighbours import squared_distances
 
 __all__ = [
@@ -71,14 +71,15 @@ def contains(
     """Return whether y_q is in S_sigma(x_i), bool [Q, N].
 
     Args:
-      y: float32 [Q, d].
-      points: float32 [N, d], the centers of the shells.
+      y: vectors [Q, d] or images [Q, H, W, C].
+      points: vectors [N, d] or images [N, H, W, C], the centers of the shells.
       sigma: noise level, > 0, a scalar or [Q].
       c: shell concentration.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
     """
+    y, points = as_queries(y, np.shape(points), "y"), as_rows(points, "points")
     r_in, r_out = radii(y.shape[1], c)
     sigma = jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))[:, None]
     radius = jnp.sqrt(squared_distances(y, points)) / sigma
@@ -100,8 +101,8 @@ def coverage(
 
     Args:
       key: PRNG key.
-      heldout: float32 [M, d].
-      points: float32 [N, d], the training points.
+      heldout: vectors [M, d] or images [M, H, W, C].
+      points: vectors [N, d] or images [N, H, W, C], the training points.
       sigma: noise level, > 0.
       draws: noise draws for each held-out point.
       c: shell concentration.
@@ -110,10 +111,13 @@ def coverage(
       float32 [M], in [0, 1]; its mean estimates C_sigma.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
 
     Source: paper, Def. 4.6.
     """
+    check_sigma(sigma)
+    heldout = as_queries(heldout, np.shape(points), "heldout")
+    points = decode(as_rows(points, "points"))
 
     def draw(key):
         y = heldout + sigma * jax.random.normal(key, heldout.shape)
@@ -153,7 +157,7 @@ def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np
 
     F(r_out^2; d, lambda) - F(r_in^2; d, lambda) with the noncentral chi-square distribution
     function F. SciPy's (Boost's) agrees with the Poisson mixture of chi-squares to 1e-12 absolutely
-    and 1e-10 relatively, for d from 1 to 196,608 and far into the tails (tests/test_shells.py).
+    and 1e-10 relatively, for d from 1 to 196,608 and far into the tails (tests/geometry/test_shells.py).
 
     Args:
       noncentrality: lambda >= 0, any shape.
@@ -203,8 +207,8 @@ def coverage_bounds(
     """Return max_i P_i and min(1, sum_i P_i) for each held-out point, which bound its coverage.
 
     Args:
-      heldout: float32 [M, d].
-      points: float32 [N, d], the training points.
+      heldout: vectors [M, d] or images [M, H, W, C].
+      points: vectors [N, d] or images [N, H, W, C], the training points.
       sigma: noise level, > 0.
       c: shell concentration.
 
@@ -212,14 +216,15 @@ def coverage_bounds(
       (lower, upper), float32 [M] each; their means bound C_sigma.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
     """
     check_sigma(sigma)
-    points = jnp.asarray(points)
+    heldout = as_queries(heldout, np.shape(points), "heldout")
+    points = decode(as_rows(points, "points"))
     table = probability_table(heldout.shape[1], c)
 
     def block(x):
         probability = table(squared_distances(x, points) / sigma**2)
         return probability.max(axis=1), jnp.minimum(probability.sum(axis=1), 1)
 
-    return map_rows(block, (jnp.asarray(heldout),), 256)
+    return map_rows(block, (heldout,), 256)

@@ -156,7 +156,7 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
       number: append -2, -3, ... to `out` instead of refusing it.
 
     Raises:
-      ValueError: `out` holds results of another command or configuration.
+      ValueError: `out` holds results of another command or configuration, or is not a folder.
     """
     out = getattr(config, "out", None)
     if out is None or overwrite or getattr(config, "plot_only", None) is not None:
@@ -260,6 +260,8 @@ def _may_write(record, config):
         command = about.get("command", _command(config))
     except FileNotFoundError:
         return True
+    except NotADirectoryError:
+        raise ValueError(f"out must be a folder, got {record.parent}: a file is there.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return (command, digest) == (_command(config), _digest(dataclasses.asdict(config)))
