@@ -157,7 +157,7 @@ def shell_probability(noncentrality: np.ndarray, dim: int, c: float = 5.0) -> np
 
     F(r_out^2; d, lambda) - F(r_in^2; d, lambda) with the noncentral chi-square distribution
     function F. SciPy's (Boost's) agrees with the Poisson mixture of chi-squares to 1e-12 absolutely
-    and 1e-10 relatively, for d from 1 to 196,608 and far into the tails (tests/geometry/test_shells.py).
+    and 1e-10 relatively, for d from 1 to 196,608 and far into the tails.
 
     Args:
       noncentrality: lambda >= 0, any shape.
