@@ -224,6 +224,8 @@ def test_rejects_several_unnamed_arrays(tmp_path):
     [
         ("no_such", "dataset must be cifar10_sample, cifar10, .* file, got 'no_such'"),
         ("missing/folder", "dataset must be an existing file or folder, got missing/folder"),
+        ("missing/", "dataset must be an existing file or folder, got missing/"),
+        (np.zeros((4, 8, 8, 1)), "dataset must be a name or a path, got ndarray"),
         ("missing.npy", "dataset must be an existing file or folder, got missing.npy"),
         ("tfds:no_such", "dataset must be known to TFDS, got 'no_such'"),
     ],
@@ -275,7 +277,7 @@ def test_rejects_resize_without_folder(folder, tmp_path):
     path, _ = folder
     np.save(tmp_path / "s16.npy", np.zeros((4, 16, 16, 1), np.uint8))
     for name in (str(tmp_path / "s16.npy"), "digits"):
-        with pytest.raises(ValueError, match=r"resize must be None unless .* folder, got 8"):
+        with pytest.raises(ValueError, match=r"resize must be left out unless .* folder, got 8"):
             data.load(name, resize=8)
     # Held-out images from a folder are resized to match the training images.
     dataset = data.load("cifar10_sample", heldout=str(path), resize=32)

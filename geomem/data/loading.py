@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from geomem.data import sources
@@ -42,11 +44,16 @@ def load(
     """
     if resize is not None and resize < 1:
         raise ValueError(f"resize must be 1 or more, got {resize}.")
+    if not isinstance(name, str | os.PathLike):
+        kind = type(name).__name__
+        raise ValueError(f"dataset must be a name or a path, got {kind}; arrays need no loading.")
     name = str(name)
     train, test, class_names = sources.open_source(name, resize)
     folder = any(sources.is_folder(path) for path in (name, heldout) if isinstance(path, str))
     if resize is not None and not folder:
-        raise ValueError(f"resize must be None unless the images are in a folder, got {resize}.")
+        raise ValueError(
+            f"resize must be left out unless the images are in a folder, got {resize}."
+        )
     total = len(train)
     if isinstance(heldout, str):
         test = sources.open_source(heldout, resize)[0]

@@ -43,7 +43,7 @@ def open_source(
         return _open_folder(path, resize)
     if path.suffix in (".npy", ".npz") and path.is_file():
         return _open_array(path)
-    is_path = path.suffix in (".npy", ".npz") or len(path.parts) > 1
+    is_path = path.suffix in (".npy", ".npz") or len(path.parts) > 1 or name.endswith("/")
     if is_path and not path.exists():
         raise ValueError(f"dataset must be an existing file or folder, got {name}.")
     raise ValueError(

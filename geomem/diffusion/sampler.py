@@ -163,8 +163,10 @@ def generate(
       Images, neither clipped nor quantized.
 
     Raises:
-      ValueError: no seeds, or as in `solve`.
+      ValueError: no seeds, or one that is not in a sequence, or as in `solve`.
     """
+    if np.ndim(seeds) != 1:
+        raise ValueError(f"seeds must be a sequence of integers, one per image, got {seeds!r}.")
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none.")
     devices = jax.local_devices()

@@ -28,7 +28,7 @@ from geomem.geometry._estimates import (
 )
 from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_sigmas
 from geomem.geometry.posterior import check_sigma
-from geomem.points.exact import as_rows, decode
+from geomem.points.exact import as_rows, check_image_shape, decode
 from geomem.points.visit import PlacedPoints, Points, as_points
 
 __all__ = [
@@ -154,7 +154,7 @@ def estimate(
     """
     sigmas = check_sigmas(sigmas)
     coverage_key, weight_key = jax.random.split(key)
-    points, queries = as_points(_rows("train", train)), as_rows(heldout, "heldout")
+    points, queries = _both(train, heldout)
     num_base = len(points) if num_base is None else num_base
     frame = _frame(points, queries, len(queries) * draws_coverage + num_base * draws_weight)
     coverage, coverage_refinement, lower, upper = _coverage(
@@ -180,7 +180,7 @@ def estimate_coverage(
 ) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"]]:
     """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
     sigmas = check_sigmas(sigmas)
-    points, queries = as_points(_rows("train", train)), as_rows(heldout, "heldout")
+    points, queries = _both(train, heldout)
     frame = _frame(points, queries, len(queries) * draws)
     coverage, _, lower, upper = _coverage(
         key, frame, sigmas, draws, shell_c, bootstrap, 0, progress
@@ -285,7 +285,7 @@ def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Float[Array, " levels"]
     values = np.asarray(sigmas, np.float32)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"sigmas must have shape [S] with S >= 1, got shape {values.shape}.")
-    check_sigma(values)
+    check_sigma(values, "sigmas")
     if (np.diff(values) <= 0).any():
         first = int(np.argmax(np.diff(values) <= 0))
         pair = f"{values[first]:g} before {values[first + 1]:g}"
@@ -301,6 +301,12 @@ def _check_count(name, value):
 def _rows(name, points):
     """Images [N, ...] as rows [N, d], uint8 or float32; placed points as they are."""
     return points if isinstance(points, PlacedPoints) else as_rows(points, name)
+
+
+def _both(train, heldout):
+    """(placed training points, rows of held-out points) of images in the same layout."""
+    check_image_shape(heldout, np.shape(train), "heldout", "train")
+    return as_points(_rows("train", train)), as_rows(heldout, "heldout")
 
 
 def _frame(points, heldout, noised):

@@ -51,8 +51,7 @@ def plain_weights(
     >>> plain_weights(np.float32([[1.0]]), np.float32([[0.0], [2.0]]), 1.0)
     Array([[0.5, 0.5]], dtype=float32)
     """
-
-    y, points = jnp.asarray(y), jnp.asarray(points)
+    y, points = as_queries(y, np.shape(points), "y"), decode(as_rows(points, "points"))
 
     def one_query(y, sigma):
         squared_distances = jnp.sum((y - points) ** 2, axis=1)
@@ -65,7 +64,8 @@ def plain_denoise(
     y: Float[ArrayLike, "queries dim"], points: Float[ArrayLike, "points dim"], sigma: Sigma
 ) -> Float[Array, "queries dim"]:
     """Return the posterior mean (eq. 2), sum_j w_j(y, sigma) x_j, by definition: [Q, d]."""
-    return jnp.matmul(plain_weights(y, points, sigma), points, precision=lax.Precision.HIGHEST)
+    weights, rows = plain_weights(y, points, sigma), decode(as_rows(points, "points"))
+    return jnp.matmul(weights, rows, precision=lax.Precision.HIGHEST)
 
 
 def denoise(
@@ -94,7 +94,7 @@ def denoise(
     Source: paper, eq. 2.
     """
     mean = _search(y, points, sigma, chunk, mean=True, top=0).mean
-    return mean.reshape(jnp.shape(y))
+    return mean.reshape(np.shape(y))
 
 
 def max_weight(
@@ -146,10 +146,10 @@ def top_weights(
     >>> top_weights(np.float32([[1, 0]]), points, 0.5, 2)
     TopWeights(weight=Array([[0.880..., 0.119...]], dtype=float32), index=Array([[1, 0]], ...))
     """
-    points = as_points(points)
-    if not 1 <= k <= len(points):
-        raise ValueError(f"k must be 1 to {len(points)}, the number of points, got {k}.")
-    softmax = _search(y, points, sigma, chunk, mean=False, top=k)
+    placed = as_points(points)
+    if not 1 <= k <= len(placed):
+        raise ValueError(f"k must be 1 to {len(placed)}, the number of points, got {k}.")
+    softmax = _search(y, placed, sigma, chunk, mean=False, top=k, shape=np.shape(points))
     return TopWeights(softmax.weight, softmax.index)
 
 
@@ -176,8 +176,8 @@ def log_weights(
     """
     if isinstance(points, PlacedPoints):
         raise ValueError("points must be an array, got placed points; see top_weights.")
-    points = as_rows(points, "points")
-    return _log_weights(*_queries(y, points, sigma), points)
+    rows = as_rows(points, "points")
+    return _log_weights(*_queries(y, np.shape(points), sigma), rows)
 
 
 def weights(
@@ -204,29 +204,38 @@ def _denoise_with(points, x, sigma):
     return denoise(x, points, sigma)
 
 
-def check_sigma(sigma: ArrayLike) -> ArrayLike:
-    """Return sigma itself; values traced by JAX are not checked.
+def check_sigma(sigma: ArrayLike, name: str = "sigma") -> ArrayLike:
+    """Return sigma itself; values traced by JAX are not checked; errors use `name`.
 
     Raises:
       ValueError: sigma is not positive and finite.
     """
     if not isinstance(sigma, Tracer):
         values = np.asarray(sigma)
+        if values.dtype.kind not in "iufV":  # V: bfloat16
+            raise ValueError(f"{name} must be positive and finite, got {sigma!r}.")
         valid = np.isfinite(values) & (values > 0)
         if not valid.all():
-            raise ValueError(f"sigma must be positive and finite, got {values[~valid].flat[0]:g}.")
+            raise ValueError(f"{name} must be positive and finite, got {values[~valid].flat[0]:g}.")
     return sigma
 
 
-def _queries(y, points, sigma):
-    y = as_queries(y, points.shape, "y")
-    return y, jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))
+def _queries(y, shape, sigma):
+    y = as_queries(y, shape, "y")
+    sigma = jnp.asarray(check_sigma(sigma), jnp.float32)
+    if sigma.shape not in ((), (1,), (len(y),)):
+        raise ValueError(f"sigma must be a scalar or [{len(y)}] like y, got shape {sigma.shape}.")
+    return y, jnp.broadcast_to(sigma, (len(y),))
 
 
-def _search(y, points, sigma, chunk, *, mean, top) -> Softmax:
-    points = as_points(points)
-    search = softmax_search(len(points), mean=mean, top=top)
-    return points.run(search, _queries(y, points, sigma), chunk=chunk)
+def _search(y, points, sigma, chunk, *, mean, top, shape=None) -> Softmax:
+    """The search; `shape` is that of the points before they were placed."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}.")
+    placed = as_points(points)
+    shape = np.shape(points) if shape is None else shape
+    search = softmax_search(len(placed), mean=mean, top=top)
+    return placed.run(search, _queries(y, shape, sigma), chunk=chunk)
 
 
 @jax.jit

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Float64, Key
 
 from geomem.geometry.posterior import Sigma, check_sigma
-from geomem.points.exact import map_rows
+from geomem.points.exact import as_queries, as_rows, decode, map_rows
 from geomem.points.neighbours import squared_distances
 
 __all__ = [
@@ -77,15 +77,15 @@ def contains(
     """Return whether each y is in the shell S_sigma(x_i) of each point x_i.
 
     Args:
-      y: noised points.
-      points: the centers of the shells.
+      y: noised points, vectors or images.
+      points: the centers of the shells, vectors or images.
       sigma: noise level, > 0, one or one for each y.
       c: shell concentration.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
     """
-    y = jnp.asarray(y)
+    y, points = as_queries(y, np.shape(points), "y"), as_rows(points, "points")
     r_in, r_out = radii(y.shape[1], c)
     sigma = jnp.broadcast_to(jnp.asarray(check_sigma(sigma), jnp.float32), (len(y),))[:, None]
     radius = jnp.sqrt(squared_distances(y, points)) / sigma
@@ -107,8 +107,8 @@ def coverage(
 
     Args:
       key: PRNG key.
-      heldout: held-out points.
-      points: the training points.
+      heldout: held-out points, vectors or images.
+      points: the training points, vectors or images.
       sigma: noise level, > 0.
       draws: noise draws for each held-out point.
       c: shell concentration.
@@ -117,11 +117,13 @@ def coverage(
       The fraction for each held-out point, in [0, 1]; its mean estimates C_sigma.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
 
     Source: paper, Def. 4.6.
     """
-    heldout = jnp.asarray(heldout)
+    check_sigma(sigma)
+    heldout = as_queries(heldout, np.shape(points), "heldout")
+    points = decode(as_rows(points, "points"))
 
     def draw(key):
         y = heldout + sigma * jax.random.normal(key, heldout.shape)
@@ -215,8 +217,8 @@ def coverage_bounds(
     """Return max_i P_i and min(1, sum_i P_i) for each held-out point, which bound its coverage.
 
     Args:
-      heldout: held-out points.
-      points: the training points.
+      heldout: held-out points, vectors or images.
+      points: the training points, vectors or images.
       sigma: noise level, > 0.
       c: shell concentration.
 
@@ -224,10 +226,11 @@ def coverage_bounds(
       (lower, upper); their means bound C_sigma.
 
     Raises:
-      ValueError: sigma or c is not positive and finite.
+      ValueError: sigma or c is not positive and finite, or shapes or types do not fit.
     """
     check_sigma(sigma)
-    heldout, points = jnp.asarray(heldout), jnp.asarray(points)
+    heldout = as_queries(heldout, np.shape(points), "heldout")
+    points = decode(as_rows(points, "points"))
     table = probability_table(heldout.shape[1], c)
 
     def block(x):

@@ -184,6 +184,7 @@ def report(
     Raises:
       ValueError: as in `measure` and `residual_noise`.
     """
+    samples, train, heldout = map(_as_array, (samples, train, heldout))
     spectrum = fit_spectrum(heldout)
     dim = int(np.prod(np.shape(train)[1:]))
 
@@ -217,6 +218,7 @@ def report(
 def _checked(samples, train, embed=None, threshold=1.0):
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold:g}.")
+    samples, train = _as_array(samples), _as_array(train)
     for name, images, fewest in (("samples", samples, 1), ("train", train, 2)):
         if not np.issubdtype(images.dtype, np.floating):
             raise ValueError(f"{name} must be floats in [-1, 1], got {images.dtype}.")
@@ -231,6 +233,10 @@ def _checked(samples, train, embed=None, threshold=1.0):
         samples, train = embed(samples), embed(train)
     check_finite(samples=samples, train=train)
     return samples, train
+
+
+def _as_array(images):
+    return images if isinstance(images, jax.Array | np.ndarray) else np.asarray(images)
 
 
 def _search(samples, train, count) -> Nearest:

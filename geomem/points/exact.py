@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "as_queries",
     "as_rows",
     "center",
+    "check_image_shape",
     "decode",
     "fold_rows",
     "gather_block",
@@ -48,9 +50,15 @@ def as_rows(array: Any, name: str) -> jax.Array:
     """Return vectors [N, d] or images [N, ...] as rows [N, d]: float32, or uint8 as stored.
 
     Raises:
-      ValueError: fewer than two axes, no rows, or values that are neither floats nor uint8.
+      ValueError: not an array, fewer than two axes, no rows, or values that are neither floats nor
+        uint8.
     """
-    array = jnp.asarray(array)
+    try:
+        array = jnp.asarray(array)
+    except (TypeError, ValueError):
+        kind = type(array).__name__
+        message = f"{name} must be an array or nested lists of equal lengths, got {kind}."
+        raise ValueError(message) from None
     if array.ndim < 2 or array.size == 0:
         raise ValueError(f"{name} must be [N, d] or images [N, ...], got shape {array.shape}.")
     if array.dtype != jnp.uint8 and not jnp.issubdtype(array.dtype, jnp.floating):
@@ -63,12 +71,33 @@ def as_queries(array: Any, shape: tuple[int, ...], name: str) -> jax.Array:
     """Return vectors or images as float32 rows [Q, d], to be compared with points of `shape`.
 
     Raises:
-      ValueError: as in `as_rows`, or the points have another number of dimensions.
+      ValueError: as in `as_rows`, another number of dimensions than the points', or images of
+        another shape, such as [Q, C, H, W] for points [N, H, W, C].
     """
     rows, dim = as_rows(array, name), math.prod(shape[1:])
+    check_image_shape(array, shape, name, "the points")
     if rows.shape[1] != dim:
         raise ValueError(f"{name} must have {dim} values a row like the points, got {rows.shape}.")
     return decode(rows)
+
+
+def check_image_shape(array: Any, shape: tuple[int, ...], name: str, other: str) -> None:
+    """Refuse images [Q, ...] whose values are in another order than in images of `shape` [N, ...].
+
+    Vectors may be compared with images, and axes of length 1 do not matter.
+
+    Raises:
+      ValueError: naming the argument and the other one.
+    """
+    own, expected = np.shape(array), tuple(shape[1:])
+    if min(len(own), len(shape)) > 2 and _without_ones(own[1:]) != _without_ones(expected):
+        raise ValueError(
+            f"{name} must be images of shape {expected} like {other}, got an array of shape {own}."
+        )
+
+
+def _without_ones(shape):
+    return tuple(side for side in shape if side != 1)
 
 
 def decode(rows: Tree) -> Tree:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
@@ -121,8 +122,8 @@ def nearest(
     Raises:
       ValueError: K outside 1..N, or shapes or types that do not match.
     """
-    points = as_points(points)
-    queries = as_queries(queries, points.shape, "queries")
+    placed = as_points(points)
+    queries, points = as_queries(queries, np.shape(points), "queries"), placed
     if not 1 <= count <= len(points):
         raise ValueError(f"count must be 1 to {len(points)}, the number of points, got {count}.")
     return points.run(_nearest_search(len(points), count), (queries,), chunk=chunk)

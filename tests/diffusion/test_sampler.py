@@ -155,3 +155,5 @@ def test_rejects_bad_arguments(arguments, message):
 def test_rejects_empty_seeds():
     with pytest.raises(ValueError, match=r"^seeds must hold at least one seed, got none"):
         sampler.generate(EMPIRICAL, [], (4, 4, 1), GRID)
+    with pytest.raises(ValueError, match=r"^seeds must be a sequence of integers, .*, got 4\."):
+        sampler.generate(EMPIRICAL, 4, (4, 4, 1), GRID)

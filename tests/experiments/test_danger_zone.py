@@ -174,8 +174,8 @@ def test_explicit_and_edm_grids(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sigmas": (0.0, 1.0)}, "sigma must be positive and finite, got 0"),
-        ({"sigmas": (float("nan"),)}, "sigma must be positive and finite, got nan"),
+        ({"sigmas": (0.0, 1.0)}, "sigmas must be positive and finite, got 0"),
+        ({"sigmas": (float("nan"),)}, "sigmas must be positive and finite, got nan"),
         ({"sigmas": (2.0, 1.0)}, "sigmas must be ascending, got 2 before 1"),
         ({"num_sigmas": 0}, "num_sigmas must be 2 or more, got 0"),
         ({"sigma_min": 0.0}, "sigma_min and sigma_max must be .*, got 0 and 80"),

@@ -349,9 +349,9 @@ def test_compiles_once_per_shape(small, count_compilations):
     [
         ([], r"sigmas must have shape \[S\] with S >= 1, got shape \(0,\)\."),
         ([[1.0]], r"sigmas must have shape \[S\] with S >= 1, got shape \(1, 1\)\."),
-        ([0.0, 1.0], "sigma must be positive and finite, got 0"),
-        ([-1.0], "sigma must be positive and finite, got -1"),
-        ([1.0, np.nan], "sigma must be positive and finite, got nan"),
+        ([0.0, 1.0], "sigmas must be positive and finite, got 0"),
+        ([-1.0], "sigmas must be positive and finite, got -1"),
+        ([1.0, np.nan], "sigmas must be positive and finite, got nan"),
         ([2.0, 1.0], r"sigmas must be ascending, got 2 before 1\."),
         ([1.0, 1.0], r"sigmas must be ascending, got 1 before 1\."),
     ],
@@ -396,6 +396,10 @@ def test_rejects_bad_settings(small, change, message):
         (
             lambda train, heldout: (np.int32(train), heldout),
             r"train must hold floats or uint8, got int32\.",
+        ),
+        (
+            lambda train, heldout: (train.reshape(30, 5, 5, 2), heldout.reshape(12, 2, 5, 5)),
+            r"heldout must be images of shape \(5, 5, 2\) like train, got .* \(12, 2, 5, 5\)\.",
         ),
     ],
 )

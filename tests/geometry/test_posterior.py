@@ -1,5 +1,6 @@
 """Posterior weights and denoiser against float64 loops on the same float32 inputs."""
 
+import chex
 import jax
 import numpy as np
 import oracles
@@ -209,6 +210,8 @@ def test_rejects_unusable_arrays(cifar):
         (train[:0], train, r"y must be \[N, d\] or images \[N, ...\], got shape \(0, 3072\)"),
         (np.int32(train[:2]), train, "y must hold floats or uint8, got int32"),
         (train[:2, :5], train, r"y must have 3072 values a row like the points, got \(2, 5\)"),
+        (train[:2], "images.npy", "points must be an array or nested lists .*, got str"),
+        (train[:2], [[0.0], [0.0, 1.0]], "points must be an array or nested lists .*, got list"),
     ):
         for function in (posterior.log_weights, posterior.denoise):
             with pytest.raises(ValueError, match=message):
@@ -286,6 +289,56 @@ def test_rejects_bad_sigma(cifar, sigma):
     for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
         with pytest.raises(ValueError, match=r"sigma must be positive and finite, got"):
             function(heldout[:2], train, sigma)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "message"),
+    [
+        (None, r"sigma must be positive and finite, got None\."),
+        ("2", r"sigma must be positive and finite, got '2'\."),
+        ([1.0, 2.0, 3.0], r"sigma must be a scalar or \[2\] like y, got shape \(3,\)\."),
+    ],
+)
+def test_rejects_unusable_sigma(cifar, sigma, message):
+    train, heldout = cifar
+    for function in (posterior.log_weights, posterior.denoise):
+        with pytest.raises(ValueError, match=message):
+            function(heldout[:2], train, sigma)
+
+
+def test_rejects_bad_chunk(cifar):
+    with pytest.raises(ValueError, match=r"chunk must be at least 1, got 0\."):
+        posterior.denoise(cifar[1][:2], cifar[0], 1.0, chunk=0)
+
+
+def test_rejects_images_of_another_layout(rng):
+    """Images [N, C, H, W] and [N, H, W, C] have as many values, in another order."""
+    points = rng.standard_normal((5, 4, 4, 3)).astype(np.float32)
+    functions = (
+        posterior.plain_denoise,
+        posterior.log_weights,
+        posterior.denoise,
+        posterior.max_weight,
+        lambda *args: posterior.top_weights(*args, 2),
+    )
+    for function in functions:
+        for y in (points.transpose(0, 3, 1, 2), points[0]):
+            with pytest.raises(ValueError, match=r"y must be images of shape \(4, 4, 3\) like the"):
+                function(y, points, 1.0)
+        as_rows = function(points.reshape(5, -1), points, 1.0)  # vectors do fit images
+        chex.assert_trees_all_equal_shapes(as_rows, function(points.reshape(5, -1), points, 2.0))
+    gray = points[..., :1]
+    np.testing.assert_array_equal(
+        posterior.max_weight(gray[..., 0], gray, 1.0), posterior.max_weight(gray, gray, 1.0)
+    )
+
+
+def test_takes_lists(rng, recwarn):
+    points = rng.standard_normal((5, 4)).astype(np.float32)
+    for function in (posterior.plain_denoise, posterior.denoise, posterior.weights):
+        found = function(points[:2].tolist(), points.tolist(), 1.0)
+        np.testing.assert_array_equal(found, function(points[:2], points, 1.0))
+    assert not recwarn.list
 
 
 def test_compiles_once_per_shape(count_compilations, rng):

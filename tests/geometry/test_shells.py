@@ -73,6 +73,20 @@ def test_membership_matches_definition(cifar, rng):
         np.testing.assert_array_equal(inside.any(axis=1), wanted)
 
 
+def test_images_have_the_shells_of_their_vectors(cifar):
+    key = jax.random.key(0)
+    vectors = [np.float32(points[:20]) for points in cifar]
+    images = [points.reshape(-1, 32, 32, 3) for points in vectors]
+    for function in (
+        lambda train, heldout: shells.contains(heldout, train, 5.0),
+        lambda train, heldout: shells.coverage(key, heldout, train, 5.0),
+        lambda train, heldout: shells.coverage_bounds(heldout, train, 5.0)[0],
+    ):
+        np.testing.assert_array_equal(function(*images), function(*vectors))
+        with pytest.raises(ValueError, match=r"must be images of shape \(32, 32, 3\) like the"):
+            function(images[0], images[1].transpose(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("sigma", [0.8, 1.5, 3.0])
 def test_bounds_bracket_coverage(cifar, sigma):
     """2,000 draws for 20 held-out points: coverage lies between the bounds, within 5 sigma."""

@@ -152,6 +152,12 @@ def test_rejects_bad_input(digits, bad, message):
         memorization.measure(**arguments)
 
 
+def test_takes_lists(digits):
+    train, samples = digits[0][:20], digits[1][:5]
+    found = memorization.measure(samples.tolist(), train.tolist())
+    np.testing.assert_array_equal(found.index, memorization.measure(samples, train).index)
+
+
 def test_adaptive_score_matches_loop(digits):
     train, heldout = digits
     squares = oracles.squared_distances(heldout[:30].reshape(30, -1), train.reshape(128, -1))

@@ -146,6 +146,8 @@ def _joined() -> Iterator[None]:
 def _with_flags(message, config):
     """The message with field names in its subject ("sigma_min must be ...") changed to flags."""
     subject, must, rest = message.partition(" must ")
+    if must and (flag := re.fullmatch(r"\w+ \((--[\w-]+)\)", subject)):  # count (--num-train)
+        return flag[1] + must + rest
     if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
         return message
     for field in dataclasses.fields(config):

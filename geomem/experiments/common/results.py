@@ -141,7 +141,7 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
       number: whether to append -2, -3, ... to `out` instead of raising an error.
 
     Raises:
-      ValueError: `out` holds results of another command or configuration.
+      ValueError: `out` holds results of another command or configuration, or is not a folder.
     """
     out = getattr(config, "out", None)
     if out is None or overwrite or getattr(config, "plot_only", None) is not None:
@@ -247,6 +247,8 @@ def _may_write(path, config):
         command = record.get("command", _command(config))
     except FileNotFoundError:
         return True
+    except NotADirectoryError:
+        raise ValueError(f"out must be a folder, got {record.parent}: a file is there.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return (command, digest) == (_command(config), _digest(dataclasses.asdict(config)))

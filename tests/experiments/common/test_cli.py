@@ -191,6 +191,7 @@ def test_rejects_missing_flags(command):
     [
         ("sigma_min must be positive, got -1.", "error: --sigma-min must be positive, got -1."),
         ("sigma_min and gap must fit.", "error: --sigma-min and --gap must fit."),
+        ("count (--num-train) must be 1.", "error: --num-train must be 1."),
         ("min_count must be 1, got 2.", "error: min_count must be 1, got 2."),
         ("The gap must be in sigma_min.", "error: The gap must be in sigma_min."),
         ("no data\nat all", "error: no data at all"),
@@ -247,6 +248,13 @@ def test_given_folder_is_not_overwritten(command, tmp_path):
     assert table.read_text() == before
     assert command(write_results, "--out", "mine", "--count", "4", "--overwrite")[0] == 0
     assert table.read_text() != before
+
+
+def test_a_file_is_no_folder(command, tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/inside"):
+        line = f"error: --out must be a folder, got {out}: a file is there."
+        assert command(write_results, "--out", out) == (2, [], [line])
 
 
 def test_another_commands_folder_is_not_overwritten(command, tmp_path):
