@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Key
 from scipy.special import ndtr
@@ -126,7 +125,9 @@ class Schedule:
         def excess(z):
             return self.mass(0, math.exp(self.mean + self.std * z)) - probability
 
-        z = cast(float, scipy.optimize.brentq(excess, -37, 37, xtol=1e-13))
+        from scipy.optimize import brentq  # importing it takes as long as a small run
+
+        z = cast(float, brentq(excess, -37, 37, xtol=1e-13))
         return math.exp(self.mean + self.std * z)
 
     @property

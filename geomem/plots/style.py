@@ -79,6 +79,7 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
         with paths.open_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)
+        figure.set_layout_engine("none")  # keep the layout: to find it again takes half the time
     return files
 
 
