@@ -1,6 +1,6 @@
 """EDM's training step: loss, Adam, moving average, data parallelism (Karras et al. 2022).
 
-    loss = E lambda(sigma) |D(x + sigma z; sigma) - x|^2                    (eq. 2 and 8)
+    loss = E lambda(sigma) |D(x + sigma z; sigma) - x|^2                    (their eq. 2 and 8)
     lambda(sigma) = (sigma^2 + s^2) / (sigma s)^2, s = sigma_data           (table 1)
 
 x is a training image, z standard normal noise, and sigma is drawn from the recipe's `Schedule`.
