@@ -26,6 +26,7 @@ if not hasattr(jax, "enable_x64"):  # its name before JAX 0.8
 
     jax.enable_x64 = enable_x64
 
+collect_ignore = ["typing/public_api.py"]  # for pyright, not for pytest
 _compiled = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: _compiled.append(event) if "backend_compile" in event else None

@@ -73,11 +73,24 @@ def test_exact_at_every_sigma(truth, precision):
     with jax.default_matmul_precision(precision):
         for sigma, y, weights, mean in rows:
             for found, wanted in (
-                (posterior.weights(y, train, sigma), weights),
                 (posterior.denoise(y, train, sigma), mean),
                 (posterior.max_weight(y, train, sigma), weights.max(axis=1)),
             ):
                 assert np.abs(np.float64(found) - wanted).max() <= BAR, (sigma, found.shape)
+
+
+def test_weights_are_exact_at_every_sigma(truth):
+    train, rows = truth
+    for sigma, y, weights, _ in rows:
+        found = posterior.weights(y, train, sigma)
+        assert np.abs(np.float64(found) - weights).max() <= BAR, sigma
+
+
+def test_weights_use_no_product_that_a_precision_could_touch(rng):
+    points = rng.standard_normal((20, 4)).astype(np.float32)
+    program = str(jax.make_jaxpr(posterior.log_weights)(points[:3], points, 1.0))
+    assert "while" in program
+    assert "dot_general" not in program
 
 
 @pytest.mark.parametrize(("sigma", "shift"), [(0.002, 0), (0.02, 0), (0.02, 100), (0.14, 100)])

@@ -248,7 +248,7 @@ def _may_write(path, config):
     except FileNotFoundError:
         return True
     except NotADirectoryError:
-        raise ValueError(f"out must be a folder, got {record.parent}: a file is there.") from None
+        raise ValueError(f"out must be a folder, got {path.parent}: a file is there.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return (command, digest) == (_command(config), _digest(dataclasses.asdict(config)))
