@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import geomem
-from geomem.experiments.common import arguments, cli
+from geomem.experiments.common import command_line, dataclass_flags
 
 __all__ = ["COMMANDS", "main"]
 
@@ -56,9 +56,9 @@ def main() -> None:
     try:
         _dispatch(sys.argv[1:])
     except ValueError as error:
-        cli.fail(error)
+        command_line.fail(error)
     except KeyboardInterrupt:
-        cli.interrupted()
+        command_line.interrupted()
 
 
 def _dispatch(words):
@@ -70,10 +70,10 @@ def _dispatch(words):
         print(_completion(words[1] if len(words) > 1 else ""))
     elif (name := words[0].replace("_", "-")) in _NAMES:
         sys.argv = [sys.argv[0], *words[1:]]
-        cli.started_as(f"geomem {name}")
+        command_line.started_as(f"geomem {name}")
         runpy.run_module(_module(name), run_name="__main__", alter_sys=True)
     else:
-        raise ValueError(arguments.unknown(words[0], _NAMES, "command"))
+        raise ValueError(dataclass_flags.unknown(words[0], _NAMES, "command"))
 
 
 def _module(name):
@@ -103,7 +103,7 @@ def _completion(shell):
     for name in _NAMES:
         module = importlib.import_module(_module(name))
         words = [*getattr(module, "PRESETS", ())] if name == "train" else []
-        words += map(arguments.option, module.Config.__dataclass_fields__)
+        words += map(dataclass_flags.option, module.Config.__dataclass_fields__)
         cases.append(f'      {name}) words="{" ".join(words)} --help" ;;')
     script = _COMPLETION.format(names=" ".join(_NAMES), cases="\n".join(cases))
     start = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"

@@ -81,7 +81,7 @@ def test_every_command_module_is_listed():
     starts = {
         f"geomem.experiments.{path.parent.name if path.stem == '__main__' else path.stem}"
         for path in [*folder.glob("*.py"), *folder.glob("*/__main__.py")]
-        if "cli.main(" in path.read_text()
+        if "command_line.main(" in path.read_text()
     }
     assert starts == set(MODULES)
 

@@ -15,8 +15,8 @@ import numpy as np
 import tqdm
 
 from geomem import data
-from geomem.experiments.common import cli, flags, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line, image_flags, results
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, frequency_bands
 from geomem.geometry.curves import Curves
@@ -33,7 +33,7 @@ _PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(flags.CurveFlags):
+class Config(image_flags.CurveFlags):
     """Find the noise levels at which a diffusion model memorizes these images (Figure 3).
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
@@ -97,7 +97,7 @@ def sigma_grid(config: Config) -> np.ndarray:
     paper = config.protocol == "paper"
     levels = config.num_sigmas, config.sigma_min, config.sigma_max
     count, low, high = _PAPER_SIGMAS if paper else levels
-    sigmas = flags.noise_levels(count, low, high)
+    sigmas = image_flags.noise_levels(count, low, high)
     if not config.rho > 0:
         raise ValueError(f"rho must be positive, got {config.rho:g}.")
     if paper or config.grid == "edm":
@@ -127,7 +127,7 @@ def run(config: Config) -> Result | None:
     with record.phase("data"):
         # The paper's protocol draws its own subsets from all training images.
         whole = dataclasses.replace(config, num_train=None)
-        dataset = flags.load(whole if config.protocol == "paper" else config)
+        dataset = image_flags.load(whole if config.protocol == "paper" else config)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
@@ -135,7 +135,7 @@ def run(config: Config) -> Result | None:
     with record.phase("zone"):
         zone = danger_zone.find(curves, config.threshold)
     with record.phase("files"):
-        flags.write_curves(record.folder / "curves.csv", curves)
+        record.write_columns("curves.csv", curves.columns())
         record.write_json("zone.json", zone._asdict())
         facts = results.dataset_facts(dataset)
         facts |= {"duplicate_train_images": duplicates, "heldout_images_in_train": shared}
@@ -173,9 +173,11 @@ def _count_copies(dataset):
     duplicates = data.count_duplicates(train.blocks())
     shared = data.count_shared(heldout.blocks(), train.blocks())
     if duplicates:
-        flags.warn(f"{duplicates} of {len(train)} training images are exact copies of others")
+        command_line.warn(
+            f"{duplicates} of {len(train)} training images are exact copies of others"
+        )
     if shared:
-        flags.warn(f"{shared} of {len(heldout)} held-out images are also training images")
+        command_line.warn(f"{shared} of {len(heldout)} held-out images are also training images")
     return duplicates, shared
 
 
@@ -204,7 +206,7 @@ def _paper_estimate(key, config, train, heldout, sigmas):
         limits = f"between {_PAPER_BASE_POINTS} and {len(train)}"
         raise ValueError(f"num_train must be {limits} for the paper's protocol, got {size}.")
     if size == len(train):
-        flags.warn(f"all subsets are the same: --num-train is all {size} training images")
+        command_line.warn(f"all subsets are the same: --num-train is all {size} training images")
     subset_key, coverage_key, weight_key, bootstrap_key = jax.random.split(key, 4)
 
     def subset(trial):
@@ -266,4 +268,4 @@ def _print(curves, zone):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import grids, sampler
-from geomem.experiments.common import cli, denoisers, gap_study, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line, denoisers, gap_study, results
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import presets
 from geomem.metrics import intervals, memorization
 from geomem.plots import swap
@@ -218,4 +218,4 @@ def _describe(row):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

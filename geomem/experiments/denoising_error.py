@@ -14,8 +14,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import cli
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.common.denoisers import (
     ComparisonFlags,
     Table,
@@ -105,4 +105,4 @@ def _summarize(errors, auc):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

@@ -18,8 +18,8 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.data import sources
-from geomem.experiments.common import cli, flags, results
-from geomem.experiments.common.arguments import REQUIRED, flag
+from geomem.experiments.common import command_line, image_flags, results
+from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.features import PIXELS, Features
@@ -38,7 +38,7 @@ _FROM_RUN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(flags.ImageFlags):
+class Config(image_flags.ImageFlags):
     """Report on generated images: copies of training images, leftover noise, quality.
 
     Samples should be floats around [-1, 1], neither clipped nor quantized, as `geomem sample`
@@ -117,11 +117,11 @@ def _load_data(config):
     if config.run is None:
         if config.resize and not sources.is_folder(config.dataset):  # resize is for the samples
             config = dataclasses.replace(config, resize=None)
-        return flags.load(config)
+        return image_flags.load(config)
     facts = run_folder.read_facts(config.run)
     trained = configuration.from_facts(facts)
     chosen = {name: getattr(trained, name) for name in _FROM_RUN}
-    dataset = flags.load(dataclasses.replace(config, **chosen))
+    dataset = image_flags.load(dataclasses.replace(config, **chosen))
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(
             f"run must be trained on the images that {trained.dataset} holds now, got "
@@ -256,4 +256,4 @@ def _print(report, scores):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

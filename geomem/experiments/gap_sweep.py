@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import grids, schedules
-from geomem.experiments.common import cli, flags, gap_study, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line, gap_study, image_flags, results
 from geomem.experiments.common.arms import Arm
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
 from geomem.geometry import danger_zone
 from geomem.metrics import gap_prediction
@@ -77,7 +77,7 @@ def run(config: Config) -> Result:
         raise ValueError(f"masses must be fractions between 0 and 0.9, got {config.masses}.")
     preset = gap_study.resolve(config)
     output = results.Run(config)
-    dataset = flags.load(preset.train)
+    dataset = image_flags.load(preset.train)
     with output.phase("curves"):
         curves, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     with output.phase("prediction"):
@@ -152,7 +152,7 @@ def make_variants(zone: danger_zone.Zone) -> list[Arm]:
 
 def _predict(preset, dataset):
     """The prediction for upper edges from 0.1 to 10; the pool is all images of the data set."""
-    source = flags.load(dataclasses.replace(preset.train, num_train=None))
+    source = image_flags.load(dataclasses.replace(preset.train, num_train=None))
     pool = np.concatenate([source.train, source.test])
     grid = grids.edm_grid(_PREDICTION_STEPS)
     edges = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
@@ -179,4 +179,4 @@ def _rows_of(rows, arms):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run, resumes=True)
+    command_line.main(Config, run, resumes=True)

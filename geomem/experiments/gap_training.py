@@ -17,9 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geomem.diffusion import sampler, schedules
-from geomem.experiments.common import arm_summary, arms, cli, flags, gap_study, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import (
+    arm_summary,
+    arms,
+    command_line,
+    gap_study,
+    image_flags,
+    results,
+)
 from geomem.experiments.common.arms import Arm
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
 from geomem.metrics import intervals
 from geomem.plots import training_curves
@@ -66,7 +73,7 @@ def run(config: Config) -> Result:
     preset = gap_study.resolve(config)
     output = results.Run(config)
     with output.phase("zone"):
-        dataset = flags.load(preset.train)
+        dataset = image_flags.load(preset.train)
         _, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
     base = configuration.base_schedule(preset.train)
@@ -189,4 +196,4 @@ def _with_error(value, error):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run, resumes=True)
+    command_line.main(Config, run, resumes=True)

@@ -10,8 +10,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import cli
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.common.denoisers import (
     ComparisonFlags,
     Table,
@@ -88,4 +88,4 @@ def _summarize(gaps):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

@@ -9,8 +9,8 @@ import dataclasses
 
 import jax
 
-from geomem.experiments.common import cli
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.common.denoisers import (
     ComparisonFlags,
     Table,
@@ -80,4 +80,4 @@ def _summarize(rates):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

@@ -16,8 +16,8 @@ import numpy as np
 
 from geomem import paths
 from geomem.diffusion import edm_weights, grids, sampler
-from geomem.experiments.common import cli, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line, results
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import run_folder
 
 __all__ = ["Config", "Result", "run"]
@@ -119,4 +119,4 @@ def _load(config):
 
 
 if __name__ == "__main__":
-    cli.main(Config, run)
+    command_line.main(Config, run)

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from geomem.diffusion import grids, schedules
-from geomem.experiments.common import flags
+from geomem.experiments.train import configuration
 
 BASE = schedules.lognormal()
 CASES = {
@@ -145,7 +145,7 @@ def test_accepts_numpy_edges():
 def test_reads_zone_files(tmp_path):
     path = tmp_path / "zone.json"
     path.write_text(json.dumps({"low": 0.3, "high": 4, "peak": 2}))
-    assert flags.read_zone(path) == (0.3, 4)
+    assert configuration.read_zone(path) == (0.3, 4)
     for text, message in [
         ('{"low": null, "high": null}', "must hold a danger zone, got .* low and high are null"),
         ('{"low": 1}', "must be a JSON file with low and high, got"),
@@ -155,11 +155,11 @@ def test_reads_zone_files(tmp_path):
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            flags.read_zone(path)
+            configuration.read_zone(path)
     with pytest.raises(
         ValueError, match=r"gap_from must be a readable file, got nowhere\.json \(No such file"
     ):
-        flags.read_zone("nowhere.json")
+        configuration.read_zone("nowhere.json")
 
 
 @pytest.mark.parametrize(

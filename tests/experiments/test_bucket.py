@@ -38,7 +38,7 @@ signal.pause()
 RUNS = """
 import dataclasses
 from geomem.experiments import danger_zone, sample, train
-from geomem.experiments.common import flags
+from geomem.experiments.train import configuration
 
 small = dataclasses.replace(
     train.PRESETS["digits"], out="gs://geomem/train", channels=8, batch=16, num_train=32,
@@ -50,7 +50,7 @@ sample.run(sample.Config(run=small.out, out="gs://geomem/samples", count=2, step
 settings = dict(dataset="digits", num_train=60, num_heldout=40, num_sigmas=7, bootstrap=50)
 danger_zone.run(danger_zone.Config(**settings, threshold=0.5, out="gs://geomem/zone"))
 danger_zone.run(danger_zone.Config(plot_only="gs://geomem/zone"))
-assert flags.read_zone("gs://geomem/zone/zone.json")[0] > 0
+assert configuration.read_zone("gs://geomem/zone/zone.json")[0] > 0
 """
 
 EVALUATIONS = """

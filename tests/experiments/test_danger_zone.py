@@ -14,7 +14,7 @@ from PIL import Image
 
 import geomem
 from geomem.experiments import danger_zone
-from geomem.experiments.common import cli, results
+from geomem.experiments.common import command_line, results
 from geomem.experiments.danger_zone import Config
 from geomem.plots import zone as zone_plot
 
@@ -236,7 +236,7 @@ def test_reports_short_memory_in_one_line(kind, capsys, monkeypatch):
 
     monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(SystemExit) as end:
-        cli.main(Config, run)
+        command_line.main(Config, run)
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {kind.__name__}: no room\n"
 

@@ -18,8 +18,8 @@ import numpy as np
 from geomem import paths
 from geomem.diffusion import conventions
 from geomem.experiments.audit import findings, page, verdict
-from geomem.experiments.common import flags, results
-from geomem.experiments.common.arguments import REQUIRED, flag
+from geomem.experiments.common import image_flags, results
+from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
 from geomem.geometry import growth as growth_lib
@@ -34,7 +34,7 @@ _GROWTH_LEAST = 64  # training images, so that the smallest subsample has 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(flags.CurveFlags):
+class Config(image_flags.CurveFlags):
     """Can a diffusion model memorize these images, at which noise levels, and what helps?
 
     Finds duplicates, the danger zone, how it changes with the number of images, and how much of
@@ -81,7 +81,7 @@ def run(config: Config) -> Result:
     folder, phases = results.make_folder(config.out), results.Phases()
     with phases("data"):
         _say(f"reading {config.dataset}")
-        dataset = flags.load(config)
+        dataset = image_flags.load(config)
         max_noised = config.max_noised or _default_noised(len(dataset.train_split))
     with phases("duplicates"):
         copies = _find_duplicates(config, dataset)
@@ -106,7 +106,7 @@ def run(config: Config) -> Result:
     }
     with phases("files"):
         figures = _draw(folder, curves, zone, subsamples)
-        flags.write_curves(folder / "curves.csv", curves)
+        results.write_columns(folder / "curves.csv", curves.columns())
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
     run_facts = results.run_facts(config, phases, data=results.dataset_facts(dataset))
@@ -126,7 +126,7 @@ def _check(config):
             raise ValueError(f"{name} must be between 0 and 1, got {getattr(config, name):g}.")
     if config.max_noised is not None and config.max_noised < 1:
         raise ValueError(f"max_noised must be positive, got {config.max_noised}.")
-    return flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
+    return image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
 
 
 def _default_noised(count):

@@ -20,7 +20,7 @@ from geomem.experiments.benchmarks.timing import (
     seconds,
 )
 from geomem.experiments.common import results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves, posterior, shells
 from geomem.metrics import memorization
 from geomem.points import neighbours

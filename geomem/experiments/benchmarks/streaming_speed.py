@@ -18,7 +18,7 @@ import numpy as np
 from geomem import data
 from geomem.experiments.benchmarks.timing import fastest_seconds, peak_memory, product_peak
 from geomem.experiments.common import results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import posterior
 from geomem.plots import scaling
 from geomem.points import neighbours, placement

@@ -25,8 +25,8 @@ import numpy as np
 
 from geomem.diffusion import training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import flags, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import image_flags, results
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets
 
 __all__ = ["Config", "run"]
@@ -102,7 +102,7 @@ def _time_training(config, compute, scratch):
         checkpoint_every=3 * config.steps,
         samples=0,
     )
-    split = flags.load(training).train_split
+    split = image_flags.load(training).train_split
     denoiser, recipe = configuration.build(
         configuration.facts(configuration.resolve(training), split)
     )

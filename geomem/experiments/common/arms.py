@@ -17,7 +17,7 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
-from geomem.experiments.common import flags
+from geomem.experiments.common import image_flags
 from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
@@ -119,7 +119,7 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
         features = network.features(weights.load(settings.inception))
     if not loop.run(config).finished:
         raise ValueError(f"{config.out} was stopped; run the same command again to finish it.")
-    dataset = flags.load(config)
+    dataset = image_flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     with checkpoints.Checkpoints(folder, read_only=True) as saved:

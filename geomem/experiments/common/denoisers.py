@@ -20,8 +20,8 @@ import numpy as np
 
 from geomem import paths
 from geomem.diffusion.sampler import Denoiser
-from geomem.experiments.common import flags, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import image_flags, results
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets, run_folder
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
@@ -146,7 +146,7 @@ def compare_denoisers(
             raise ValueError(f"plot_only must be the folder of a finished run, got {folder}.")
         style.save(draw(**tables), folder)
         return {}
-    sigmas = flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
+    sigmas = image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
     sigmas = sigmas.astype(np.float32)
     output = results.Run(config)
     with output.phase("runs"):
@@ -236,7 +236,7 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     network, params, _ = run_folder.load(folder)
     facts = run_folder.read_facts(folder)
     recipe = configuration.from_facts(facts)
-    dataset = flags.load(recipe)
+    dataset = image_flags.load(recipe)
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(
             f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "

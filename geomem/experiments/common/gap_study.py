@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from geomem import data
-from geomem.experiments.common import flags, parallel, results
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import command_line, parallel, results
 from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
+from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
 from geomem.metrics.inception import weights
@@ -163,7 +163,9 @@ def _find_inception(config):
     if path is None and config.preset == "cifar10":
         path = weights.find()
         if path is None:
-            flags.warn("no Inception weights (--inception), so Frechet distances compare pixels")
+            command_line.warn(
+                "no Inception weights (--inception), so Frechet distances compare pixels"
+            )
     if path is None:
         return None
     weights.load(path)  # fails before any training

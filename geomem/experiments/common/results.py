@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ __all__ = [
     "environment",
     "make_folder",
     "run_facts",
+    "write_columns",
     "write_image_grid",
     "write_json",
     "write_rows",
@@ -72,18 +73,15 @@ class Run:
 
     Attributes:
       folder: the output folder.
+      phase: the run's `Phases`; run.json holds their seconds.
 
     Raises:
       ValueError: the folder cannot be written.
     """
 
     def __init__(self, config: Any):
-        self._config, self._phases = config, Phases()
+        self._config, self.phase = config, Phases()
         self.folder = make_folder(config.out)
-
-    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager that times its block under `name` in run.json."""
-        return self._phases(name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; see the function `write_json`."""
@@ -93,6 +91,10 @@ class Run:
         """Write rows with the same keys as a CSV file."""
         write_rows(self.folder / name, rows)
 
+    def write_columns(self, name: str, columns: Mapping[str, Sequence | np.ndarray]) -> None:
+        """Write columns of the same length as a CSV file."""
+        write_columns(self.folder / name, columns)
+
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure as NAME.png and NAME.pdf."""
         from geomem.plots import style
@@ -101,7 +103,7 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Write run.json, with `facts` such as data=dataset_facts(dataset)."""
-        write_json(self.folder / "run.json", run_facts(self._config, self._phases, **facts))
+        write_json(self.folder / "run.json", run_facts(self._config, self.phase, **facts))
 
 
 def environment() -> dict[str, Any]:
@@ -200,6 +202,12 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     paths.write_whole(path, text.getvalue())
+
+
+def write_columns(path: paths.AnyPath, columns: Mapping[str, Sequence | np.ndarray]) -> None:
+    """Write columns of the same length, by name, as CSV."""
+    values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+    write_rows(path, [dict(zip(columns, row, strict=True)) for row in values])
 
 
 def run_facts(config: Any, phases: Phases, /, **facts: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`python -m geomem.experiments.train PRESET`."""
 
-from geomem.experiments.common import cli
+from geomem.experiments.common import command_line
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.loop import run
 from geomem.experiments.train.presets import ABOUT, PRESETS
@@ -8,4 +8,4 @@ from geomem.experiments.train.presets import ABOUT, PRESETS
 __all__ = []
 
 if __name__ == "__main__":
-    cli.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True)
+    command_line.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True)

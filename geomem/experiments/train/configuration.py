@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from geomem import data
+from geomem import data, paths
 from geomem.diffusion import augment, preconditioning, schedules, training_step, unet
-from geomem.experiments.common import flags
-from geomem.experiments.common.arguments import flag
+from geomem.experiments.common import image_flags
+from geomem.experiments.common.dataclass_flags import flag
 
-__all__ = ["MAY_CHANGE", "Config", "base_schedule", "build", "facts", "from_facts", "resolve"]
+__all__ = [
+    "MAY_CHANGE",
+    "Config",
+    "base_schedule",
+    "build",
+    "facts",
+    "from_facts",
+    "read_zone",
+    "resolve",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(flags.ImageFlags):
+class Config(image_flags.ImageFlags):
     """Train an EDM denoiser, with or without a gap in its noise levels.
 
     The same command on the same folder resumes the run.
@@ -145,7 +155,7 @@ def resolve(config: Config) -> Config:
         )
     if config.gap and config.gap_from:
         raise ValueError("gap and gap_from must not both be given.")
-    edges = flags.read_zone(config.gap_from) if config.gap_from else config.gap
+    edges = read_zone(config.gap_from) if config.gap_from else config.gap
     schedule = config.schedule or ("gap" if edges else "lognormal")
     if schedule == "lognormal" and edges:
         raise ValueError("schedule must be gap or dummy when a gap is given, got lognormal.")
@@ -154,6 +164,26 @@ def resolve(config: Config) -> Config:
     if config.keep and schedule != "gap":
         raise ValueError(f"keep must be 0 without a gap to thin, got {config.keep}.")
     return dataclasses.replace(config, schedule=schedule, gap=edges, gap_from=None)
+
+
+def read_zone(path: paths.AnyPath) -> tuple[float, float]:
+    """Return the edges (low, high) of the danger zone in a zone.json.
+
+    Raises:
+      ValueError: the file cannot be read, lacks "low" or "high", or holds no danger zone.
+    """
+    try:
+        zone = json.loads(paths.as_path(path).read_text())
+        low, high = zone["low"], zone["high"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
+    if low is None or high is None:
+        raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
+    schedules.check_interval("gap_from", low, high)
+    return low, high
 
 
 def facts(config: Config, split: data.Split) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from geomem import paths
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
-from geomem.experiments.common import flags, results
+from geomem.experiments.common import image_flags, results
 from geomem.experiments.train import configuration, run_folder
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.metrics_log import MetricsLog
@@ -72,7 +72,7 @@ def run(config: Config) -> Result:
         jax.distributed.initialize()
     config, phases = configuration.resolve(config), results.Phases()
     with phases("load"):
-        dataset = flags.load(config)
+        dataset = image_flags.load(config)
         facts = configuration.facts(config, dataset.train_split)
     denoiser, recipe = configuration.build(facts)
     update = training_step.make_update(denoiser, recipe)

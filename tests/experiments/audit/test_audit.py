@@ -21,7 +21,7 @@ from geomem.experiments import evaluate as evaluate_command
 from geomem.experiments import sample as sample_command
 from geomem.experiments.audit import command, findings, recipes, verdict
 from geomem.experiments.audit.command import Config
-from geomem.experiments.common import arguments, flags
+from geomem.experiments.common import dataclass_flags, image_flags
 from geomem.experiments.train import PRESETS, configuration
 from geomem.geometry import danger_zone, growth
 from geomem.plots import audit_figures
@@ -250,7 +250,7 @@ def _parse_train(command):
     """Return the training configuration of a command line."""
     program, name, *words = shlex.split(command)
     assert (program, name) == ("geomem", "train")
-    return arguments.parse(configuration.Config, words, "geomem train", presets=PRESETS)[0]
+    return dataclass_flags.parse(configuration.Config, words, "geomem train", presets=PRESETS)[0]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def _parse_train(command):
 )
 def test_commands_train_on_the_audited_images(folder, changes):
     config = Config(**{"dataset": str(folder), **changes})
-    audited = flags.load(config).train_split
+    audited = image_flags.load(config).train_split
     facts = FACTS | {"train": len(audited)}
     gap = _parse_train(findings.recommendation(config, ZONE, facts)["command"])
     assert configuration.resolve(gap).gap == (0.44, 0.66)
@@ -273,7 +273,7 @@ def test_commands_train_on_the_audited_images(folder, changes):
     baseline = _parse_train(train)
     assert configuration.resolve(baseline).gap is None
     for parsed in (gap, baseline):
-        assert flags.load(parsed).train_split.sha256() == audited.sha256()
+        assert image_flags.load(parsed).train_split.sha256() == audited.sha256()
     sampling = _parse(sample, "sample", sample_command.Config)
     assert sampling.step % baseline.checkpoint_every == 0
     judging = _parse(evaluate, "evaluate", evaluate_command.Config)
@@ -283,7 +283,7 @@ def test_commands_train_on_the_audited_images(folder, changes):
 def _parse(command, name, config):
     program, given, *words = shlex.split(command)
     assert (program, given) == ("geomem", name)
-    return arguments.parse(config, words, f"geomem {name}")[0]
+    return dataclass_flags.parse(config, words, f"geomem {name}")[0]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from geomem.experiments.common import arguments
+from geomem.experiments.common import dataclass_flags
 from geomem.experiments.train import PRESETS, Config, configuration, loop, presets
 
 TINY = dataclasses.replace(PRESETS["digits"], channels=8, batch=16, num_train=32, kimg=0.32)
@@ -38,12 +38,14 @@ def test_presets_have_descriptions_and_old_name_works():
 
 
 def test_help_lists_everyday_flags_first():
-    text = arguments.build(Config, "train").format_help()
+    text = dataclass_flags.build(Config, "train").format_help()
     headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
     assert headings == ["options", "data", "noise", "network", "training", "output", "advanced"]
     everyday = text.index("--out"), text.index("--dataset"), text.index("--gap ")
     assert everyday == tuple(sorted(everyday))
-    assert set(arguments.field_help(Config)) == {field.name for field in dataclasses.fields(Config)}
+    assert set(dataclass_flags.field_help(Config)) == {
+        field.name for field in dataclasses.fields(Config)
+    }
 
 
 ZONES = {

@@ -1,29 +1,15 @@
-"""Flags that select images and noise levels, and the file format of curves."""
+"""Flags that select images and noise levels, and what they select."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
-import sys
 
 import numpy as np
 
-from geomem import data, paths
-from geomem.diffusion import schedules
-from geomem.experiments.common import results
-from geomem.experiments.common.arguments import flag
-from geomem.geometry.curves import Curves
+from geomem import data
+from geomem.experiments.common.dataclass_flags import flag
 
-__all__ = [
-    "CurveFlags",
-    "ImageFlags",
-    "load",
-    "noise_levels",
-    "read_zone",
-    "warn",
-    "write_curves",
-]
+__all__ = ["CurveFlags", "ImageFlags", "load", "noise_levels"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,35 +88,3 @@ def noise_levels(count: int, low: float, high: float) -> np.ndarray:
             f"sigma_min and sigma_max must be positive and ascending, got {low:g} and {high:g}."
         )
     return np.geomspace(low, high, count)
-
-
-def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """Return the edges (low, high) of the danger zone in a zone.json.
-
-    Raises:
-      ValueError: the file cannot be read, lacks "low" or "high", or holds no danger zone.
-    """
-    try:
-        zone = json.loads(paths.as_path(path).read_text())
-        low, high = zone["low"], zone["high"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
-    if low is None or high is None:
-        raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
-    schedules.check_interval("gap_from", low, high)
-    return low, high
-
-
-def warn(text: str) -> None:
-    """Print a warning to stderr."""
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def write_curves(path: pathlib.Path, curves: Curves) -> None:
-    """Write curves.csv, one row per noise level."""
-    fields = curves.columns()
-    levels = np.stack(list(fields.values()), axis=1).tolist()
-    results.write_rows(path, [dict(zip(fields, level, strict=True)) for level in levels])

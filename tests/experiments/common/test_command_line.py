@@ -14,8 +14,8 @@ import pytest
 
 from geomem import paths
 from geomem.__main__ import COMMANDS
-from geomem.experiments.common import arguments, cli, compilation, results
-from geomem.experiments.common.arguments import REQUIRED, flag
+from geomem.experiments.common import command_line, compilation, dataclass_flags, results
+from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
 
@@ -64,21 +64,21 @@ class Numbered:
 
 
 def parse(*words, config=Config, **options):
-    return arguments.parse(config, words, "geomem thing", **options)
+    return dataclass_flags.parse(config, words, "geomem thing", **options)
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Run cli.main in an empty folder; return (exit code, stdout lines, stderr lines)."""
+    """Run command_line.main in an empty folder; return (exit code, stdout lines, stderr lines)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "_written", {})
-    monkeypatch.setattr(cli, "_prog", "geomem thing")
+    monkeypatch.setattr(command_line, "_prog", "geomem thing")
 
     def run_command(run, *words, config=Config, **options):
         monkeypatch.setattr(sys, "argv", ["geomem", *words])
         code = 0
         try:
-            cli.main(config, run, **options)
+            command_line.main(config, run, **options)
         except SystemExit as end:
             code = end.code
         output = capsys.readouterr()
@@ -326,14 +326,14 @@ def test_ctrl_c_ends_the_process_with_130(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import dataclasses, os, signal, time\n"
-        "from geomem.experiments.common import cli\n"
+        "from geomem.experiments.common import command_line\n"
         "@dataclasses.dataclass\n"
         "class Config:\n"
         "    '''Sleep.'''\n"
         "def run(config):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(60)\n"
-        "cli.main(Config, run)\n"
+        "command_line.main(Config, run)\n"
     )
     process = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert process.returncode == 130
@@ -408,7 +408,7 @@ def test_users_compilation_cache_is_respected(own_cache, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_flag_is_documented(name):
     config = importlib.import_module(f"geomem.experiments.{name.replace('-', '_')}").Config
-    texts = arguments.field_help(config)
+    texts = dataclass_flags.field_help(config)
     undocumented = [field.name for field in dataclasses.fields(config) if not texts.get(field.name)]
     assert undocumented == []
     assert "Attributes:" not in config.__doc__

@@ -13,9 +13,9 @@ from concurrent.futures import BrokenExecutor
 from typing import Any, NoReturn, TypeVar
 
 from geomem import paths
-from geomem.experiments.common import arguments, compilation
+from geomem.experiments.common import compilation, dataclass_flags
 
-__all__ = ["fail", "interrupted", "main", "started_as"]
+__all__ = ["fail", "interrupted", "main", "started_as", "warn"]
 
 Config = TypeVar("Config")
 
@@ -52,7 +52,7 @@ def main(
     try:
         names = [field.name for field in dataclasses.fields(config)]
         switches = _OVERWRITE if "out" in names and not resumes else {}
-        parsed, given = arguments.parse(
+        parsed, given = dataclass_flags.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
         )
         compilation.enable_cache()
@@ -79,6 +79,11 @@ def started_as(prog: str) -> None:
     """Tell `main` what the user typed, if that was not `python -m` and the module's name."""
     global _prog
     _prog = prog
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def fail(message: object) -> NoReturn:
@@ -151,5 +156,5 @@ def _with_flags(message, config):
     if not must or not re.fullmatch(r"\w+((, | and |, and | or )\w+)*", subject):
         return message
     for field in dataclasses.fields(config):
-        subject = re.sub(rf"(?<![\w-]){field.name}\b", arguments.option(field.name), subject)
+        subject = re.sub(rf"(?<![\w-]){field.name}\b", dataclass_flags.option(field.name), subject)
     return subject + must + rest
