@@ -34,7 +34,10 @@ def as_path(path: AnyPath) -> pathlib.Path:
     """
     text = os.fspath(path)
     if "://" not in text:
-        return pathlib.Path(text).expanduser()
+        try:
+            return pathlib.Path(text).expanduser()
+        except RuntimeError:  # "~name" of an unknown user stays as it is, as in a shell
+            return pathlib.Path(text)
     from etils import epath
 
     try:
@@ -67,7 +70,8 @@ def open_whole(path: AnyPath) -> Iterator[IO[bytes]]:
 def write_whole(path: AnyPath, text: str) -> None:
     """Write a text file as `open_whole` does."""
     with open_whole(path) as file:
-        file.write(text.encode())
+        # File names may hold bytes that are not UTF-8.
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def written() -> list[pathlib.Path]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Int, Shaped
 
+from geomem import memory
+
 if TYPE_CHECKING:
     from jax import Array
 
-__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float"]
+__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float", "warn"]
 
 _KEPT = 2**31  # bytes; a split of at most this size stays in memory
 _BLOCK = 4096  # images of a larger split in memory at once
@@ -32,11 +34,13 @@ class Split:
       read: maps source indices to pixels, uint8 or float32 in [-1, 1].
       index: positions of the selected images in the source's canonical order.
       labels: class labels, or None if the source has none.
+      argument: what errors call these images.
     """
 
     read: Callable[[Int[np.ndarray, " read"]], Shaped[np.ndarray, "read height width channels"]]
     index: Int[np.ndarray, " images"]
     labels: Int[np.ndarray, " images"] | None = None
+    argument: str = "dataset"
 
     def __len__(self) -> int:
         """Return the number of selected images."""
@@ -47,14 +51,22 @@ class Split:
         """The images as stored: uint8, or float32 in [-1, 1].
 
         Raises:
-          ValueError: a float image has values that are not finite or not in [-1, 1].
+          ValueError: the images do not fit in memory, or a float image has values that are not
+            finite or not in [-1, 1].
         """
+        self._check_memory(self.at(slice(0, 1)).nbytes)
         pixels = np.ascontiguousarray(self.read(self.index))
-        return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels)
+        return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels, self.argument)
 
     @functools.cached_property
     def images(self) -> Float32[np.ndarray, "images height width channels"]:
-        """The images in [-1, 1]."""
+        """The images in [-1, 1].
+
+        Raises:
+          ValueError: as for `pixels`.
+        """
+        if self.pixels.dtype == np.uint8:
+            self._check_memory(2 * self.pixels[:1].size * 4)  # NumPy scales a copy
         return to_float(self.pixels)
 
     @functools.cached_property
@@ -80,7 +92,11 @@ class Split:
     def take(self, positions: slice | Int[np.ndarray, " selected"]) -> Split:
         """Return the split with the images at these positions in this split."""
         labels = None if self.labels is None else self.labels[positions]
-        return Split(self.read, self.index[positions], labels)
+        return Split(self.read, self.index[positions], labels, self.argument)
+
+    def _check_memory(self, bytes_per_image):
+        shape = "x".join(map(str, self.shape[1:]))
+        memory.check(self.argument, len(self) * bytes_per_image, f"{len(self)} images of {shape}")
 
     def sha256(self) -> str:
         """Return the SHA-256 of the indices and of the images' shape, dtype and bytes."""
@@ -154,7 +170,7 @@ class Dataset:
             available = len(_labels(self.train_split, class_ids))
             selected = len(np.unique(train.labels))
             if selected < available <= count:
-                _warn(
+                warn(
                     f"the first {count:,} training images of {self.name} are from {selected} of "
                     f"{available} classes; a seed (--subset-seed) selects them at random"
                 )
@@ -200,6 +216,9 @@ def count_shared(images: Blocks, others: Blocks) -> int:
 
 def _select(split, class_ids, count, seed, argument):
     positions = _of_classes(split, class_ids)
+    if not len(positions):
+        kind = "held-out" if argument.startswith("heldout") else "training"
+        raise ValueError(f"classes must be among those of the {kind} images, got none of these.")
     if seed is not None and seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}.")
     if seed is not None:
@@ -226,17 +245,17 @@ def _digests(images):
             yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
-def _checked_floats(pixels):
+def _checked_floats(pixels, argument):
     if not np.isfinite(pixels).all():
         count = (~np.isfinite(pixels)).sum()
-        raise ValueError(f"dataset must be finite, got {count} pixels that are NaN or infinite.")
+        raise ValueError(f"{argument} must be finite, got {count} pixels that are NaN or infinite.")
     low, high = pixels.min(), pixels.max()
     if low < -1 or high > 1:
         raise ValueError(
-            f"dataset must hold uint8 or floats in [-1, 1], got floats in [{low:g}, {high:g}]."
+            f"{argument} must hold uint8 or floats in [-1, 1], got floats in [{low:g}, {high:g}]."
         )
     if low >= 0:
-        _warn(
+        warn(
             "float pixels have no negative values; geomem expects [-1, 1] and does not rescale: "
             "for pixels x in [0, 1] pass 2 x - 1"
         )
@@ -244,6 +263,6 @@ def _checked_floats(pixels):
 
 
 @functools.cache
-def _warn(text):
-    """Print a line to stderr, but only once, because splits read the same images repeatedly."""
+def warn(text: str) -> None:
+    """Print a warning to stderr, but only once, because splits read the same images repeatedly."""
     print(f"warning: {text}", file=sys.stderr)

@@ -55,8 +55,8 @@ def load(
             f"resize must be left out unless the images are in a folder, got {resize}."
         )
     total = len(train)
-    if isinstance(heldout, str):
-        test = sources.open_source(heldout, resize)[0]
+    if isinstance(heldout, str | os.PathLike):
+        test = sources.open_source(str(heldout), resize, "heldout")[0]
     elif heldout is not None or test is None:
         train, test = _split(train, _HELDOUT_FRACTION if heldout is None else heldout, seed)
     if len(train) < 2:
@@ -68,6 +68,8 @@ def load(
 
 
 def _split(split, fraction, seed):
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}.")
     if not 0 < fraction < 1:
         raise ValueError(f"heldout must be a fraction between 0 and 1 or a path, got {fraction}.")
     heldout = max(1, round(fraction * len(split)))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from geomem.data import Dataset, sources
+from geomem.data import Dataset, folders, sources
 from geomem.diffusion import conventions
 from geomem.experiments.train.presets import PRESETS
 from geomem.geometry import growth as growth_lib
@@ -119,7 +119,7 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
 def _names(config, images):
     """Names of the training images, then of the held-out ones: file names, or array indices."""
     path = pathlib.Path(config.dataset).expanduser()
-    files = sources.image_paths(path) if sources.is_folder(config.dataset) else None
+    files = folders.image_paths(path) if sources.is_folder(config.dataset) else None
 
     def name(split, listed):
         return [str(files[i].relative_to(path)) if listed else f"image {i}" for i in split.index]

@@ -1,0 +1,162 @@
+"""Images in a folder: found, checked by their headers, and decoded on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import warnings
+
+import numpy as np
+from jaxtyping import UInt8
+
+from geomem import paths
+from geomem.data.datasets import Split, warn
+
+__all__ = ["image_paths", "open_folder", "square_gray"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+# What PIL may take a file for. Other formats start programs (EPS) or hold no 8-bit images.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+_MOST_PIXELS = 10**8  # of one image; GEOMEM_MAX_PIXELS changes it
+_ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: the tag, and the values that swap the sides
+
+
+def image_paths(folder: str | os.PathLike, argument: str = "dataset") -> list[pathlib.Path]:
+    """Return the PNG and JPEG files in a folder and its subfolders, in the order of their indices.
+
+    Hidden files are skipped, because macOS writes a "._cat.png", which is not an image, beside
+    "cat.png". Links to folders are followed.
+
+    Raises:
+      ValueError: a folder that cannot be read, or an image that is not a file, such as a pipe.
+    """
+    found, seen = [], set()
+
+    def unreadable(error):
+        raise ValueError(
+            f"{argument} must be readable folders, got {error.filename} ({error.strerror})."
+        )
+
+    for root, names, files in os.walk(paths.as_path(folder), onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it
+            names.clear()
+            continue
+        seen.add(real)
+        files = [pathlib.Path(root, name) for name in files if not name.startswith(".")]
+        found += [path for path in files if path.suffix.lower() in _SUFFIXES]
+    for path in found:
+        if not path.is_file():
+            raise ValueError(f"{argument} must hold image files, got {path}, which is not a file.")
+    return sorted(found)
+
+
+def open_folder(
+    folder: pathlib.Path, resize: int | None, argument: str
+) -> tuple[Split, None, tuple[str, ...]]:
+    """Return the images of a folder, None, and the names of its subfolders, which are the classes.
+
+    Raises:
+      ValueError: as in `data.load`.
+    """
+    files = image_paths(folder, argument)
+    if not files:
+        raise ValueError(
+            f"{argument} must hold PNG or JPEG images, got none in the folder {folder}."
+        )
+    sizes, modes, transparent = {}, set(), 0
+    for path in files:
+        with _opened(path, argument) as image:
+            size, turned = image.size, "exif" in image.info and image.getexif()
+            if turned and turned.get(_ORIENTATION) in _TURNED:
+                size = size[::-1]
+            sizes.setdefault(size, path)
+            modes.add(image.mode)
+            transparent += image.mode[-1:] in "Aa" or "transparency" in image.info
+    if unusable := [mode for mode in modes if mode[0] in "IF"]:
+        raise ValueError(
+            f"{argument} must have 8 bits per channel, got images of mode {unusable[0]} in "
+            f"{folder}."
+        )
+    if len(sizes) > 1 and resize is None:
+        examples = [f"{path.name} is {w}x{h}" for (w, h), path in list(sizes.items())[:2]]
+        raise ValueError(
+            f"{argument} must have images of one size, got {len(sizes)} sizes in {folder} "
+            f"({', '.join(examples)}); --resize SIDE makes them equal."
+        )
+    if transparent:
+        warn(
+            f"{transparent} of {len(files)} images in {folder} have transparency, which is ignored"
+        )
+    mode = "L" if modes <= {"L", "1"} else "RGB"
+
+    def read(index):
+        pixels = None
+        for row, i in enumerate(index):
+            image = _read(files[i], mode, resize, argument)
+            if pixels is None:
+                pixels = np.empty((len(index), *image.shape), np.uint8)
+            if image.shape != pixels.shape[1:]:
+                raise ValueError(
+                    f"{argument} must have images of one size, got another: {files[i]}."
+                )
+            pixels[row] = image
+        return pixels
+
+    groups = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
+    class_names = tuple(sorted(set(groups))) if any(groups) else ()
+    labels = np.array([class_names.index(group) for group in groups]) if class_names else None
+    return Split(read, np.arange(len(files)), labels, argument), None, class_names
+
+
+def square_gray(pixels: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, ...]:
+    """Return the center square of an RGB image in gray, side x side (geomem's choice: CelebA)."""
+    from PIL import Image
+
+    return np.asarray(_square(Image.fromarray(pixels).convert("L"), side))[..., None]
+
+
+@contextlib.contextmanager
+def _opened(path, argument):
+    """Yield a PIL image; name the file in whatever PIL raises."""
+    from PIL import Image
+
+    default, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _most_pixels()
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            head = file.read(25)
+            if head[:4] == b"\x89PNG" and head[24:] == b"\x10":
+                raise ValueError("it has 16 bits per channel instead of 8")
+            with Image.open(file, formats=_FORMATS) as image:
+                if image.info.get("Software") == "geomem":
+                    raise ValueError("it is a figure that geomem drew")
+                yield image
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise errors of many types
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise ValueError(f"{argument} must hold readable images, got {path} ({reason}).") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = default
+
+
+def _most_pixels():
+    return int(os.environ.get("GEOMEM_MAX_PIXELS", _MOST_PIXELS))
+
+
+def _read(path, mode, resize, argument):
+    from PIL import ImageOps
+
+    with _opened(path, argument) as image:
+        image = ImageOps.exif_transpose(image).convert(mode)
+        pixels = np.asarray(image if resize is None else _square(image, resize))
+    return pixels[..., None] if mode == "L" else pixels
+
+
+def _square(image, side):
+    """The center square of a PIL image, resized with antialiasing to side x side."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    # Crop first, because resize(box=...) would use pixels outside the box.
+    return image.crop((left, top, left + edge, top + edge)).resize((side, side))
