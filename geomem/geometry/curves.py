@@ -18,8 +18,8 @@ import tqdm
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Shaped
 
-from geomem.geometry import _curve_kernels, _reduced_noise, posterior, shells
-from geomem.geometry._estimates import (
+from geomem.geometry import _curve_kernels, _noise_coordinates, posterior, shells
+from geomem.geometry._bands import (
     Curves,
     Estimate,
     Refinement,
@@ -320,8 +320,8 @@ def _frame(points, heldout, noised):
     # The reduction's factorization costs about as much as the products of 2 N noised copies.
     worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
     if worth_it and isinstance(points, Points) and points.mesh is None:
-        return _reduced_noise.reduced_frame(decode(points.rows), heldout)
-    return _reduced_noise.direct_frame(points, heldout)
+        return _noise_coordinates.reduced_frame(decode(points.rows), heldout)
+    return _noise_coordinates.direct_frame(points, heldout)
 
 
 def _in_blocks(index: np.ndarray, frame: Any, draws: int, kernel: Callable, label: str | None):
