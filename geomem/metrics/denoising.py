@@ -180,8 +180,9 @@ def noise_level_memorization(
         result = memorization.measure(denoised, train, threshold=threshold, distinct=distinct)
         flags.append(result.memorized)
         nearest.append(result.index[:, 0])
-    rates = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])
-    return NoiseLevelMemorization(np.asarray(sigmas), *rates, np.stack(flags), np.stack(nearest))
+    rate, low, high = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])
+    memorized, index = np.stack(flags), np.stack(nearest)
+    return NoiseLevelMemorization(np.asarray(sigmas), rate, low, high, memorized, index)
 
 
 def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
