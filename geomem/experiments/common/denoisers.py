@@ -97,10 +97,6 @@ def compare_denoisers(
 
     Returns:
       The columns of each table, by name; empty with `plot_only`.
-
-    Raises:
-      ValueError: an invalid configuration, run or data set.
-      OSError: the results cannot be written.
     """
     if config.plot_only is not None:
         folder = paths.as_path(config.plot_only)
@@ -141,11 +137,7 @@ def make_table(labels: Mapping[str, Any], **columns: np.ndarray) -> Table:
 
 
 def read_table(path: paths.AnyPath) -> Table:
-    """Return the columns of a CSV file, float64 if every value is a number, else text.
-
-    Raises:
-      ValueError: the file is missing or has no rows.
-    """
+    """Return the columns of a CSV file, float64 if every value is a number, else text."""
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
@@ -160,11 +152,7 @@ def select(table: Mapping[str, np.ndarray], **values: Any) -> Table:
 
 
 def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
-    """Return the training runs that `config` names; train those of the preset that are missing.
-
-    Raises:
-      ValueError: two runs of the same name, or as in `train_and_load`.
-    """
+    """Return the training runs that `config` names; train those of the preset that are missing."""
     names = {paths.as_path(folder).name for folder in config.run}
     if len(names) < len(config.run):
         raise ValueError(f"run must be folders of different names, got {', '.join(config.run)}.")
@@ -175,11 +163,7 @@ def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
 
 
 def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config) -> TrainedRun:
-    """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished.
-
-    Raises:
-      ValueError: the training was stopped, or as in `load_run`.
-    """
+    """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished."""
     folder = paths.as_path(runs) / name
     result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
@@ -190,11 +174,7 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
 
 
 def load_run(folder: paths.AnyPath) -> TrainedRun:
-    """Return the images and denoisers of a training run.
-
-    Raises:
-      ValueError: not a run, or the data set has changed since.
-    """
+    """Return the images and denoisers of a training run."""
     folder = paths.as_path(folder)
     network, params, _ = run_folder.load(folder)
     facts = run_folder.read_facts(folder)

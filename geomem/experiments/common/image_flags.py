@@ -49,11 +49,7 @@ class CurveFlags(ImageFlags):
 
 
 def load(config: ImageFlags) -> data.Dataset:
-    """Return the images that a configuration selects.
-
-    Raises:
-      ValueError: invalid data, or training and held-out images of different shapes.
-    """
+    """Return the images that a configuration selects."""
     dataset = data.load(
         config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
     )
@@ -72,11 +68,7 @@ def load(config: ImageFlags) -> data.Dataset:
 
 
 def noise_levels(count: int, low: float, high: float) -> np.ndarray:
-    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm.
-
-    Raises:
-      ValueError: fewer than two levels, or not 0 < low < high.
-    """
+    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm."""
     if count < 2:
         raise ValueError(f"num_sigmas must be 2 or more, got {count}.")
     if not 0 < low < high < np.inf:

@@ -57,9 +57,6 @@ class Run:
     Attributes:
       folder: the configuration's `out`, which is created.
       phase: the run's `Phases`; run.json holds their seconds.
-
-    Raises:
-      ValueError: the folder cannot be written.
     """
 
     def __init__(self, config: Any):
@@ -124,9 +121,6 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
       config: a dataclass, with or without the output folder or file in `out`.
       overwrite: whether to accept any `out`.
       number: whether to append -2, -3, ... to `out` instead of raising an error.
-
-    Raises:
-      ValueError: `out` holds results of another command or configuration, or is not a folder.
     """
     out = getattr(config, "out", None)
     if out is None or overwrite or getattr(config, "plot_only", None) is not None:
@@ -150,9 +144,6 @@ def make_folder(out: paths.AnyPath) -> pathlib.Path:
 
     If a run has several processes, only the first writes to `out`; the others get a temporary
     folder.
-
-    Raises:
-      ValueError: `out` is a file, or its file system or bucket cannot be written.
     """
     if jax.process_index() > 0:
         scratch = tempfile.TemporaryDirectory()
