@@ -34,7 +34,7 @@ _PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
 
 @dataclasses.dataclass(frozen=True)
 class Config(image_flags.CurveFlags):
-    """Find the noise levels at which a diffusion model memorizes these images (Figure 3).
+    """Find the noise levels at which a diffusion model can memorize these images (Figure 3).
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
     over training images. The danger zone is where both reach the threshold. The paper's protocol
