@@ -77,12 +77,7 @@ class Window(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The results of a swap experiment.
-
-    Attributes:
-      rows: one row for each network and window.
-      folder: the output folder.
-    """
+    """The rows, one for each network and window, and the output folder."""
 
     rows: list[dict[str, Any]]
     folder: pathlib.Path
@@ -105,7 +100,8 @@ def run(config: Config) -> Result:
         raise ValueError(f"samples must be at least 1, got {config.samples}.")
     output = results.Run(config)
     with output.phase("runs"):
-        memorizing, generalizing = _load_runs(config)
+        runs = dict(zip(("memorizing", "generalizing"), _load_runs(config), strict=True))
+    memorizing, generalizing = runs.values()
     shape = memorizing.train.shape[1:]
     if generalizing.train.shape[1:] != shape:
         raise ValueError(
@@ -115,26 +111,26 @@ def run(config: Config) -> Result:
     with output.phase("zone"):
         _, zones = gap_study.find_zones(memorizing.train, memorizing.heldout, [threshold])
     zone = zones[threshold]
-    windows = make_windows(grid, medium, (zone.low, zone.high))
+    windows = [Window("none", 0, -1), *make_windows(grid, medium, (zone.low, zone.high))]
     rows = []
     with output.phase("samples"):
-        for name, network, replacement in (
-            ("memorizing", memorizing, generalizing),
-            ("generalizing", generalizing, memorizing),
-        ):
+        for name, other in (("memorizing", "generalizing"), ("generalizing", "memorizing")):
+            network, replacement = (runs[key].denoisers["network"] for key in (name, other))
             unswapped = None
-            for window in (Window("none", 0, -1), *windows):
-                denoiser = sampler.swap(
-                    network.denoisers["network"],
-                    replacement.denoisers["network"],
-                    range(window.first, window.last + 1),
-                )
+            for window in windows:
+                steps = range(window.first, window.last + 1)
+                denoiser = sampler.swap(network, replacement, steps)
                 seeds = range(config.samples)
                 images = sampler.generate(denoiser, seeds, shape, grid, method=config.method)
                 report = memorization.report(images, memorizing.train, memorizing.heldout)
                 unswapped = report.samples.memorized if unswapped is None else unswapped
-                rows.append(_make_row(name, window, grid, report, unswapped))
-                print(_describe(rows[-1]))
+                row = _make_row(name, window, grid, report, unswapped)
+                steps = f"steps {window.first}..{window.last}" if steps else ""
+                print(
+                    f"{name:<13} {window.name:<11} {steps:<13} memorized "
+                    f"{row['memorized']:6.1%} ({row['difference']:+.1%})"
+                )
+                rows.append(row)
     output.write_rows("table.csv", rows)
     output.write_figure("figure", swap.swap(rows, config.steps))
     output.finish(runs=[memorizing.facts, generalizing.facts], zone=zone._asdict())
@@ -207,14 +203,6 @@ def _make_row(network, window, grid, report, unswapped):
         "difference_high": effect.high,
         "p": effect.p,
     }
-
-
-def _describe(row):
-    steps = "" if row["first_step"] is None else f"steps {row['first_step']}..{row['last_step']}"
-    return (
-        f"{row['denoiser']:<13} {row['window']:<11} {steps:<13} memorized {row['memorized']:6.1%} "
-        f"({row['difference']:+.1%})"
-    )
 
 
 if __name__ == "__main__":

@@ -14,15 +14,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import command_line
+from geomem.experiments.common import command_line, denoisers
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.experiments.common.denoisers import (
-    ComparisonFlags,
-    Table,
-    compare_denoisers,
-    make_rows,
-    select,
-)
 from geomem.metrics import denoising
 from geomem.plots import denoiser_curves
 
@@ -30,7 +23,7 @@ __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonFlags):
+class Config(denoisers.ComparisonFlags):
     """Measure the denoising error on training and held-out images, and whether it separates them.
 
     Compares each trained network with the empirical denoiser of its training images, which has the
@@ -43,7 +36,7 @@ class Config(ComparisonFlags):
     """Folder for errors.csv, auc.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, Table]:
+def run(config: Config) -> dict[str, denoisers.Table]:
     """Measure the errors, write tables and figure, and compare the networks with both denoisers.
 
     Returns:
@@ -53,46 +46,43 @@ def run(config: Config) -> dict[str, Table]:
     Raises:
       ValueError, OSError: as in `compare_denoisers`.
     """
-    return compare_denoisers(config, _measure, denoiser_curves.denoising_error, _summarize)
+    draw = denoiser_curves.denoising_error
+    return denoisers.compare_denoisers(config, _measure, draw, _summarize)
 
 
 def _measure(config, sigmas, run):
+    options = {"draws": config.draws, "batch": config.batch, "progress": True}
     train_key, heldout_key = jax.random.split(jax.random.key(config.seed))
     splits = {"train": (train_key, run.train), "heldout": (heldout_key, run.heldout)}
     errors = {
         (kind, split): denoising.denoising_error(
-            key,
-            denoiser,
-            images[: config.num_images],
-            sigmas,
-            draws=config.draws,
-            batch=config.batch,
-            progress=True,
+            key, denoiser, images[: config.num_images], sigmas, **options
         )
         for kind, denoiser in run.denoisers.items()
         for split, (key, images) in splits.items()
     }
-    error_rows, auc_rows = [], []
+    tables = {"errors": [], "auc": []}
     for (kind, split), error in errors.items():
         excess = np.float64(error.per_image) - errors["empirical", split].per_image
-        error_rows += make_rows(
-            sigmas,
+        table = denoisers.make_table(
             {"kind": kind, "split": split},
+            sigma=sigmas,
             mse=error.mean,
             low=error.low,
             high=error.high,
             excess=excess.mean(axis=1),
             excess_error=excess.std(axis=1, ddof=1) / np.sqrt(excess.shape[1]),
         )
+        tables["errors"].append(table)
     for kind in run.denoisers:
         auc = denoising.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
-        auc_rows += make_rows(sigmas, {"kind": kind}, auc=auc.auc, low=auc.low, high=auc.high)
-    return {"errors": error_rows, "auc": auc_rows}
+        tables["auc"].append(denoisers.make_table({"kind": kind}, **auc._asdict()))
+    return tables
 
 
 def _summarize(errors, auc):
     network, gaussian = (
-        select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
+        denoisers.select(errors, split="train", kind=kind) for kind in ("network", "Gaussian")
     )
     least = (network["excess"] / network["excess_error"]).min()
     above = network["mse"] / gaussian["mse"] - 1

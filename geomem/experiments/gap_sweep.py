@@ -20,7 +20,7 @@ from geomem.experiments.common.arms import Arm
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
 from geomem.geometry import danger_zone
-from geomem.metrics import gap_prediction
+from geomem.metrics import gap_prediction, intervals
 from geomem.plots import sweep, training_curves
 
 __all__ = ["Config", "Result", "make_positions", "make_variants", "run"]
@@ -52,13 +52,7 @@ class Config(gap_study.StudyFlags):
 
 
 class Result(NamedTuple):
-    """The results of a sweep.
-
-    Attributes:
-      rows: one row for each arm, seed and checkpoint.
-      prediction: the fraction of samples decided above each noise level.
-      folder: the output folder.
-    """
+    """The rows, one for each arm, seed and checkpoint; the prediction; and the output folder."""
 
     rows: list[dict[str, Any]]
     prediction: gap_prediction.Prediction
@@ -94,10 +88,13 @@ def run(config: Config) -> Result:
     }[config.arms]
     with output.phase("arms"):
         rows = gap_study.train_arms(config, preset, chosen, output.folder)
-    ends = _last_checkpoints(rows)
+    ends = list({(row["arm"], row["seed"]): row for row in rows}.values())  # last checkpoints
     with output.phase("files"):
         output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
-        output.write_rows("prediction.csv", _prediction_rows(prediction))
+        rates = dict(zip(intervals.Rate._fields, zip(*prediction.rate, strict=True), strict=True))
+        chance = [prediction.chance.rate] * len(prediction.high)
+        columns = {"sigma": prediction.high, "decided": prediction.decided, "chance": chance}
+        output.write_columns("prediction.csv", columns | rates)
         if rows:
             output.write_rows("results.csv", rows)
         placed = _rows_of(ends, positions)
@@ -158,18 +155,6 @@ def _predict(preset, dataset):
     edges = grid[:-1][(grid[:-1] > 0.1) & (grid[:-1] < 10)][::-1]
     seeds = range(preset.evaluation.samples)
     return gap_prediction.predict(dataset.train, pool, edges, grid, seeds=seeds)
-
-
-def _prediction_rows(prediction):
-    columns = zip(prediction.high, prediction.decided, prediction.rate, strict=True)
-    return [
-        {"sigma": edge, "decided": decided, "chance": prediction.chance.rate, **rate._asdict()}
-        for edge, decided, rate in columns
-    ]
-
-
-def _last_checkpoints(rows):
-    return list({(row["arm"], row["seed"]): row for row in rows}.values())
 
 
 def _rows_of(rows, arms):

@@ -9,6 +9,7 @@ and the Frechet distance to held-out images.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -17,21 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geomem.diffusion import sampler, schedules
-from geomem.experiments.common import (
-    arm_summary,
-    arms,
-    command_line,
-    gap_study,
-    image_flags,
-    results,
-)
+from geomem.experiments.common import arms, command_line, gap_study, image_flags, results
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
 from geomem.metrics import intervals
 from geomem.plots import training_curves
 
-__all__ = ["Config", "Result", "make_arms", "run"]
+__all__ = ["Config", "Result", "compare_early_stopping", "make_arms", "run", "summarize"]
+
+Rows = list[dict[str, Any]]
 
 _ON_WHOLE_GRID = tuple(f"whole_grid_{key}" for key in arms.MEASURES)
 _FAR_LOW = 0.02  # lower edge of the far control; sampling needs the levels below it for details
@@ -51,16 +47,10 @@ class Config(gap_study.StudyFlags):
 
 
 class Result(NamedTuple):
-    """The results of a study.
+    """The rows (one for each arm, seed and checkpoint), their means over the seeds, the folder."""
 
-    Attributes:
-      rows: one row for each arm, seed and checkpoint.
-      summary: means over the seeds.
-      folder: the output folder.
-    """
-
-    rows: list[dict[str, Any]]
-    summary: list[dict[str, Any]]
+    rows: Rows
+    summary: Rows
     folder: pathlib.Path
 
 
@@ -82,7 +72,7 @@ def run(config: Config) -> Result:
     with output.phase("arms"):
         rows = gap_study.train_arms(config, preset, chosen, output.folder)
     with output.phase("files"):
-        summary = arm_summary.summarize(rows, *arms.MEASURES, *_ON_WHOLE_GRID)
+        summary = summarize(rows, *arms.MEASURES, *_ON_WHOLE_GRID)
         output.write_rows("results.csv", rows)
         output.write_rows("summary.csv", summary)
         output.write_json("comparisons.json", _compare(output.folder, chosen, preset.seeds, rows))
@@ -124,11 +114,56 @@ def make_arms(
     ]
 
 
+def summarize(rows: Rows, *keys: str) -> Rows:
+    """Return the mean and standard error over the seeds of each of `keys`, by arm and kimg.
+
+    Returns:
+      Rows in order of first appearance: arm, kimg, seeds (a count), KEY and KEY_error. The error is
+      None for a single seed; both are None if a row lacks the value.
+    """
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["arm"], row["kimg"]].append(row)
+    summary = []
+    for (arm, kimg), members in groups.items():
+        line = {"arm": arm, "kimg": kimg, "seeds": len(members)}
+        for key in keys:
+            values = [member[key] for member in members]
+            known = None not in values
+            error = np.std(values, ddof=1) / np.sqrt(len(values)) if known and values[1:] else None
+            line |= {key: float(np.mean(values)) if known else None, f"{key}_error": error}
+        summary.append(line)
+    return summary
+
+
+def compare_early_stopping(rows: Rows, arm: str, baseline: str) -> dict[str, float | None]:
+    """Compare the end of an arm's training with a baseline stopped early at equal quality.
+
+    For each seed, the baseline's checkpoint is the one that memorizes least among those with a
+    Frechet distance no larger than the arm's final one.
+
+    Returns:
+      frechet, without_noise and kimg at the end of the arm's training, as means over the seeds, and
+      baseline_KEY for the baseline's checkpoints, None if a seed has no checkpoint of that quality.
+    """
+    ends, stops = [], []
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        of_seed = [row for row in rows if row["seed"] == seed]
+        end = max((r for r in of_seed if r["arm"] == arm), key=lambda row: row["kimg"])
+        as_good = [r for r in of_seed if r["arm"] == baseline and r["frechet"] <= end["frechet"]]
+        ends.append(end)
+        stops.append(min(as_good, key=lambda row: row["without_noise"], default=None))
+    return {
+        prefix + key: None if None in chosen else float(np.mean([row[key] for row in chosen]))
+        for prefix, chosen in (("", ends), ("baseline_", stops))
+        for key in ("frechet", "without_noise", "kimg")
+    }
+
+
 def _select_arms(all_arms, names):
     by_name = {arm.name: arm for arm in all_arms}
-    for name in names:
-        if name not in by_name:
-            raise ValueError(f"arms must be among {', '.join(by_name)}, got {name!r}.")
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"arms must be among {', '.join(by_name)}, got {unknown[0]!r}.")
     return [by_name[name] for name in names] or all_arms
 
 
@@ -155,7 +190,7 @@ def _compare(folder, chosen, seeds, rows):
             differences = (treated.mean(axis=1) - baseline[kind].mean(axis=1)).tolist()
             entry[kind] = intervals.compare(baseline[kind].ravel(), treated.ravel())._asdict()
             entry[kind]["trainings"] = intervals.mean(differences)._asdict() | {"each": differences}
-        entry["early_stopping"] = arm_summary.early_stopping(rows, name, "baseline")
+        entry["early_stopping"] = compare_early_stopping(rows, name, "baseline")
         comparisons.append(entry)
     return comparisons
 

@@ -10,15 +10,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from geomem.experiments.common import command_line
+from geomem.experiments.common import command_line, denoisers
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.experiments.common.denoisers import (
-    ComparisonFlags,
-    Table,
-    compare_denoisers,
-    make_rows,
-    select,
-)
 from geomem.metrics import denoising
 from geomem.plots import denoiser_curves
 
@@ -29,7 +22,7 @@ _CLOSE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonFlags):
+class Config(denoisers.ComparisonFlags):
     """Measure how far the network, the empirical and the Gaussian denoiser are from each other.
 
     The gap between denoisers a and b is sqrt(E||a - b||^2 / E||b - c||^2), where c is the mean
@@ -43,7 +36,7 @@ class Config(ComparisonFlags):
     """Folder for gaps.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, Table]:
+def run(config: Config) -> dict[str, denoisers.Table]:
     """Measure the gaps, write table and figure, and print where they fall below 10%.
 
     Returns:
@@ -52,35 +45,25 @@ def run(config: Config) -> dict[str, Table]:
     Raises:
       ValueError, OSError: as in `compare_denoisers`.
     """
-    return compare_denoisers(config, _measure, denoiser_curves.large_noise, _summarize)
+    draw = denoiser_curves.large_noise
+    return denoisers.compare_denoisers(config, _measure, draw, _summarize)
 
 
 def _measure(config, sigmas, run):
-    rows = []
+    options = {"draws": config.draws, "batch": config.batch, "progress": True}
+    key, images = jax.random.key(config.seed), run.train[: config.num_images]
+    tables = []
     for first, second in PAIRS:
-        gap = denoising.relative_gap(
-            jax.random.key(config.seed),
-            run.denoisers[first],
-            run.denoisers[second],
-            run.train[: config.num_images],
-            sigmas,
-            draws=config.draws,
-            batch=config.batch,
-            progress=True,
-        )
-        rows += make_rows(
-            sigmas,
-            {"first": first, "second": second},
-            gap=gap.relative,
-            low=gap.low,
-            high=gap.high,
-            distance=gap.distance,
-        )
-    return {"gaps": rows}
+        pair = run.denoisers[first], run.denoisers[second]
+        gap = denoising.relative_gap(key, *pair, images, sigmas, **options)
+        columns = {"gap": gap.relative, "low": gap.low, "high": gap.high, "distance": gap.distance}
+        labels = {"first": first, "second": second}
+        tables.append(denoisers.make_table(labels, sigma=sigmas, **columns))
+    return {"gaps": tables}
 
 
 def _summarize(gaps):
-    empirical = select(gaps, first="empirical")
+    empirical = denoisers.select(gaps, first="empirical")
     start = np.flatnonzero(empirical["gap"] >= _CLOSE).max(initial=-1) + 1
     close = empirical["sigma"][start:]
     where = f"from sigma {close[0]:.3g} on" if len(close) else "at none of the noise levels"

@@ -9,15 +9,8 @@ import dataclasses
 
 import jax
 
-from geomem.experiments.common import command_line
+from geomem.experiments.common import command_line, denoisers
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.experiments.common.denoisers import (
-    ComparisonFlags,
-    Table,
-    compare_denoisers,
-    make_rows,
-    select,
-)
 from geomem.metrics import denoising
 from geomem.plots import denoiser_curves
 
@@ -25,7 +18,7 @@ __all__ = ["Config", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ComparisonFlags):
+class Config(denoisers.ComparisonFlags):
     """Find the noise levels at which denoising turns held-out images into training images.
 
     Each held-out image is noised once at each level. A denoised image is memorized if its nearest
@@ -38,7 +31,7 @@ class Config(ComparisonFlags):
     """Folder for rates.csv, run.json, figure.png and figure.pdf."""
 
 
-def run(config: Config) -> dict[str, Table]:
+def run(config: Config) -> dict[str, denoisers.Table]:
     """Measure the rates, write table and figure, and print where the networks memorize most.
 
     Returns:
@@ -47,29 +40,25 @@ def run(config: Config) -> dict[str, Table]:
     Raises:
       ValueError, OSError: as in `compare_denoisers`.
     """
-    return compare_denoisers(config, _measure, denoiser_curves.noise_level_memorization, _summarize)
+    draw = denoiser_curves.noise_level_memorization
+    return denoisers.compare_denoisers(config, _measure, draw, _summarize)
 
 
 def _measure(config, sigmas, run):
-    rows = []
+    options = {"threshold": config.threshold, "batch": config.batch, "progress": True}
+    key, images = jax.random.key(config.seed), run.heldout[: config.num_images]
+    tables = []
     for kind, denoiser in run.denoisers.items():
         rates = denoising.noise_level_memorization(
-            jax.random.key(config.seed),
-            denoiser,
-            run.heldout[: config.num_images],
-            run.train,
-            sigmas,
-            threshold=config.threshold,
-            batch=config.batch,
-            progress=True,
+            key, denoiser, images, run.train, sigmas, **options
         )
         columns = {"rate": rates.rate, "low": rates.low, "high": rates.high}
-        rows += make_rows(sigmas, {"kind": kind}, **columns)
-    return {"rates": rows}
+        tables.append(denoisers.make_table({"kind": kind}, sigma=sigmas, **columns))
+    return {"rates": tables}
 
 
 def _summarize(rates):
-    network = select(rates, kind="network")
+    network = denoisers.select(rates, kind="network")
     rate, low, high, sigma = (
         network[name][network["rate"].argmax()] for name in ("rate", "low", "high", "sigma")
     )

@@ -80,9 +80,17 @@ def run(config: Config) -> Result:
     """
     if config.count < 1:
         raise ValueError(f"count must be 1 or more, got {config.count}.")
+    if (config.run is None) == (config.weights is None):
+        raise ValueError("run or weights must be given, and not both.")
     phases = results.Phases()
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
-    denoiser, params, image_shape = _load(config)
+    if config.weights is not None:
+        denoiser, params = edm_weights.load(config.weights)
+        image_shape = edm_weights.image_shape(params)
+    else:
+        denoiser, params, image_shape = run_folder.load(
+            config.run, config.step, average=config.average
+        )
     if config.run and config.over_gap:
         full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, full_grid):
@@ -107,15 +115,6 @@ def run(config: Config) -> Result:
     results.write_image_grid(grid, sampler.to_uint8(images[:256]))
     results.write_json(path.with_suffix(".json"), results.run_facts(config, phases))
     return Result(images, seeds, (path, grid))
-
-
-def _load(config):
-    if (config.run is None) == (config.weights is None):
-        raise ValueError("run or weights must be given, and not both.")
-    if config.weights is not None:
-        denoiser, params = edm_weights.load(config.weights)
-        return denoiser, params, edm_weights.image_shape(params)
-    return run_folder.load(config.run, config.step, average=config.average)
 
 
 if __name__ == "__main__":

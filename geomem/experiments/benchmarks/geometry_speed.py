@@ -13,19 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem import data
-from geomem.experiments.benchmarks.timing import (
-    median_seconds,
-    peak_growth,
-    product_peak,
-    seconds,
-)
+from geomem.experiments.benchmarks.timing import median_seconds, peak_growth, product_peak, seconds
 from geomem.experiments.common import results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves, posterior, shells
 from geomem.metrics import memorization
 from geomem.points import neighbours
-
-__all__ = ["Config", "Row", "run"]
 
 _SIGMAS = np.float32(
     [0.02, 0.05, 0.1, 0.14, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 4, 5, 8, 12, 20, 40, 80]
@@ -51,20 +44,12 @@ class Config:
 
 
 class Row(NamedTuple):
-    """One measurement.
-
-    Attributes:
-      what: what was timed.
-      seconds: the median time; 0 for a measurement of memory.
-      ratio: how many times faster it is than the baseline, a fraction of the baseline, or a value
-        in the unit in `against`.
-      against: the baseline or the unit.
-    """
+    """One measurement."""
 
     what: str
-    seconds: float
-    ratio: float | None
-    against: str
+    seconds: float  # the median; 0 for a measurement of memory
+    ratio: float | None  # baseline's time / ours, a fraction of the baseline, or a value in a unit
+    against: str  # the baseline or the unit
 
 
 def run(config: Config) -> list[Row]:
@@ -176,14 +161,11 @@ def _random_points(config, queries):
 
 def _nearest_rows(config, peak):
     points, queries = _random_points(config, 2000)
-    on_device = jax.device_put(points), jax.device_put(queries)
-    ours = median_seconds(
-        lambda: neighbours.two_nearest(on_device[1], on_device[0]), config.repeats
-    )
+    x, y = jax.device_put(points), jax.device_put(queries)
+    ours = median_seconds(lambda: neighbours.two_nearest(y, x), config.repeats)
     what = f"two nearest of 2,000 queries among {config.points:,} points"
     yield Row(what, ours, 2 * 2000 * config.points * _DIM / ours / peak, "of the peak")
-    faiss_seconds = _faiss_seconds(points, queries, min(config.repeats, 3))
-    if faiss_seconds is not None:
+    if faiss_seconds := _faiss_seconds(points, queries, min(config.repeats, 3)):
         yield Row(what, ours, faiss_seconds / ours, "FAISS IndexFlatL2")
 
 
@@ -196,11 +178,10 @@ def _memorization_rows(config, peak):
     growth = peak_growth(lambda: memorization.measure(queries, points))
     if growth is not None:
         yield Row("its memory beyond the data, resident at the peak", 0, growth / 2**20, "MB")
-    faiss_seconds = _faiss_seconds(points, queries, repeats)
-    if faiss_seconds is None:
-        yield Row(what, ours, None, "")
-    else:
+    if faiss_seconds := _faiss_seconds(points, queries, repeats):
         yield Row(what, ours, faiss_seconds / ours, "FAISS IndexFlatL2, search only")
+    else:
+        yield Row(what, ours, None, "")
 
 
 def _faiss_seconds(points, queries, repeats):

@@ -23,8 +23,6 @@ from geomem.geometry import posterior
 from geomem.plots import scaling
 from geomem.points import neighbours, placement
 
-__all__ = ["MACHINES", "Config", "Machine", "Row", "roofline", "run"]
-
 _SHAPE = (32, 32, 3)
 _DIM = 3072
 _BLOCK = 5000  # images written at once
@@ -55,38 +53,23 @@ class Config:
 
 
 class Row(NamedTuple):
-    """One measurement.
-
-    Attributes:
-      points: number of points.
-      mean, nearest: seconds of the posterior mean and of the two nearest neighbors.
-      memory: the program's peak resident memory without page cache, in MB.
-    """
+    """One measurement."""
 
     points: int
-    mean: float
-    nearest: float
-    memory: float
+    mean: float  # seconds of the posterior mean
+    nearest: float  # seconds of the two nearest neighbors
+    memory: float  # the program's peak resident memory without page cache, in MB
 
 
 class Machine(NamedTuple):
-    """A machine's peak rates according to its vendor; all except `devices` are per device.
-
-    Attributes:
-      name: its product name.
-      devices: number of devices.
-      product: operations per second of float32 matrix products.
-      memory: bytes of memory.
-      bandwidth: bytes per second from it.
-      link: bytes per second to other devices.
-    """
+    """A machine's peak rates according to its vendor; all except `devices` are per device."""
 
     name: str
     devices: int
-    product: float
-    memory: float
-    bandwidth: float
-    link: float
+    product: float  # operations per second of float32 matrix products
+    memory: float  # bytes
+    bandwidth: float  # bytes per second from memory
+    link: float  # bytes per second to other devices
 
 
 # NVIDIA's H100 SXM data sheet: float32 without tensor cores. Google's page on TPU v5e: 197 TFLOP/s
@@ -106,8 +89,7 @@ def roofline(
 
     Args:
       machine: its data sheet.
-      points, dim: size of the data.
-      queries: noised points denoised at once.
+      points, dim, queries: size of the data, and noised points denoised at once.
       efficiency: fraction of the vendor's peak that products reach.
 
     Returns:
@@ -118,7 +100,6 @@ def roofline(
     """
     n, d, q = machine.devices, dim, queries
     data_bytes = points * d * 4 / n
-    candidate_bytes = 5 * q * 16 * d * 4
     link_bytes = 2 * 2 * (n - 1) / n * q * d * 4 + (n - 1) * q * 16 * 8
     operations = 4 * q * points * d / n
     return {
@@ -128,7 +109,7 @@ def roofline(
         "gigabytes_linked": link_bytes / 1e9,
         "product_seconds": operations / machine.product / efficiency,
         "memory_seconds": 4 * data_bytes / machine.bandwidth,
-        "candidates_seconds": candidate_bytes / machine.bandwidth,
+        "candidates_seconds": 5 * q * 16 * d * 4 / machine.bandwidth,
         "link_seconds": link_bytes / machine.link,
     }
 
@@ -215,18 +196,16 @@ def _time_stream(config, stored, noised):
 def _difference(stored, noised, sigma):
     """The largest ||streamed - in memory|| / ||in memory|| over the queries."""
     streamed = posterior.denoise(noised, placement.stream(stored), sigma)
-    resident = posterior.denoise(noised, _in_memory(stored), sigma)
-    norm = np.linalg.norm(np.float64(resident), axis=1)
-    return float((np.linalg.norm(np.float64(streamed) - resident, axis=1) / norm).max())
+    resident = np.float64(
+        posterior.denoise(noised, np.array(stored).reshape(len(stored), -1), sigma)
+    )
+    error = np.linalg.norm(streamed - resident, axis=1)
+    return float((error / np.linalg.norm(resident, axis=1)).max())
 
 
 def _efficiency(stored, noised, sigma):
     """Operations per second of the posterior mean in memory, as a fraction of a product's."""
-    points = jax.device_put(data.to_float(_in_memory(stored)))
+    points = jax.device_put(data.to_float(np.array(stored).reshape(len(stored), -1)))
     noised = np.tile(np.asarray(noised), (-(-1024 // len(noised)), 1))[:1024]
     seconds = fastest_seconds(lambda: posterior.denoise(noised, points, sigma), 3)
     return 4 * len(noised) * len(stored) * _DIM / seconds / product_peak(fastest_seconds, 3)
-
-
-def _in_memory(stored):
-    return np.array(stored).reshape(len(stored), -1)

@@ -13,15 +13,6 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "fastest_seconds",
-    "median_seconds",
-    "peak_growth",
-    "peak_memory",
-    "product_peak",
-    "seconds",
-]
-
 _STATUS = pathlib.Path("/proc/self/status")
 _SIDE, _DIM = 4096, 3072  # of the product that sets the peak
 
@@ -46,9 +37,7 @@ def fastest_seconds(f: Callable[[], object], repeats: int) -> float:
 def product_peak(timer: Callable[[Callable, int], float], repeats: int) -> float:
     """Return the operations per second of a 4096 x 4096 x 3072 product in full float32 precision.
 
-    Args:
-      timer: `median_seconds` or `fastest_seconds`.
-      repeats: number of timed products.
+    `timer` is `median_seconds` or `fastest_seconds`.
     """
     a = jax.random.normal(jax.random.key(0), (_SIDE, _DIM))
     product = jax.jit(lambda a: jnp.inner(a, a, precision=jax.lax.Precision.HIGHEST))
@@ -70,10 +59,9 @@ def peak_growth(f: Callable[[], object]) -> int | None:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
-    """Measure the peak resident memory, without page cache, inside the block.
+    """Yield a function: the block's peak resident memory so far, without page cache, in MB.
 
-    Yields:
-      A function that returns the peak so far in MB; 0 if not on Linux.
+    It returns 0 if not on Linux.
     """
     peak, stop = [0.0], threading.Event()
 

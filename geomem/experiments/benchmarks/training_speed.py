@@ -29,8 +29,6 @@ from geomem.experiments.common import image_flags, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets
 
-__all__ = ["Config", "run"]
-
 # Dense peak of one device in teraflop/s, by a part of its name, from the vendors' data sheets.
 _PEAKS = {
     "H100": {"float32": 67, "tf32": 495, "bfloat16": 989},
@@ -103,9 +101,8 @@ def _time_training(config, compute, scratch):
         samples=0,
     )
     split = image_flags.load(training).train_split
-    denoiser, recipe = configuration.build(
-        configuration.facts(configuration.resolve(training), split)
-    )
+    facts = configuration.facts(configuration.resolve(training), split)
+    denoiser, recipe = configuration.build(facts)
     bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
     speed = loop.run(training).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
@@ -127,8 +124,7 @@ def _time_training(config, compute, scratch):
 def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
     """The time of the updates alone, with as many steps per launch as in the command."""
     update = training_step.make_update(denoiser, recipe)
-    state = training_step.init(denoiser, recipe, pixels.shape[1:])
-    state = training_step.replicate(state)
+    state = training_step.replicate(training_step.init(denoiser, recipe, pixels.shape[1:]))
     images = training_step.replicate(training_step.load_images(pixels))
     count = 1 if jax.default_backend() == "cpu" else math.gcd(10, config.steps)
 

@@ -22,38 +22,19 @@ from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
 
-__all__ = [
-    "MEASURES",
-    "Arm",
-    "EvaluationSettings",
-    "Task",
-    "evaluate_samples",
-    "read_samples",
-    "train_and_evaluate",
-]
-
 _SAMPLES = "samples.npz"
 _THRESHOLD = 1 / 3  # of d1 / d2
 MEASURES = ("memorized", "without_noise", "residual_noise", "frechet")  # columns that are averaged
 
 
 class Arm(NamedTuple):
-    """A named distribution of training noise.
+    """A named distribution of training noise; other fields of the configuration may change too."""
 
-    Attributes:
-      name: name in files and figures, without spaces.
-      gap: interval of sigma that is left out, thinned or filled with dummy images, or None.
-      keep: fraction of the density that is kept in the gap.
-      dummy: whether to train on dummy images at the noise levels in the gap instead of leaving
-        these levels out.
-      changes: other fields of the training configuration, as (name, value) pairs.
-    """
-
-    name: str
-    gap: tuple[float, float] | None = None
-    keep: float = 0.0
-    dummy: bool = False
-    changes: tuple[tuple[str, Any], ...] = ()
+    name: str  # in files and figures, without spaces
+    gap: tuple[float, float] | None = None  # sigma that is left out, thinned or filled with dummies
+    keep: float = 0.0  # fraction of the density that is kept in the gap
+    dummy: bool = False  # train on dummy images in the gap instead of leaving its levels out
+    changes: tuple[tuple[str, Any], ...] = ()  # (field, value)
 
     def configure(
         self, config: configuration.Config, seed: int, runs: pathlib.Path
@@ -67,26 +48,18 @@ class Arm(NamedTuple):
             "out": str(runs / f"{self.name}-{seed}"),
             # Interruptions add checkpoints, which must not displace those to evaluate.
             "keep_checkpoints": config.steps,
-            **dict(self.changes),
         }
-        return dataclasses.replace(config, **changes)
+        return dataclasses.replace(config, **changes | dict(self.changes))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How checkpoints are sampled and evaluated.
+    """How checkpoints are sampled and evaluated."""
 
-    Attributes:
-      samples: number of images sampled from each checkpoint, with seeds 0, 1, ...
-      steps: steps on EDM's sampling grid, before it skips the arm's gap.
-      method: the sampler, "heun" or "euler".
-      inception: path of the Inception weights; None compares pixels instead of features.
-    """
-
-    samples: int = 512
-    steps: int = 18
+    samples: int = 512  # images from each checkpoint, with seeds 0, 1, ...
+    steps: int = 18  # on EDM's sampling grid, before it skips the arm's gap
     method: str = "heun"
-    inception: str | None = None
+    inception: str | None = None  # file of Inception weights; None compares pixels
 
 
 class Task(NamedTuple):
@@ -128,15 +101,16 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
     cache = _EvaluationCache(folder, settings)
 
     def evaluate(step, sigmas, keep_samples=False):
-        row = cache.get(step, sigmas)
-        if row is None or (keep_samples and not cache.has_samples(step, sigmas)):
+        key = cache.key(step, sigmas)
+        row = cache.get(key)
+        if row is None or (keep_samples and not cache.has_samples(key)):
             denoiser, params, shape = run_folder.load(folder, step)
             seeds, method = range(settings.samples), settings.method
             images = sampler.generate(denoiser.bind(params), seeds, shape, sigmas, method=method)
             row, report = evaluate_samples(images, dataset, reference, features)
             if keep_samples:
-                cache.put_samples(step, sigmas, images, report)
-            cache.put(step, sigmas, row)
+                cache.put_samples(key, images, report)
+            cache.put(key, row)
         return row
 
     low, high = task.arm.gap or (None, None)
@@ -163,11 +137,7 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
 def evaluate_samples(
     images: np.ndarray, dataset: data.Dataset, reference: frechet.Reference, features=frechet.PIXELS
 ) -> tuple[dict[str, Any], memorization.Report]:
-    """Return the memorization, residual noise and quality of samples [Q, H, W, C].
-
-    Returns:
-      (one flat row, the full memorization report).
-    """
+    """Return memorization, residual noise and quality of samples: (one flat row, the report)."""
     report = memorization.report(images, dataset.train, dataset.test, threshold=_THRESHOLD)
     row = {
         "samples": len(images),
@@ -211,32 +181,28 @@ class _EvaluationCache:
                 entry = json.loads(line)
                 self._rows[json.dumps(entry["at"])] = entry["found"]
 
-    def get(self, step, sigmas):
-        return self._rows.get(self._key(step, sigmas))
+    def key(self, step, sigmas):
+        return json.dumps([step, *self._settings, np.asarray(sigmas).tolist()])
 
-    def put(self, step, sigmas, row):
-        self._rows[self._key(step, sigmas)] = row
+    def get(self, key):
+        return self._rows.get(key)
+
+    def put(self, key, row):
+        self._rows[key] = row
         lines = (f'{{"at": {key}, "found": {json.dumps(r)}}}\n' for key, r in self._rows.items())
         paths.write_whole(self._path, "".join(lines))
 
-    def has_samples(self, step, sigmas):
+    def has_samples(self, key):
         if not self._samples.exists():
             return False
         with self._samples.open("rb") as file, np.load(file) as archive:
-            return "at" in archive and str(archive["at"]) == self._key(step, sigmas)
+            return "at" in archive and str(archive["at"]) == key
 
-    def put_samples(self, step, sigmas, images, report):
-        nearest = report.samples
+    def put_samples(self, key, images, report):
+        nearest = report.samples._asdict()
+        arrays = {name: nearest[name] for name in ("distance", "index", "memorized")}
+        cleaned = report.noise_removed_ratio < _THRESHOLD
         with paths.open_whole(self._samples) as file:
             np.savez_compressed(
-                file,
-                at=self._key(step, sigmas),
-                images=images,
-                distance=nearest.distance,
-                index=nearest.index,
-                memorized=nearest.memorized,
-                memorized_without_noise=report.noise_removed_ratio < _THRESHOLD,
+                file, at=key, images=images, memorized_without_noise=cleaned, **arrays
             )
-
-    def _key(self, step, sigmas):
-        return json.dumps([step, *self._settings, np.asarray(sigmas).tolist()])

@@ -15,8 +15,6 @@ from typing import Any, NoReturn, TypeVar
 from geomem import paths
 from geomem.experiments.common import compilation, dataclass_flags
 
-__all__ = ["fail", "interrupted", "main", "started_as", "warn"]
-
 Config = TypeVar("Config")
 
 _OVERWRITE = {"overwrite": "Write into --out even if it holds the results of another run."}
@@ -33,6 +31,9 @@ def main(
 ) -> None:
     """Parse `config` from the command line, run it, and list the files that it wrote.
 
+    Exits with code 2 and one line on stderr if the configuration, the data or a file is invalid or
+    memory runs out, and with code 130 on Ctrl-C.
+
     With GEOMEM_DISTRIBUTED=1 in the environment, this process is one of several that run the same
     command, and `jax.distributed.initialize` finds the others (on a TPU slice or under Slurm). Only
     the first process writes and prints.
@@ -40,17 +41,13 @@ def main(
     Args:
       config: the dataclass whose fields are the flags; its docstring is the help's description.
       run: called with the parsed configuration.
-      presets: configurations by name, one of which the first argument chooses.
-      about: one sentence about each preset.
+      presets, about: as in `dataclass_flags.parse`.
       resumes: whether the same command resumes an interrupted run. If so, `run` checks the output
         folder itself. Other commands never overwrite the results of another run.
-
-    Exits with code 2 and one line on stderr if the configuration, the data or a file is invalid or
-    memory runs out, and with code 130 on Ctrl-C.
     """
     parsed: Any = None
     try:
-        names = [field.name for field in dataclasses.fields(config)]
+        names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
         switches = _OVERWRITE if "out" in names and not resumes else {}
         parsed, given = dataclass_flags.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
@@ -116,14 +113,17 @@ def _program():
     return f"python -m {module.name.removesuffix('.__main__')}"
 
 
+def _several_processes():
+    return os.environ.get("GEOMEM_DISTRIBUTED", "0") != "0"
+
+
 def _claim(config, given):
+    import jax
+
     from geomem.experiments.common import results
 
-    if os.environ.get("GEOMEM_DISTRIBUTED", "0") != "0":
-        import jax
-
-        if jax.process_index() > 0:
-            return config
+    if _several_processes() and jax.process_index() > 0:
+        return config
     claimed = results.claim(config, overwrite="overwrite" in given, number="out" not in given)
     if claimed.out != config.out:
         print(f"{config.out} holds the results of another run; writing to {claimed.out}")
@@ -133,7 +133,7 @@ def _claim(config, given):
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
     """Join the run's other processes, if there are any, and silence all but the first."""
-    if os.environ.get("GEOMEM_DISTRIBUTED", "0") == "0":
+    if not _several_processes():
         yield
         return
     import jax

@@ -9,8 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["announced", "enable_cache"]
-
 _PATIENCE = 2.0  # seconds
 _START = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # recorded just before XLA compiles
 _END = "/jax/core/compile/backend_compile_duration"

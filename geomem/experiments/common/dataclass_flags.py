@@ -15,43 +15,26 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
-__all__ = [
-    "GROUPS",
-    "REQUIRED",
-    "Parser",
-    "build",
-    "field_help",
-    "flag",
-    "option",
-    "parse",
-    "unknown",
-]
-
 # The headings of a help text, the most common first. A field without `flag` is an option.
 GROUPS = (
     *("options", "data", "curves", "noise", "network", "training"),
     *("sampling", "evaluation", "output", "advanced"),
 )
 REQUIRED = dataclasses.MISSING
-_WIDTH = 100
 
 
 def flag(
     default: Any, group: str = "options", *, positional: bool = False, kw_only: bool = False
 ) -> Any:
-    """Return a dataclass field that a command's help lists under `group`.
+    """Return a dataclass field that a command's help lists under `group`, one of GROUPS.
 
     Args:
       default: the default value, or REQUIRED.
-      group: one of GROUPS.
+      group: the heading.
       positional: whether the value may also be given without its flag.
       kw_only: as in `dataclasses.field`; needed for REQUIRED after fields with defaults.
-
-    Raises:
-      ValueError: an unknown group.
     """
-    if group not in GROUPS:
-        raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {group!r}.")
+    assert group in GROUPS, group
     metadata = {"group": group, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
@@ -88,28 +71,26 @@ def parse(
       ValueError: an unknown or missing flag, or a value of the wrong type.
       SystemExit: after --help.
     """
-    arguments, base = list(arguments), None
+    # --num_train works like --num-train.
+    words = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), w) for w in arguments]
+    base, switches = None, switches or {}
     if presets is not None:
-        name, *arguments = _check_preset(config, arguments, prog, presets, about or {})
+        name, *words = _check_preset(config, words, prog, presets, about or {})
         base, prog = presets[name], f"{prog} {name}"
-    switches = switches or {}
-    values, extra = build(config, prog, base, switches).parse_known_args(_with_dashes(arguments))
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(values).items()
-    }
+    values, extra = build(config, prog, base, switches).parse_known_args(words)
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(values).items()}
     positional = _positional(config)
     if positional and extra and not extra[0].startswith("-"):
         if positional in given:
             raise ValueError(f"{option(positional)} is given twice.")
         given[positional] = extra.pop(0)
     if extra:
-        names = [option(name) for name in (*(f.name for f in _fields(config)), *switches)]
-        raise ValueError(unknown(extra[0], names))
+        names = [*(field.name for field in dataclasses.fields(config)), *switches]
+        raise ValueError(unknown(extra[0], [option(name) for name in names]))
     chosen = {name: value for name, value in given.items() if name not in switches}
     if base is not None:
         return dataclasses.replace(base, **chosen), set(given)
-    for field in _fields(config):
+    for field in dataclasses.fields(config):
         if field.default is REQUIRED and field.name not in given:
             place = field.name.upper() if field.name == positional else option(field.name)
             raise ValueError(f"{place} is required.")
@@ -126,36 +107,34 @@ def build(
         prog=prog,
         usage=f"{prog}{place} [flags]",
         description=_plain(config.__doc__),
-        formatter_class=_Help,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 30, 100),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         add_help=False,
     )
+    groups = {heading: parser.add_argument_group(heading) for heading in GROUPS}
     kinds, texts = typing.get_type_hints(config), field_help(config)
-    for heading in GROUPS:
-        group = parser.add_argument_group(heading)
-        for field in _fields(config):
-            if field.metadata.get("group", GROUPS[0]) != heading:
-                continue
-            default = field.default if base is None else getattr(base, field.name)
-            text = [texts.get(field.name, "")]
-            if default not in (None, (), ""):  # a preset's default, not the one in the text
-                text = [re.sub(r"; default: .*", ".", text[0])]
-            if field.name == positional:
-                text.append(f"May be given without {option(positional)}.")
-            if default is REQUIRED:
-                text.append("(required)")
-            elif default not in (None, (), ""):
-                text.append(f"(default: {_shown(default)})")
-            group.add_argument(
-                option(field.name),
-                dest=field.name,
-                help=" ".join(text).replace("%", "%%"),
-                **_reader(kinds[field.name]),
-            )
+    for field in dataclasses.fields(config):
+        default = field.default if base is None else getattr(base, field.name)
+        text = texts.get(field.name, "")
+        if default not in (None, (), ""):  # a preset's default, not the one in the text
+            text = re.sub(r"; default: .*", ".", text)
+        if field.name == positional:
+            text += f" May be given without {option(positional)}."
+        if default is REQUIRED:
+            text += " (required)"
+        elif default not in (None, (), ""):
+            text += f" (default: {_shown(default)})"
+        groups[field.metadata.get("group", GROUPS[0])].add_argument(
+            option(field.name),
+            dest=field.name,
+            help=text.replace("%", "%%"),
+            **_reader(kinds[field.name]),
+        )
+    last = groups[GROUPS[-1]]
     for name, text in (switches or {}).items():
-        group.add_argument(option(name), action="store_true", default=argparse.SUPPRESS, help=text)
-    group.add_argument("-h", "--help", action="help", help="Show this text.")
+        last.add_argument(option(name), action="store_true", default=argparse.SUPPRESS, help=text)
+    last.add_argument("-h", "--help", action="help", help="Show this text.")
     return parser
 
 
@@ -167,18 +146,12 @@ def option(name: str) -> str:
 def field_help(config: type) -> dict[str, str]:
     """Return the documentation of each field of a dataclass: the string below it."""
     texts = {}
-    for base in reversed(config.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
+    for base in filter(dataclasses.is_dataclass, reversed(config.__mro__)):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for node, below in itertools.pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(node.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                texts[node.target.id] = " ".join(str(below.value.value).split())
+        for pair in itertools.pairwise(body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    texts[name] = " ".join(text.split())
     return texts
 
 
@@ -190,47 +163,30 @@ def unknown(text: str, names: Sequence[str], kind: str = "flag") -> str:
     return f"unknown {kind} {text!r}{f'; did you mean {close[0]}?' if close else '.'}"
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=_WIDTH)
-
-
-def _fields(config):
-    return [field for field in dataclasses.fields(config) if field.init]
-
-
 def _positional(config):
     """The name of the field that the command also takes without its flag, or None."""
-    return next((f.name for f in _fields(config) if f.metadata.get("positional")), None)
+    fields = dataclasses.fields(config)
+    return next((field.name for field in fields if field.metadata.get("positional")), None)
 
 
-def _check_preset(config, arguments, prog, presets, about):
-    """Return the arguments after checking that the first names a preset, or print the help."""
-    if not arguments or arguments[0].startswith("-"):
-        if {"-h", "--help"} & set(arguments):
+def _check_preset(config, words, prog, presets, about):
+    """Return the words after checking that the first names a preset, or print the help."""
+    if not words or words[0].startswith("-"):
+        if {"-h", "--help"} & set(words):
             width = max(map(len, presets))
             lines = [f"  {name:{width}}  {about.get(name, '')}" for name in presets]
             print(f"usage: {prog} PRESET [flags]\n\n{_plain(config.__doc__)}\n\npresets:")
             print("\n".join(lines), f"\n\n{prog} PRESET --help lists the flags.", sep="")
             raise SystemExit(0)
         raise ValueError(f"PRESET is required: one of {', '.join(presets)}.")
-    if arguments[0] not in presets:
-        raise ValueError(unknown(arguments[0], list(presets), "preset"))
-    return arguments
+    if words[0] not in presets:
+        raise ValueError(unknown(words[0], list(presets), "preset"))
+    return words
 
 
 def _plain(docstring):
     """A docstring as plain text."""
     return inspect.cleandoc(docstring or "").replace("`", "")
-
-
-def _with_dashes(arguments):
-    """The arguments with --num_train changed to --num-train."""
-    changed = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        changed.append(name.replace("_", "-") + equals + value if name[:2] == "--" else argument)
-    return changed
 
 
 def _shown(value):
@@ -241,23 +197,18 @@ def _shown(value):
 
 def _reader(kind) -> dict[str, Any]:
     """The arguments of `add_argument` that make argparse read a value of this type."""
-    members = [kind]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(kind) if member is not type(None)]
-    optional = members != [kind] and type(None) in typing.get_args(kind)
-    if typing.get_origin(members[0]) is tuple:
-        inner = typing.get_args(members[0])
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    members = [m for m in typing.get_args(kind) if m is not types.NoneType] if union else [kind]
+    optional = union and types.NoneType in typing.get_args(kind)
+    first, inner = members[0], typing.get_args(members[0])
+    if typing.get_origin(first) is tuple:
         return _reader(inner[0]) | {"nargs": "*" if inner[-1] is ... else len(inner)}
-    if typing.get_origin(members[0]) is Literal:
-        choices = typing.get_args(members[0])
-        expected, metavar = f"one of {', '.join(choices)}", "{" + ",".join(choices) + "}"
-        readers = [{choice: choice for choice in choices}.__getitem__]
+    if typing.get_origin(first) is Literal:
+        expected, metavar = f"one of {', '.join(inner)}", "{" + ",".join(inner) + "}"
+        readers = [dict(zip(inner, inner, strict=True)).__getitem__]
     else:
-        names = {int: "an integer", float: "a number", str: "a text", bool: "True or False"}
-        metavars = {int: "INT", float: "NUMBER", str: "TEXT", bool: "{True,False}"}
-        expected = " or ".join(names[member] for member in members)
-        metavar = "|".join(metavars[member] for member in members)
-        readers = [_read_bool if member is bool else member for member in members]
+        readers, names, metavars = zip(*(_READERS[member] for member in members), strict=True)
+        expected, metavar = " or ".join(names), "|".join(metavars)
 
     def read(text):
         if optional and text == "None":
@@ -273,5 +224,14 @@ def _reader(kind) -> dict[str, Any]:
     return {"type": read, "metavar": metavar, **switch}
 
 
-def _read_bool(text):
-    return {"True": True, "true": True, "False": False, "false": False}[text]
+# How to read a value of each type, what it must be, and how the help shows it.
+_READERS = {
+    int: (int, "an integer", "INT"),
+    float: (float, "a number", "NUMBER"),
+    str: (str, "a text", "TEXT"),
+    bool: (
+        {"True": True, "true": True, "False": False, "false": False}.__getitem__,
+        "True or False",
+        "{True,False}",
+    ),
+}

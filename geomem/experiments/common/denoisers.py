@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from geomem import paths
@@ -27,22 +28,6 @@ from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
 from geomem.plots import style
 
-__all__ = [
-    "PRESET_RUNS",
-    "ComparisonFlags",
-    "Rows",
-    "Table",
-    "TrainedRun",
-    "compare_denoisers",
-    "load_run",
-    "load_runs",
-    "make_rows",
-    "read_table",
-    "select",
-    "train_and_load",
-]
-
-Rows = list[dict[str, Any]]
 Table = dict[str, np.ndarray]  # columns by name
 
 
@@ -75,23 +60,11 @@ class ComparisonFlags:
     """Seed of the noise."""
 
 
-# Trained at all measured noise levels, and until the error at the largest ones converges.
-_DIGITS = dataclasses.replace(
-    presets.PRESETS["digits"],
-    noise_mean=0.0,
-    noise_std=2.0,
-    batch=128,
-    ema_halflife_kimg=200,
-    ema_ramp=0.25,
-    kimg=1600,
-    checkpoint_every=2500,
-)
-
 # The same recipe on two training sets: one small enough to be memorized, and one too large.
 PRESET_RUNS = {
     "digits": {
-        "digits_128_all_noise": _DIGITS,
-        "digits_900_all_noise": dataclasses.replace(_DIGITS, num_train=900),
+        "digits_128_all_noise": presets.DIGITS_ALL_NOISE,
+        "digits_900_all_noise": dataclasses.replace(presets.DIGITS_ALL_NOISE, num_train=900),
     },
     "cifar10": {
         "cifar10_1k": presets.PRESETS["edm_small"],
@@ -101,26 +74,18 @@ PRESET_RUNS = {
 
 
 class TrainedRun(NamedTuple):
-    """A training run's images and denoisers.
+    """A training run's images, float32 [N, H, W, C], and denoisers of (x, sigma)."""
 
-    Attributes:
-      name: name of the run folder.
-      train: the training images, float32 [N, H, W, C].
-      heldout: held-out images of the same data set, float32 [M, H, W, C].
-      denoisers: "network", "empirical" and "Gaussian", by these names; pytrees.
-      facts: the run's configuration and data, as JSON values.
-    """
-
-    name: str
+    name: str  # of the run folder
     train: np.ndarray
     heldout: np.ndarray
-    denoisers: dict[str, Denoiser]
-    facts: dict[str, Any]
+    denoisers: dict[str, Denoiser]  # "network", "empirical" and "Gaussian"; pytrees
+    facts: dict[str, Any]  # configuration and data, as JSON values
 
 
 def compare_denoisers(
     config: ComparisonFlags,
-    measure: Callable[[Any, np.ndarray, TrainedRun], Mapping[str, Rows]],
+    measure: Callable[[Any, np.ndarray, TrainedRun], Mapping[str, list[Table]]],
     draw: Callable,
     summarize: Callable[..., str],
 ) -> dict[str, Table]:
@@ -128,7 +93,7 @@ def compare_denoisers(
 
     Args:
       config: the experiment's flags.
-      measure: maps (config, noise levels, training run) to rows, by name of the table.
+      measure: maps (config, noise levels, training run) to the parts of each table, by its name.
       draw: maps the tables, as keyword arguments, to a matplotlib Figure.
       summarize: maps the tables of one run, as keyword arguments, to a sentence to print.
 
@@ -151,15 +116,18 @@ def compare_denoisers(
     output = results.Run(config)
     with output.phase("runs"):
         runs = load_runs(config)
-    rows = collections.defaultdict(list)
+    parts = collections.defaultdict(list)
     for run in runs:
         labels = {"run": run.name, "train_images": len(run.train)}
         with output.phase(run.name):
-            for name, run_rows in measure(config, sigmas, run).items():
-                rows[name] += [labels | row for row in run_rows]
-    for name, table_rows in rows.items():
-        output.write_rows(f"{name}.csv", table_rows)
-    tables = {name: read_table(output.folder / f"{name}.csv") for name in rows}
+            for name, measured in measure(config, sigmas, run).items():
+                parts[name] += [make_table(labels, **table) for table in measured]
+    tables = {
+        name: {column: np.concatenate([part[column] for part in some]) for column in some[0]}
+        for name, some in parts.items()
+    }
+    for name, table in tables.items():
+        output.write_columns(f"{name}.csv", table)
     output.write_figure("figure", draw(**tables))
     output.finish(runs=[run.facts for run in runs])
     for run in runs:
@@ -168,11 +136,10 @@ def compare_denoisers(
     return tables
 
 
-def make_rows(sigmas: np.ndarray, labels: Mapping[str, Any], **columns: np.ndarray) -> Rows:
-    """Return a row for each noise level: `labels`, sigma and the level's entry of each column."""
-    names = ["sigma", *columns]
-    values = np.stack([sigmas, *columns.values()], axis=1).tolist()
-    return [{**labels, **dict(zip(names, row, strict=True))} for row in values]
+def make_table(labels: Mapping[str, Any], **columns: np.ndarray) -> Table:
+    """Return the columns beside those of `labels`, which are the same in each row."""
+    length = len(next(iter(columns.values())))
+    return {name: np.full(length, value) for name, value in labels.items()} | columns
 
 
 def read_table(path: paths.AnyPath) -> Table:
@@ -183,10 +150,9 @@ def read_table(path: paths.AnyPath) -> Table:
     """
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
     except (OSError, IndexError):
         raise ValueError(f"{path} must be a CSV file with rows.") from None
-    return {name: _as_numbers(values) for name, values in columns.items()}
 
 
 def select(table: Mapping[str, np.ndarray], **values: Any) -> Table:
@@ -199,8 +165,7 @@ def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
     """Return the training runs that `config` names; train those of the preset that are missing.
 
     Raises:
-      ValueError: not a run, two runs of the same name, a training run that was stopped, or a data
-        set that has changed since.
+      ValueError: two runs of the same name, or as in `train_and_load`.
     """
     names = {paths.as_path(folder).name for folder in config.run}
     if len(names) < len(config.run):
@@ -215,7 +180,7 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
     """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished.
 
     Raises:
-      ValueError: the training was stopped.
+      ValueError: the training was stopped, or as in `load_run`.
     """
     folder = paths.as_path(runs) / name
     result = loop.run(dataclasses.replace(recipe, out=str(folder)))
@@ -242,17 +207,14 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
             f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "
             "which was trained on others."
         )
-    points = jax.numpy.asarray(dataset.train.reshape(len(dataset.train), -1))
+    gaussian = fit_gaussian(jnp.asarray(dataset.train.reshape(len(dataset.train), -1)))
     denoisers = {
         "network": network.bind(params),
         "empirical": posterior.empirical_denoiser(dataset.train),
-        "Gaussian": jax.tree_util.Partial(_denoise_gaussian, fit_gaussian(points)),
+        "Gaussian": jax.tree_util.Partial(_denoise_gaussian, gaussian),
     }
-    recorded = {
-        "run": folder.name,
-        "config": facts["config"],
-        "data": results.dataset_facts(dataset),
-    }
+    recorded = {"run": folder.name, "config": facts["config"]}
+    recorded["data"] = results.dataset_facts(dataset)
     return TrainedRun(folder.name, dataset.train, dataset.test, denoisers, recorded)
 
 

@@ -18,16 +18,6 @@ from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
 from geomem.metrics.inception import weights
 
-__all__ = [
-    "PRESETS",
-    "Preset",
-    "StudyFlags",
-    "find_zones",
-    "resolve",
-    "study_facts",
-    "train_arms",
-]
-
 _CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
 
@@ -54,20 +44,12 @@ class StudyFlags:
 
 
 class Preset(NamedTuple):
-    """The scale of a study.
+    """The scale of a study."""
 
-    Attributes:
-      train: training configuration of every arm, apart from its gap and seed.
-      evaluation: how checkpoints are evaluated.
-      seeds: number of training runs of each arm.
-      thresholds: thresholds of the danger zones, from narrow to wide zones; the controls are for
-        the last zone.
-    """
-
-    train: configuration.Config
+    train: configuration.Config  # of every arm, apart from its gap and seed
     evaluation: EvaluationSettings
-    seeds: int
-    thresholds: tuple[float, ...]
+    seeds: int  # training runs of each arm
+    thresholds: tuple[float, ...]  # of the danger zones; the controls are for the last, widest one
 
 
 PRESETS = {
@@ -98,16 +80,23 @@ def resolve(config: StudyFlags) -> Preset:
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     preset = PRESETS[config.preset]
-    train = preset.train
+    train, evaluation = preset.train, preset.evaluation
     if config.kimg is not None:
         train = dataclasses.replace(train, kimg=config.kimg)
         windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))
         train = dataclasses.replace(train, checkpoint_every=windows * train.log_every)
-    evaluation = dataclasses.replace(
-        preset.evaluation,
-        samples=config.samples or preset.evaluation.samples,
-        inception=_find_inception(config),
-    )
+    inception = config.inception
+    if inception is None and config.preset == "cifar10":
+        inception = weights.find()
+        if inception is None:
+            command_line.warn(
+                "no Inception weights (--inception), so Frechet distances compare pixels"
+            )
+    if inception is not None:
+        weights.load(inception)  # fails before any training
+        inception = str(inception)
+    samples = config.samples or evaluation.samples
+    evaluation = dataclasses.replace(evaluation, samples=samples, inception=inception)
     return preset._replace(train=train, evaluation=evaluation, seeds=config.seeds or preset.seeds)
 
 
@@ -155,18 +144,3 @@ def study_facts(preset: Preset, arms: Sequence[Arm], dataset: data.Dataset) -> d
         "judging": dataclasses.asdict(preset.evaluation),
         "data": results.dataset_facts(dataset),
     }
-
-
-def _find_inception(config):
-    """The path of usable Inception weights, or None for pixels."""
-    path = config.inception
-    if path is None and config.preset == "cifar10":
-        path = weights.find()
-        if path is None:
-            command_line.warn(
-                "no Inception weights (--inception), so Frechet distances compare pixels"
-            )
-    if path is None:
-        return None
-    weights.load(path)  # fails before any training
-    return str(path)

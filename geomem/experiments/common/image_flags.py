@@ -9,8 +9,6 @@ import numpy as np
 from geomem import data
 from geomem.experiments.common.dataclass_flags import flag
 
-__all__ = ["CurveFlags", "ImageFlags", "load", "noise_levels"]
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageFlags:

@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from geomem.experiments.common import arms, results
 
-__all__ = ["train_and_evaluate_all"]
-
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # 8% faster on one core
 
 

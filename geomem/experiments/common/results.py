@@ -26,20 +26,6 @@ import numpy as np
 import geomem
 from geomem import data, paths
 
-__all__ = [
-    "Phases",
-    "Run",
-    "claim",
-    "dataset_facts",
-    "environment",
-    "make_folder",
-    "run_facts",
-    "write_columns",
-    "write_image_grid",
-    "write_json",
-    "write_rows",
-]
-
 _LEAST_SIDE = 32  # pixels of an image in a grid
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
@@ -66,13 +52,10 @@ class Phases:
 
 
 class Run:
-    """The folder, the timings and the files of one run of a command.
-
-    Args:
-      config: the command's configuration, with its output folder in `out`.
+    """The output folder of a command, with the timings and files of one run.
 
     Attributes:
-      folder: the output folder.
+      folder: the configuration's `out`, which is created.
       phase: the run's `Phases`; run.json holds their seconds.
 
     Raises:
@@ -92,7 +75,7 @@ class Run:
         write_rows(self.folder / name, rows)
 
     def write_columns(self, name: str, columns: Mapping[str, Sequence | np.ndarray]) -> None:
-        """Write columns of the same length as a CSV file."""
+        """Write columns of the same length, by name, as a CSV file."""
         write_columns(self.folder / name, columns)
 
     def write_figure(self, name: str, figure: Any) -> None:
@@ -103,7 +86,7 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Write run.json, with `facts` such as data=dataset_facts(dataset)."""
-        write_json(self.folder / "run.json", run_facts(self._config, self.phase, **facts))
+        self.write_json("run.json", run_facts(self._config, self.phase, **facts))
 
 
 def environment() -> dict[str, Any]:
@@ -163,13 +146,10 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
 
 
 def make_folder(out: paths.AnyPath) -> pathlib.Path:
-    """Create the output folder.
+    """Create the output folder, local or in a bucket (gs://...).
 
     If a run has several processes, only the first writes to `out`; the others get a temporary
     folder.
-
-    Args:
-      out: a local folder or one in a bucket (gs://...).
 
     Raises:
       ValueError: `out` is a file, or its file system or bucket cannot be written.

@@ -5,7 +5,5 @@ from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.loop import run
 from geomem.experiments.train.presets import ABOUT, PRESETS
 
-__all__ = []
-
 if __name__ == "__main__":
     command_line.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True)

@@ -15,17 +15,6 @@ from geomem.diffusion import augment, preconditioning, schedules, training_step,
 from geomem.experiments.common import image_flags
 from geomem.experiments.common.dataclass_flags import flag
 
-__all__ = [
-    "MAY_CHANGE",
-    "Config",
-    "base_schedule",
-    "build",
-    "facts",
-    "from_facts",
-    "read_zone",
-    "resolve",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(image_flags.ImageFlags):
@@ -114,25 +103,21 @@ class Config(image_flags.ImageFlags):
         return math.ceil(self.kimg * 1000 / self.batch)
 
 
-# Fields that a resumed run may change. The hash of the images must stay the same.
-MAY_CHANGE = (
-    "config.out",
-    "config.resume",
-    "config.dataset",
-    "config.heldout",
-    "config.heldout_seed",
-    "config.num_heldout",
-    "config.kimg",
-    "config.checkpoint_every",
-    "config.keep_checkpoints",
-    "config.samples",
-    "config.steps_per_dispatch",
-    "config.distributed",
-)
-
+# Facts that a resumed run may change. The hash of the images must stay the same.
+MAY_CHANGE = {
+    f"config.{name}"
+    for name in (
+        *("out", "resume", "dataset", "heldout", "heldout_seed", "num_heldout", "kimg", "samples"),
+        *("checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "distributed"),
+    )
+}
 _POSITIVE = (
     *("batch", "kimg", "lr", "noise_std", "channels", "blocks", "patch"),
     *("log_every", "checkpoint_every", "keep_checkpoints"),
+)
+_OF_NETWORK = (  # fields that UNet has too
+    *("channels", "multipliers", "blocks", "attention", "dropout"),
+    *("embedding", "adaptive_scale", "patch", "compute"),
 )
 
 
@@ -220,16 +205,8 @@ def build(facts: Mapping[str, Any]) -> tuple[preconditioning.EDMDenoiser, traini
     """
     config = from_facts(facts)
     network = unet.UNet(
-        channels=config.channels,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        attention=config.attention,
-        dropout=config.dropout,
-        embedding=config.embedding,
+        **{name: getattr(config, name) for name in _OF_NETWORK},
         augment_dim=augment.LABELS if config.augment else 0,
-        adaptive_scale=config.adaptive_scale,
-        patch=config.patch,
-        compute=config.compute,
     )
     schedule = base_schedule(config)
     if config.schedule == "gap":

@@ -27,24 +27,14 @@ from geomem.experiments.train import configuration, run_folder
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.metrics_log import MetricsLog
 
-__all__ = ["Result", "StopSignal", "run"]
-
 
 class Result(NamedTuple):
-    """The outcome of `run`.
-
-    Attributes:
-      folder: the run folder.
-      step: number of completed steps, over all sessions.
-      finished: whether all steps are completed; False after SIGTERM.
-      images_per_second: median over this session's windows of log_every steps. The first window is
-        excluded, because it includes compilation; None if it is the only one.
-    """
+    """The outcome of `run`."""
 
     folder: pathlib.Path
-    step: int
-    finished: bool
-    images_per_second: float | None
+    step: int  # completed steps, over all sessions
+    finished: bool  # False after SIGTERM
+    images_per_second: float | None  # median over windows of log_every steps after the first
 
 
 class _Session(NamedTuple):
@@ -153,13 +143,16 @@ def _train(session, update, state, images, step, stopping):
     log = MetricsLog(session.folder, step) if first_process else None
     state, images = training_step.replicate(state), training_step.replicate(images)
     _say("compiling the training step (up to a minute) ...")
+    usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
+    usual = math.gcd(usual, config.log_every)
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
     with tqdm(
         **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process
     ) as bar:
         stop, speeds, clock = False, [], (step, time.perf_counter())
         while step < config.steps and not stop:
-            count = _steps_at_once(config, step)
+            # One step at a time where the usual number would cross the end of a window.
+            count = usual if step % usual == 0 and step + usual <= config.steps else 1
             state = update(state, images, count)
             step += count
             stop = stopping(step)
@@ -176,13 +169,6 @@ def _train(session, update, state, images, step, stopping):
     if log:
         log.close()
     return step, statistics.median(speeds[1:]) if speeds[1:] else None
-
-
-def _steps_at_once(config, step):
-    """The usual number of steps per launch, or 1 if that would cross the end of a window."""
-    usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
-    usual = math.gcd(usual, config.log_every)
-    return usual if step % usual == 0 and step + usual <= config.steps else 1
 
 
 def _metrics(session, state, step):

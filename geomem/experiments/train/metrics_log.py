@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping
 
 from geomem import paths
-
-__all__ = ["MetricsLog"]
 
 
 class MetricsLog:
@@ -44,15 +43,12 @@ class MetricsLog:
 
 def _until(path, step):
     """The lines of a file up to `step`, without an incomplete last line."""
-    if not path.exists():
-        return ""
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+
+    def is_kept(line):
         try:
-            valid = line.endswith("\n") and json.loads(line)["step"] <= step
+            return line.endswith("\n") and json.loads(line)["step"] <= step
         except (json.JSONDecodeError, KeyError, TypeError):
-            valid = False
-        if not valid:
-            break
-        kept.append(line)
-    return "".join(kept)
+            return False
+
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return "".join(itertools.takewhile(is_kept, lines))

@@ -19,8 +19,6 @@ from geomem import paths
 from geomem.diffusion import checkpoints, grids, preconditioning, training_step
 from geomem.experiments.train import configuration
 
-__all__ = ["claim", "load", "read_facts", "sampling_grid", "state_template"]
-
 _FACTS = "config.json"
 
 
@@ -44,7 +42,15 @@ def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool
     resumed = path.exists()
     entries = folder.iterdir() if folder.exists() else ()  # a bucket has no empty folders
     if resumed:
-        _check_same(read_facts(folder), facts, may_change, path)
+        stored, new = (
+            flax.traverse_util.flatten_dict(tree, sep=".") for tree in (read_facts(folder), facts)
+        )
+        for name in sorted(new.keys() | stored.keys()):
+            if name not in may_change and stored.get(name) != new.get(name):
+                raise ValueError(
+                    f"{name.rpartition('.')[2]} must be {stored.get(name)!r} as in {path}, got "
+                    f"{new.get(name)!r}; choose another --out to start a new run."
+                )
     elif foreign := [entry.name for entry in entries if not entry.name.startswith(".")]:
         raise ValueError(
             f"out must be a new or empty folder or a run to resume, got {folder}, which holds "
@@ -55,11 +61,7 @@ def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool
 
 
 def read_facts(folder: paths.AnyPath) -> dict[str, Any]:
-    """Return the facts that define a run; see `configuration.facts`.
-
-    Raises:
-      ValueError: `folder` is not a run folder.
-    """
+    """Return the facts that define a run (`configuration.facts`), or raise a ValueError."""
     path = paths.as_path(folder) / _FACTS
     try:
         return json.loads(path.read_text())
@@ -81,8 +83,7 @@ def load(
       average: whether to load the moving average of the parameters instead of the parameters.
 
     Returns:
-      (denoiser, params, image shape (H, W, C)). `denoiser.bind(params)` is a function of
-      (x, sigma).
+      (denoiser, params, image shape). `denoiser.bind(params)` is a function of (x, sigma).
 
     Raises:
       ValueError: not a run folder, or no such checkpoint.
@@ -98,31 +99,13 @@ def load(
 
 
 def state_template(facts: Mapping[str, Any]) -> training_step.TrainState:
-    """Return the structure, shapes and dtypes of a run's training state.
-
-    Raises:
-      ValueError: the network does not suit the images.
-    """
+    """Return the structure, shapes and dtypes of a run's training state."""
     denoiser, recipe = configuration.build(facts)
     shape = facts["data"]["image_shape"]
     return jax.eval_shape(lambda: training_step.init(denoiser, recipe, shape))
 
 
 def sampling_grid(run: paths.AnyPath, sigmas: np.ndarray) -> np.ndarray:
-    """Return the noise levels with one step across the gap that the run was trained with, if any.
-
-    Raises:
-      ValueError: not a run folder.
-    """
+    """Return the noise levels with one step across the gap of the run's training, if any."""
     _, recipe = configuration.build(read_facts(run))
     return grids.skip_gaps(sigmas, recipe.schedule)
-
-
-def _check_same(stored, facts, may_change, path):
-    stored, facts = (flax.traverse_util.flatten_dict(tree, sep=".") for tree in (stored, facts))
-    for name in sorted(facts.keys() | stored.keys()):
-        if name not in may_change and stored.get(name) != facts.get(name):
-            raise ValueError(
-                f"{name.rpartition('.')[2]} must be {stored.get(name)!r} as in {path}, got "
-                f"{facts.get(name)!r}; choose another --out to start a new run."
-            )

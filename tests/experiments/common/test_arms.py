@@ -14,7 +14,7 @@ import pytest
 
 from geomem.diffusion import checkpoints, grids, schedules
 from geomem.experiments import denoiser_swap, gap_sweep, gap_training
-from geomem.experiments.common import arm_summary, arms, gap_study, parallel
+from geomem.experiments.common import arms, gap_study, parallel
 from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
 from geomem.experiments.train import loop, presets
 
@@ -187,7 +187,7 @@ def test_summary_holds_means_and_standard_errors():
         {"arm": "a", "kimg": 1.0, "memorized": value, "late": late}
         for value, late in ((0.1, None), (0.5, 1.0))
     ]
-    (line,) = arm_summary.summarize(rows, "memorized", "late")
+    (line,) = gap_training.summarize(rows, "memorized", "late")
     assert line["memorized"] == pytest.approx(0.3)
     assert line["memorized_error"] == pytest.approx(0.2)  # std 0.2828 / sqrt(2)
     assert line["seeds"] == 2
@@ -205,11 +205,14 @@ def test_early_stopping_picks_the_least_memorized_checkpoint():
         row("baseline", 3, 1.5, 0.8),
         row("gap", 3, 2.1, 0.3),
     ]
-    comparison = arm_summary.early_stopping(rows, "gap", "baseline")
+    comparison = gap_training.compare_early_stopping(rows, "gap", "baseline")
     assert (comparison["without_noise"], comparison["baseline_without_noise"]) == (0.3, 0.2)
     assert comparison["baseline_kimg"] == 2
     rows[-1]["frechet"] = 1.0
-    assert arm_summary.early_stopping(rows, "gap", "baseline")["baseline_without_noise"] is None
+    assert (
+        gap_training.compare_early_stopping(rows, "gap", "baseline")["baseline_without_noise"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(
