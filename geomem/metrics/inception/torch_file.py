@@ -5,8 +5,6 @@ that a state dict of tensors needs. Tensors become records (storage, offset, sha
 are checked against the stored bytes before any value is read.
 """
 
-from __future__ import annotations
-
 import collections
 import io
 import os
