@@ -4,8 +4,6 @@ The architecture is inferred from the tensors' names and shapes. Pickles are ref
 reading one can run code; experiments/train/README.md shows how to export one in two lines.
 """
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ names that a state dict of tensors needs, and every value is checked. Tensors be
 (storage, offset, shape, strides), which are checked against the stored bytes before any is read.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

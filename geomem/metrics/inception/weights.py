@@ -3,8 +3,6 @@
 geomem does not include them. Their file is pt_inception-2015-12-05-6726825d.pth.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
