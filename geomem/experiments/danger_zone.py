@@ -68,7 +68,7 @@ class Config(image_flags.CurveFlags):
     """Noise draws for each training image."""
     bootstrap: int = flag(500, "advanced")
     """Number of bootstrap replicates for bands and intervals."""
-    rho: float = flag(7.0, "advanced")
+    rho: float = flag(7.0, "advanced", least=0.1, most=1000)
     """Exponent of the EDM grid."""
 
 

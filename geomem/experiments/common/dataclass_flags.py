@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
+import os
 import re
 import textwrap
 import types
@@ -22,7 +24,13 @@ REQUIRED = dataclasses.MISSING
 
 
 def flag(
-    default: Any, group: str = "options", *, positional: bool = False, kw_only: bool = False
+    default: Any,
+    group: str = "options",
+    *,
+    positional: bool = False,
+    kw_only: bool = False,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Return a dataclass field that a command's help lists under `group`, one of GROUPS.
 
@@ -31,9 +39,11 @@ def flag(
       group: the heading.
       positional: whether the value may also be given without its flag.
       kw_only: as in `dataclasses.field`; needed for REQUIRED after fields with defaults.
+      least, most: limits of a number. By default an integer is at least 1, a number is positive, a
+        seed has 32 bits, and noise levels (sigma...) are between 1e-8 and 1e8.
     """
     assert group in GROUPS, group
-    metadata = {"group": group, "positional": positional}
+    metadata = {"group": group, "positional": positional, "least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
 
@@ -127,7 +137,7 @@ def build(
             option(field.name),
             dest=field.name,
             help=text.replace("%", "%%"),
-            **_reader(kinds[field.name]),
+            **_reader(kinds[field.name], field),
         )
     last = groups[GROUPS[-1]]
     for name, text in (switches or {}).items():
@@ -193,14 +203,14 @@ def _shown(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _reader(kind) -> dict[str, Any]:
+def _reader(kind, field: dataclasses.Field | None = None) -> dict[str, Any]:
     """The arguments of `add_argument` that make argparse read a value of this type."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     members = [m for m in typing.get_args(kind) if m is not types.NoneType] if union else [kind]
     optional = union and types.NoneType in typing.get_args(kind)
     first, inner = members[0], typing.get_args(members[0])
     if typing.get_origin(first) is tuple:
-        return _reader(inner[0]) | {"nargs": "*" if inner[-1] is ... else len(inner)}
+        return _reader(inner[0], field) | {"nargs": "*" if inner[-1] is ... else len(inner)}
     if typing.get_origin(first) is Literal:
         expected, metavar = f"one of {', '.join(inner)}", "{" + ",".join(inner) + "}"
         readers = [dict(zip(inner, inner, strict=True)).__getitem__]
@@ -213,14 +223,52 @@ def _reader(kind) -> dict[str, Any]:
             return None
         for reader in readers:
             try:
-                return reader(text)
+                value = reader(text)
             except (ValueError, KeyError):
                 continue
-        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+            if field is not None and (must := _must_be(field, value)):
+                raise argparse.ArgumentTypeError(
+                    f"must be {must}, got {text[:_SHOWN] or repr(text)}"
+                )
+            return value
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text[:_SHOWN]!r}")
 
     switch = {"nargs": "?", "const": True} if members == [bool] else {}
     return {"type": read, "metavar": metavar, **switch}
 
+
+def _must_be(field, value) -> str | None:
+    """What the value of a flag must be, unless it is."""
+    if isinstance(value, str):
+        if not value:
+            return "a name"
+        if value.startswith("~") and os.path.expanduser(value) == value:
+            return "in the home of a known user"
+        return None
+    if type(value) not in (int, float):
+        return None
+    if not math.isfinite(value):
+        return "finite"
+    integer, seed = type(value) is int, re.fullmatch(r"(.*_)?seed", field.name)
+    least, most = (field.metadata.get(limit) for limit in ("least", "most"))
+    if least is None and not integer and value <= 0:
+        return "positive"
+    if least is None and field.name.startswith("sigma"):
+        least, most = _NOISE_LEVELS
+    if least is None:
+        least = 0 if seed else 1 if integer else 0.0
+    if most is None:
+        most = _LARGEST_SEED if seed else _LARGEST_INTEGER if integer else _LARGEST_NUMBER
+    if value < least:
+        return f"at least {least:g}"
+    return f"at most {most:.10g}" if value > most else None
+
+
+_SHOWN = 60  # characters of a bad value
+_LARGEST_SEED = 2**32 - 1  # JAX's seeds have 32 bits; larger ones would wrap in silence
+_LARGEST_INTEGER = 2**31 - 1
+_LARGEST_NUMBER = 1e12
+_NOISE_LEVELS = 1e-8, 1e8  # float32 holds their squares, and these times a squared distance
 
 # How to read a value of each type, what it must be, and how the help shows it.
 _READERS = {

@@ -19,7 +19,7 @@ import numpy as np
 
 from geomem import paths
 from geomem.diffusion.sampler import Denoiser
-from geomem.experiments.common import image_flags, results
+from geomem.experiments.common import image_flags, interruption, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets, run_folder
 from geomem.geometry import posterior
@@ -183,8 +183,8 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
     folder = paths.as_path(runs) / name
     result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
-        raise ValueError(
-            f"{folder} was stopped at step {result.step}; run the same command again to finish it."
+        raise interruption.Stopped(
+            f"{folder} was stopped at step {result.step}; the same command finishes it."
         )
     return load_run(folder)
 
