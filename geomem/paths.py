@@ -93,10 +93,11 @@ def read_json(path: AnyPath) -> Any:
     """
     path = as_path(path)
     try:
-        if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
-            raise ValueError("it is not a file")
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError("it is larger than 64 MB")
+        if isinstance(path, pathlib.Path) and path.exists():
+            if not path.is_file():  # a pipe would wait for a writer
+                raise ValueError("it is not a file")
+            if path.stat().st_size > _LARGEST_JSON:
+                raise ValueError("it is larger than 64 MB")
         return json.loads(path.read_text())
     except UnicodeDecodeError:
         raise ValueError("it is not text") from None
@@ -105,7 +106,7 @@ def read_json(path: AnyPath) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
+        raise ValueError((error.strerror or str(error)).lower()) from None
 
 
 def written() -> list[pathlib.Path]:

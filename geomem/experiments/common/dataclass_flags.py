@@ -171,6 +171,40 @@ def unknown(text: str, names: Sequence[str], kind: str = "flag") -> str:
     return f"unknown {kind} {text!r}{f'; did you mean {close[0]}?' if close else '.'}"
 
 
+def from_json(config: type, values: Any) -> Any:
+    """Return a configuration from JSON values by field name; missing fields have their defaults.
+
+    Raises:
+      ValueError: an unknown field, or a value of the wrong type or outside its flag's limits.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it must hold values by name, got a {type(values).__name__}")
+    kinds, fields = typing.get_type_hints(config), dataclasses.fields(config)
+    if unexpected := sorted(values.keys() - {field.name for field in fields}):
+        raise ValueError(f"{unexpected[0][:_SHOWN]} is not a setting")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for field in fields:
+        value = given.get(field.name, field.default)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not _is_a(kinds[field.name], value) or any(_must_be(field, n) for n in numbers if n):
+            raise ValueError(f"{field.name} cannot be {str(value)[:_SHOWN]!r}")
+    return config(**given)
+
+
+def _is_a(kind, value) -> bool:
+    """Whether a value has the type of a field."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(member, value) for member in inner)
+    if origin is Literal:
+        return type(value) is str and value in inner
+    if origin is tuple:
+        repeated = inner[-1] is ...
+        fits = type(value) is tuple and (repeated or len(value) == len(inner))
+        return fits and all(_is_a(inner[0], member) for member in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
 def _positional(config):
     """The name of the field that the command also takes without its flag, or None."""
     fields = dataclasses.fields(config)

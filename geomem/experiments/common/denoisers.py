@@ -104,10 +104,12 @@ def compare_denoisers(
     """
     if config.plot_only is not None:
         folder = paths.as_path(config.plot_only)
-        tables = {path.stem: read_table(path) for path in folder.glob("*.csv")}
-        if not tables:
-            raise ValueError(f"plot_only must be the folder of a finished run, got {folder}.")
-        style.save(draw(**tables), folder)
+        with results.reading("plot_only", folder):
+            tables = {path.stem: read_table(path) for path in folder.glob("*.csv")}
+            if not tables:
+                raise ValueError("it holds no tables")
+            figure = draw(**tables)
+        style.save(figure, folder)
         return {}
     sigmas = image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
     sigmas = sigmas.astype(np.float32)

@@ -164,6 +164,24 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
         out = first.with_name(f"{first.name.removesuffix(suffix)}-{count}{suffix}")
 
 
+@contextlib.contextmanager
+def reading(argument: str, folder: paths.AnyPath) -> Iterator[None]:
+    """Name the argument and the folder in whatever damaged result files make their readers raise.
+
+    Raises:
+      ValueError: anything but a lack of memory was raised.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise ValueError(
+            f"{argument} must be the folder of a finished run, got {folder} ({reason})."
+        ) from None
+
+
 def check_outside(config: Any) -> None:
     """Raise a ValueError if `out` is in a folder of images, where it would be read as an image."""
     out = getattr(config, "out", None)

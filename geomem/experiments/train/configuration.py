@@ -1,7 +1,6 @@
 """The configuration of a training run, and the network and training step that it describes."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import augment, preconditioning, schedules, training_step, unet
-from geomem.experiments.common import image_flags
+from geomem.experiments.common import dataclass_flags, image_flags
 from geomem.experiments.common.dataclass_flags import flag
 
 
@@ -131,6 +130,8 @@ def resolve(config: Config) -> Config:
     for name in ("dropout", "augment"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
+    if config.steps >= 2**31:
+        raise ValueError(f"kimg must give fewer than 2^31 steps, got {config.kimg:g}.")
     if config.checkpoint_every % config.log_every:
         raise ValueError(
             f"checkpoint_every must be a multiple of log_every ({config.log_every}), got "
@@ -156,13 +157,12 @@ def read_zone(path: paths.AnyPath) -> tuple[float, float]:
       ValueError: the file cannot be read, lacks "low" or "high", or holds no danger zone.
     """
     try:
-        zone = json.loads(paths.as_path(path).read_text())
+        zone = paths.read_json(path)
         low, high = zone["low"], zone["high"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        message = f"gap_from must be a JSON file with low and high, got {path} ({reason})."
+        raise ValueError(message) from None
     if low is None or high is None:
         raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
     schedules.check_interval("gap_from", low, high)
@@ -182,12 +182,12 @@ def facts(config: Config, split: data.Split) -> dict[str, Any]:
 
 
 def from_facts(facts: Mapping[str, Any]) -> Config:
-    """Return the resolved configuration in `facts`."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in facts["config"].items()
-    }
-    return Config(**fields)
+    """Return the resolved configuration in `facts`.
+
+    Raises:
+      ValueError, KeyError, TypeError: they are not those of a run.
+    """
+    return dataclass_flags.from_json(Config, facts["config"])
 
 
 def base_schedule(config: Config) -> schedules.Schedule:
