@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -49,6 +50,13 @@ def flag(
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises a one-line ValueError where argparse prints and exits."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        # argparse takes -1e-3 for a flag.
+        self._negative_number_matcher = re.compile(
+            r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan)$", re.IGNORECASE
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise a ValueError with `message`, which starts with the flag."""
@@ -151,6 +159,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@functools.cache
 def field_help(config: type) -> dict[str, str]:
     """Return the documentation of each field of a dataclass: the string below it."""
     texts = {}
@@ -186,7 +195,9 @@ def from_json(config: type, values: Any) -> Any:
     for field in fields:
         value = given.get(field.name, field.default)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not _is_a(kinds[field.name], value) or any(_must_be(field, n) for n in numbers if n):
+        if not _is_a(kinds[field.name], value) or any(
+            map(functools.partial(_must_be, field), numbers)
+        ):
             raise ValueError(f"{field.name} cannot be {str(value)[:_SHOWN]!r}")
     return config(**given)
 

@@ -151,7 +151,7 @@ def read_table(path: paths.AnyPath) -> Table:
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
-    except (OSError, IndexError):
+    except (OSError, ValueError, TypeError, IndexError, csv.Error):
         raise ValueError(f"{path} must be a CSV file with rows.") from None
 
 

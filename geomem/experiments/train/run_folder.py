@@ -68,7 +68,7 @@ def read_facts(folder: paths.AnyPath, argument: str = "run") -> dict[str, Any]:
     path = paths.as_path(folder) / _FACTS
     try:
         facts = paths.read_json(path)
-        configuration.from_facts(facts)
+        configuration.resolve(configuration.from_facts(facts))
         data = facts["data"]
         shape, sigma_data, digest = data["image_shape"], data["sigma_data"], data["sha256"]
         if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):

@@ -38,7 +38,7 @@ _DTYPES = {
 }
 # Two pickles: a magic number, and protocol version 1001.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
-_MOST_OPCODES = 10**6  # a state dict needs about 40 for each tensor
+_MOST_OPCODES = 250_000  # a state dict needs about 40 for each tensor
 _INTEGERS = "BININT", "BININT1", "BININT2", "LONG1"
 _TEXTS = "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"
 _VALUES = {*_INTEGERS, *_TEXTS, "BINFLOAT", "BINBYTES", "SHORT_BINBYTES"}
