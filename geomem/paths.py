@@ -1,17 +1,17 @@
 """The same calls for local folders and buckets (gs://name/folder), and atomic writes of files."""
 
-from __future__ import annotations
-
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO, cast
+from typing import IO, Any, cast
 
-__all__ = ["AnyPath", "as_path", "open_whole", "write_whole", "written"]
+__all__ = ["AnyPath", "as_path", "moved", "open_whole", "read_json", "write_whole", "written"]
 
 AnyPath = str | os.PathLike  # a local path, or one with a scheme: gs://bucket/name
 
+_LARGEST_JSON = 2**26
 _written: dict[pathlib.Path, None] = {}  # in the order in which they were first written
 
 
@@ -54,13 +54,17 @@ def open_whole(path: AnyPath) -> Iterator[IO[bytes]]:
     """
     path = as_path(path)
     if isinstance(path, pathlib.Path):
-        partial = path.with_name(f".{path.name}")
+        partial = path.with_name(f".{path.name}.partial")
         try:
             with partial.open("wb") as file:
                 yield file
             partial.replace(path)
+        except OSError as error:  # a full disk names no file
+            error.filename = error.filename or str(path)
+            raise
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
     else:  # an object in a bucket appears when its upload is complete
         with path.open("wb") as file:
             yield file
@@ -72,6 +76,37 @@ def write_whole(path: AnyPath, text: str) -> None:
     with open_whole(path) as file:
         # File names may hold bytes that are not UTF-8.
         file.write(text.encode(errors="backslashreplace"))
+
+
+def moved(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Let `written` list the files of one folder in another one."""
+    renamed = {target / path.name if path.parent == source else path: None for path in _written}
+    _written.clear()
+    _written.update(renamed)
+
+
+def read_json(path: AnyPath) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+      ValueError: it cannot be read, is larger than 64 MB, or is not JSON; the message is a reason.
+    """
+    path = as_path(path)
+    try:
+        if isinstance(path, pathlib.Path) and path.exists():
+            if not path.is_file():  # a pipe would wait for a writer
+                raise ValueError("it is not a file")
+            if path.stat().st_size > _LARGEST_JSON:
+                raise ValueError("it is larger than 64 MB")
+        return json.loads(path.read_text())
+    except UnicodeDecodeError:
+        raise ValueError("it is not text") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    except OSError as error:
+        raise ValueError((error.strerror or str(error)).lower()) from None
 
 
 def written() -> list[pathlib.Path]:

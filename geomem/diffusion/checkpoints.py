@@ -6,6 +6,7 @@ final name once it is complete.
 """
 
 import errno
+import itertools
 import logging
 import os
 import pathlib
@@ -15,12 +16,16 @@ from typing import Any, Self
 import flax.serialization
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from geomem import paths
 
 __all__ = ["Checkpoints"]
 
 _logger = logging.getLogger(__name__)
+_ITEM = "default"  # the folder of the arrays in a checkpoint of Orbax
+# tensorstore's codes for failures that are not damage.
+_NO_DAMAGE = "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class Checkpoints:
@@ -44,6 +49,11 @@ class Checkpoints:
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
         self._read_only = read_only
+        if not read_only and self.folder.exists():
+            for path in self.folder.iterdir():  # Orbax would take it for the newest checkpoint
+                if path.name.isdigit() and not (path / _ITEM).exists():
+                    self._set_aside(path)
+        self._reader = ocp.StandardCheckpointer()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._args = ocp.args
 
@@ -58,10 +68,12 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+            self._reader.close()
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        steps = self._manager.all_steps()
+        return sorted(step for step in steps if (self.folder / str(step) / _ITEM).exists())
 
     def save(self, step: int, state: Any) -> None:
         """Start writing the state of a step in the background.
@@ -82,8 +94,9 @@ class Checkpoints:
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
         """Return the newest undamaged checkpoint.
 
-        A damaged checkpoint is reported, and the one before it is tried. Unless `read_only`, the
-        damaged one is deleted; the resumed run writes it again.
+        A checkpoint is damaged if it cannot be decoded or its checksum differs. This is reported,
+        and the one before it is tried. Unless `read_only`, a damaged one is renamed to
+        STEP.damaged, and the resumed run writes it again; nothing is deleted.
 
         Args:
           template: a pytree with the state's structure, shapes and dtypes.
@@ -93,18 +106,27 @@ class Checkpoints:
           (step, state as NumPy arrays), or None if there is no checkpoint.
 
         Raises:
-          ValueError: no such step, or every checkpoint is damaged.
+          ValueError: no such step, every checkpoint is damaged, or one is whole but holds arrays of
+            other names or shapes.
+          OSError: a checkpoint cannot be read for another reason, such as missing permission.
         """
         steps = self.steps()
         if step is not None and step not in steps:
             raise ValueError(f"step must be one of {steps} in {self.folder}, got {step}.")
         for candidate in reversed(steps) if step is None else [step]:
+            self._check_shapes(template, candidate)
             try:
                 return candidate, self._read(template, candidate)
+            except MemoryError:
+                raise
             except Exception as error:  # its type depends on the damaged file
+                self._check_damage(candidate, error)
                 _logger.warning("checkpoint %d is damaged: %s", candidate, _first_line(error))
                 if not self._read_only and candidate != steps[0]:
-                    self._manager.delete(candidate)
+                    if jax.process_count() > 1:
+                        multihost_utils.sync_global_devices("geomem damaged checkpoint")
+                    self._set_aside(self.folder / str(candidate))
+                    self._manager.reload()
         if not steps:
             return None
         raise ValueError(
@@ -113,13 +135,43 @@ class Checkpoints:
         )
 
     def _read(self, template, step):
-        plain = flax.serialization.to_state_dict(template)
-        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), plain)
-        tree = {"state": empty, "checksum": np.empty((), np.uint32)}
-        restored = self._manager.restore(step, args=self._args.StandardRestore(tree))
+        tree = {"state": _empty(template), "checksum": np.empty((), np.uint32)}
+        restored = self._reader.restore(self.folder / str(step) / _ITEM, tree)
         if restored["checksum"] != _checksum(restored["state"]):
             raise ValueError("its checksum differs")
         return flax.serialization.from_state_dict(template, restored["state"])
+
+    def _check_damage(self, step, error):
+        """Raise an OSError if a checkpoint was not read for another reason than damage."""
+        denied = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if denied or any(code in str(error) for code in _NO_DAMAGE):
+            reason = getattr(error, "strerror", None) or _first_line(error)
+            message = f"checkpoint {self.folder / str(step)} cannot be read: {reason}."
+            raise OSError(message) from error
+
+    def _check_shapes(self, template, step):
+        """Raise a ValueError if a whole checkpoint is not of this network."""
+        try:
+            stored = self._reader.metadata(self.folder / str(step) / _ITEM)
+            shapes = _shapes(getattr(stored, "item_metadata", stored).tree["state"])
+        except Exception:  # damaged, as reading it will tell
+            return
+        if shapes != _shapes(_empty(template)):
+            raise ValueError(
+                f"run must hold checkpoints of this network, got {self.folder / str(step)}, whose "
+                "arrays have other names or shapes."
+            )
+
+    def _set_aside(self, path):
+        """Rename what is not a whole checkpoint to NAME.damaged, or NAME.damaged-2, ..."""
+        if jax.process_index() > 0:
+            return
+        name = f"{path.name}.damaged"
+        for count in itertools.count(2):
+            if not (path.parent / name).exists():
+                break
+            name = f"{path.name}.damaged-{count}"
+        path.rename(path.parent / name)
 
     def _writing(self, write, *args, **kwargs):
         try:
@@ -128,6 +180,16 @@ class Checkpoints:
             full = os.strerror(errno.ENOSPC)
             reason = full if full in str(error) else _first_line(error)
             raise OSError(f"checkpoints cannot be written to {self.folder}: {reason}.") from error
+
+
+def _empty(template):
+    plain = flax.serialization.to_state_dict(template)
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), plain)
+
+
+def _shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _first_line(error):

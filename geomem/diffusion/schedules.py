@@ -218,6 +218,6 @@ def dummy(base: Schedule, low: float, high: float) -> Schedule:
 
 def check_interval(argument: str, low: Any, high: Any) -> None:
     """Raise a ValueError that names `argument` unless 0 < low < high, both finite numbers."""
-    real = all(isinstance(edge, numbers.Real) for edge in (low, high))
+    real = all(isinstance(edge, numbers.Real) and edge is not True for edge in (low, high))
     if not (real and 0 < low < high < math.inf):
         raise ValueError(f"{argument} must satisfy 0 < low < high, got {low} to {high}.")

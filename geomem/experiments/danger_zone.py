@@ -68,7 +68,7 @@ class Config(image_flags.CurveFlags):
     """Noise draws for each training image."""
     bootstrap: int = flag(500, "advanced")
     """Number of bootstrap replicates for bands and intervals."""
-    rho: float = flag(7.0, "advanced")
+    rho: float = flag(7.0, "advanced", least=0.1, most=1000)
     """Exponent of the EDM grid."""
 
 
@@ -118,8 +118,10 @@ def run(config: Config) -> Result | None:
       ValueError: invalid configuration or data.
     """
     if config.plot_only is not None:
-        columns, zone, facts = zone_plot.read_run(config.plot_only)
-        style.save(zone_plot.danger_zone(columns, zone, _title(facts)), config.plot_only)
+        with results.reading("plot_only", config.plot_only):
+            columns, zone, facts = zone_plot.read_run(config.plot_only)
+            figure = zone_plot.danger_zone(columns, zone, _title(facts))
+        style.save(figure, config.plot_only)
         return None
     sigmas = sigma_grid(config)
     danger_zone.check_threshold(config.threshold)

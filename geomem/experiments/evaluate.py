@@ -256,4 +256,4 @@ def _print(report, scores):
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    command_line.main(Config, run, excludes={"run": _FROM_RUN})

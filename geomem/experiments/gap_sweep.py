@@ -85,7 +85,7 @@ def run(config: Config) -> Result:
         "prediction": [],
     }[config.arms]
     with output.phase("arms"):
-        rows = gap_study.train_arms(config, preset, chosen, output.folder)
+        rows = gap_study.train_arms(config, preset, chosen, output.out)
     ends = list({(row["arm"], row["seed"]): row for row in rows}.values())  # last checkpoints
     with output.phase("files"):
         output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})

@@ -68,16 +68,16 @@ def run(config: Config) -> Result:
     all_arms = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
     chosen = _select_arms(all_arms, config.arms)
     with output.phase("arms"):
-        rows = gap_study.train_arms(config, preset, chosen, output.folder)
+        rows = gap_study.train_arms(config, preset, chosen, output.out)
     with output.phase("files"):
         summary = summarize(rows, *arms.MEASURES, *_ON_WHOLE_GRID)
         output.write_rows("results.csv", rows)
         output.write_rows("summary.csv", summary)
-        output.write_json("comparisons.json", _compare(output.folder, chosen, preset.seeds, rows))
+        output.write_json("comparisons.json", _compare(output.out, chosen, preset.seeds, rows))
         output.write_figure("training", training_curves.along_training(rows))
         output.write_figure("frontier", training_curves.frontier(rows))
         for arm in chosen:
-            _draw_samples(output.folder, arm.name, dataset.train)
+            _draw_samples(output, arm.name, dataset.train)
     output.finish(**gap_study.study_facts(preset, chosen, dataset), seeds=preset.seeds)
     _print_table(summary)
     return Result(rows, summary, output.folder)
@@ -193,9 +193,9 @@ def _compare(folder, chosen, seeds, rows):
     return comparisons
 
 
-def _draw_samples(folder, arm, train):
+def _draw_samples(output, arm, train):
     """Write a grid of the samples of run 0, with the nearest training images below each row."""
-    samples = arms.read_samples(folder / "runs", arm, 0)
+    samples = arms.read_samples(output.out / "runs", arm, 0)
     images, nearest = samples["images"], samples["index"][:, 0]
     columns = min(8, len(images))
     shown = min(32, len(images) // columns * columns)
@@ -205,7 +205,7 @@ def _draw_samples(folder, arm, train):
         for strip in (images, train[nearest])
     ]
     pixels = sampler.to_uint8(np.concatenate(strips))
-    results.write_image_grid(folder / f"samples_{arm}.png", pixels, columns=columns)
+    results.write_image_grid(output.folder / f"samples_{arm}.png", pixels, columns=columns)
 
 
 def _print_table(summary):

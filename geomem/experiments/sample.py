@@ -31,7 +31,7 @@ class Config:
     """A file with EDM weights (.npz or .safetensors) instead of a run."""
     count: int = 64
     """Number of images."""
-    step: int | None = flag(None, "advanced")
+    step: int | None = flag(None, "advanced", least=0)
     """The step of the run's checkpoint; default: the newest."""
     average: bool = flag(True, "advanced")
     """Use the moving average of the parameters."""
@@ -39,17 +39,17 @@ class Config:
     """Seed of the first image; the others have the next seeds."""
     method: Literal["heun", "euler"] = flag("heun", "sampling")
     """The sampler; heun evaluates the network twice in each step."""
-    steps: int = flag(18, "sampling")
+    steps: int = flag(18, "sampling", least=2, most=10_000)
     """Number of sampling steps."""
     sigma_min: float = flag(0.002, "sampling")
     """The last positive noise level."""
     sigma_max: float = flag(80.0, "sampling")
     """The first noise level."""
-    rho: float = flag(7.0, "advanced")
+    rho: float = flag(7.0, "advanced", least=0.1, most=1000)
     """Exponent of EDM's grid of noise levels; larger values put more of them near sigma_min."""
     over_gap: bool = flag(True, "sampling")
     """Cross the gap in the run's training noise in one step."""
-    churn: float = flag(0.0, "advanced")
+    churn: float = flag(0.0, "advanced", least=0)
     """Amount of noise added during sampling (EDM's S_churn); 0 is deterministic."""
     batch_size: int = flag(256, "advanced")
     """Number of images sampled at once, which does not change the images."""
@@ -58,7 +58,11 @@ class Config:
 
     def __post_init__(self):
         """Give `out` its suffix."""
-        object.__setattr__(self, "out", str(paths.as_path(self.out).with_suffix(".npz")))
+        path = paths.as_path(self.out)
+        if not path.name or self.out.endswith("/"):
+            raise ValueError(f"out must name a file, got {self.out}.")
+        if path.suffix != ".npz":
+            object.__setattr__(self, "out", str(path.with_name(f"{path.name}.npz")))
 
 
 class Result(NamedTuple):
@@ -80,7 +84,9 @@ def run(config: Config) -> Result:
         raise ValueError(f"count must be 1 or more, got {config.count}.")
     if (config.run is None) == (config.weights is None):
         raise ValueError("run or weights must be given, and not both.")
-    phases = results.Phases()
+    if config.seed + config.count > 2**32:
+        raise ValueError(f"seed and count must give seeds below 2^32, got {config.seed}.")
+    output = results.Run(config)
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     if config.weights is not None:
         denoiser, params = edm_weights.load(config.weights)
@@ -93,10 +99,8 @@ def run(config: Config) -> Result:
         full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, full_grid):
             print("Skipping the noise levels that training left out (--over-gap False keeps them).")
-    path = paths.as_path(config.out)
-    path = results.make_folder(path.parent) / path.name
     seeds = np.arange(config.seed, config.seed + config.count)
-    with phases("sample"):
+    with output.phase("sample"):
         images = sampler.generate(
             denoiser.bind(params),
             seeds,
@@ -107,12 +111,18 @@ def run(config: Config) -> Result:
             batch_size=config.batch_size,
             progress=True,
         )
+    if bad := int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum()):
+        raise ValueError(
+            f"run and its sampling flags must give finite images, got {bad} of {len(images)} with "
+            "NaN or infinite pixels."
+        )
+    path = output.folder / paths.as_path(config.out).name
     with paths.open_whole(path) as file:
         np.savez(file, images=images, seeds=seeds)
-    grid = path.with_suffix(".png")
-    results.write_image_grid(grid, sampler.to_uint8(images[:256]))
-    results.write_json(path.with_suffix(".json"), results.run_facts(config, phases))
-    return Result(images, seeds, (path, grid))
+    results.write_image_grid(path.with_suffix(".png"), sampler.to_uint8(images[:256]))
+    output.finish()
+    path = output.out / path.name
+    return Result(images, seeds, (path, path.with_suffix(".png")))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
     files = [paths.as_path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in files:
         # Without a creation date, the same figure always gives the same bytes.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+        # geomem does not take a PNG with this mark for an image of a data set.
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": "geomem"}
         with paths.open_whole(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=300, metadata=metadata)
         figure.set_layout_engine("none")  # keep the layout: to find it again takes half the time

@@ -1,7 +1,6 @@
 """Figure 3: coverage and max posterior weight against the noise level, with the danger zone."""
 
 import csv
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +27,11 @@ def read_run(folder: paths.AnyPath) -> tuple[dict[str, np.ndarray], dict[str, An
     folder = paths.as_path(folder)
     try:
         rows = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
-        zone, run = (json.loads((folder / f"{name}.json").read_text()) for name in ("zone", "run"))
-    except (OSError, json.JSONDecodeError) as error:
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        zone, run = (paths.read_json(folder / f"{name}.json") for name in ("zone", "run"))
+    except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
         raise ValueError(f"plot_only must be a danger-zone run, got {folder} ({error}).") from None
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}, zone, run
+    return columns, zone, run
 
 
 def danger_zone(

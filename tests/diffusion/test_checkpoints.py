@@ -67,8 +67,43 @@ def test_falls_back_from_a_damaged_checkpoint(tmp_path, caplog, damage):
     assert step == state["step"] == 10
     assert "checkpoint 15 is damaged" in caplog.text
     assert not (folder / "15").exists()
+    assert (folder / "15.damaged").exists()
     _saved(tmp_path, [15])
     assert _restore(tmp_path)[0] == 15
+
+
+def test_strays_do_not_harm_whole_checkpoints(tmp_path):
+    folder = _saved(tmp_path)
+    (folder / "50").mkdir()
+    (folder / "999" / "notes").mkdir(parents=True)
+    (folder / "20").write_text("not a folder")
+    assert _restore(tmp_path, read_only=True)[0] == 15
+    assert (folder / "50").exists()
+    assert _restore(tmp_path)[0] == 15
+    _saved(tmp_path, [20])  # also saves after a step that only seemed to exist
+    assert _restore(tmp_path)[0] == 20
+    assert {"10", "15", "20", "50.damaged", "999.damaged", "20.damaged"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_other_failures_are_not_damage(tmp_path, monkeypatch):
+    folder = _saved(tmp_path)
+    with (
+        checkpoints.Checkpoints(tmp_path) as saved,
+        pytest.raises(ValueError, match=r"^run must hold checkpoints of this network, got .*15,"),
+    ):
+        saved.restore({**STATE, "noise": np.zeros(7)})
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for error in (PermissionError(13, "Permission denied"), ValueError("UNAVAILABLE: later")):
+
+            def fail(*_, error=error):
+                raise error
+
+            monkeypatch.setattr(saved._reader, "restore", fail)
+            with pytest.raises(OSError, match=r"checkpoint .*15 cannot be read: "):
+                saved.restore(STATE)
+    assert {path.name for path in folder.iterdir()} == {"5", "10", "15"}
 
 
 def test_rejects_damaged_checkpoints_and_missing_steps(tmp_path):

@@ -78,7 +78,8 @@ def run(config: Config) -> Result:
       ValueError: invalid configuration or data.
     """
     sigmas = _check(config)
-    folder, phases = results.make_folder(config.out), results.Phases()
+    output = results.Run(config)
+    folder, phases = output.folder, output.phase
     with phases("data"):
         _say(f"reading {config.dataset}")
         dataset = image_flags.load(config)
@@ -109,15 +110,18 @@ def run(config: Config) -> Result:
         results.write_columns(folder / "curves.csv", curves.columns())
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
-    run_facts = results.run_facts(config, phases, data=results.dataset_facts(dataset))
-    run_facts["config"] |= _without_folders(config)
-    results.write_json(folder / "run.json", run_facts)
-    path = folder / "audit.html"
-    paths.write_whole(path, page.render(report, run_facts, figures, _thumbnails(dataset, copies)))
+    facts = {
+        "config": dataclasses.asdict(config) | _without_folders(config),
+        "data": results.dataset_facts(dataset),
+    }
+    run_facts = results.run_facts(config, phases, **facts)
+    html = page.render(report, run_facts, figures, _thumbnails(dataset, copies))
+    paths.write_whole(folder / "audit.html", html)
+    output.finish(**facts)
     print(f"\n{verdict.headline(report)}")
     for question, answer in verdict.answers(report):
         print(f"\n{question}\n{textwrap.fill(answer, 88)}")
-    return Result(report, path)
+    return Result(report, output.folder / "audit.html")
 
 
 def _check(config):

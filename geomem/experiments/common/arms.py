@@ -15,7 +15,7 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
-from geomem.experiments.common import image_flags
+from geomem.experiments.common import image_flags, interruption
 from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization
 from geomem.metrics.inception import network, weights
@@ -86,7 +86,9 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
     if settings.inception is not None:
         features = network.features(weights.load(settings.inception))
     if not loop.run(config).finished:
-        raise ValueError(f"{config.out} was stopped; run the same command again to finish it.")
+        raise interruption.Stopped(
+            f"{config.out} was stopped; run the same command again to finish it."
+        )
     dataset = image_flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)

@@ -5,13 +5,15 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from typing import Any, NoReturn, TypeVar
 
 from geomem import paths
-from geomem.experiments.common import compilation, dataclass_flags
+from geomem.experiments.common import compilation, dataclass_flags, interruption
 
 Config = TypeVar("Config")
 
@@ -26,11 +28,12 @@ def main(
     presets: Mapping[str, Config] | None = None,
     about: Mapping[str, str] | None = None,
     resumes: bool = False,
+    excludes: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Parse `config` from the command line, run it, and list the files that it wrote.
 
     Exits with code 2 and one line on stderr if the configuration, the data or a file is invalid or
-    memory runs out, and with code 130 on Ctrl-C.
+    memory runs out, with code 130 on Ctrl-C, and with code 143 if SIGTERM stopped a training run.
 
     With GEOMEM_DISTRIBUTED=1 in the environment, this process is one of several that run the same
     command, and `jax.distributed.initialize` finds the others (on a TPU slice or under Slurm). Only
@@ -42,24 +45,46 @@ def main(
       presets, about: as in `dataclass_flags.parse`.
       resumes: whether the same command resumes an interrupted run. If so, `run` checks the output
         folder itself. Other commands never overwrite the results of another run.
+      excludes: for a flag, the other flags that it determines and that must then be left out.
     """
     parsed: Any = None
+    interruption.install()
+    interruption.on_interruption(
+        lambda: _last_words(parsed and getattr(parsed, "out", None), resumes)
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):  # lines are not lost, whatever ends the process
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         names = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
         switches = _OVERWRITE if "out" in names and not resumes else {}
         parsed, given = dataclass_flags.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
         )
+        for flag, others in (excludes or {}).items():
+            if flag in given and (both := sorted(given.intersection(others))):
+                left_out, flag = map(dataclass_flags.option, (both[0], flag))
+                raise ValueError(f"{left_out} must be left out with {flag}, which determines it.")
+        _check_buckets(parsed)
         compilation.enable_cache()
         with _joined(), compilation.announced():
-            if switches:
-                parsed = _claim(parsed, given)
-            run(parsed)
+            parsed = _claim(parsed, given, resumes)
+            result = run(parsed)
             for path in paths.written():
                 print(f"wrote {path}")
-    except KeyboardInterrupt as interruption:
-        interrupted(parsed and getattr(parsed, "out", None), resumes, str(interruption))
-    except (ValueError, OSError) as error:
+        if getattr(result, "finished", True) is False:
+            sys.exit(interruption.STOPPED)
+    except KeyboardInterrupt as interrupt:
+        text = str(interrupt) or _last_words(parsed, resumes)
+        interruption.on_interruption(lambda: text)
+        interruption.end()
+    except interruption.Stopped as stopped:
+        fail(stopped, interruption.STOPPED)
+    except BrokenPipeError:  # the reader of the output has ended, as in `geomem ... | head`
+        os._exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        fail(f"{place}{error.strerror or error}.")
+    except ValueError as error:
         fail(_with_flags(str(error), config))
     except Exception as error:
         import jax  # not at the top, so that `geomem --help` starts fast
@@ -81,27 +106,26 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def fail(message: object) -> NoReturn:
-    """Print one line to stderr and exit with code 2."""
-    print("error:", str(message).replace("\n", " "), file=sys.stderr)
-    sys.exit(2)
+def fail(message: object, code: int = 2) -> NoReturn:
+    """Print one line to stderr and exit with `code`."""
+    if output := sys.modules.get("geomem.experiments.common.output"):
+        output.discard()
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(code)
 
 
-def interrupted(
-    out: paths.AnyPath | None = None, resumes: bool = False, message: str = ""
-) -> NoReturn:
-    """Print `message`, or else what was kept and how to continue; exit with code 130."""
-    files = paths.written()
+def _last_words(config, resumes):
+    """What was kept, and how to continue; removes unfinished files."""
+    if output := sys.modules.get("geomem.experiments.common.output"):
+        output.discard()
+    out = getattr(config, "out", None)
+    files = [path for path in paths.written() if path.exists()]
     if resumes and out is not None and paths.as_path(out).exists():
-        kept = f"{out} keeps what was finished; the same command resumes."
-    elif files:
-        kept = f"{len(files)} files were written, last {files[-1]}; the same command starts over."
-    else:
-        kept = "nothing was kept."
-    print(f"\n{message or f'interrupted; {kept}'}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    # Not sys.exit, because ending the interpreter while an XLA program runs can crash.
-    os._exit(130)
+        return f"interrupted; {out} keeps what was finished; the same command resumes."
+    if files:
+        kept = f"{len(files)} files were written, last {files[-1]}"
+        return f"interrupted; {kept}; the same command starts over."
+    return "interrupted; nothing was kept."
 
 
 def _program():
@@ -115,17 +139,45 @@ def _several_processes():
     return os.environ.get("GEOMEM_DISTRIBUTED", "0") != "0"
 
 
-def _claim(config, given):
+def _claim(config, given, resumes):
     import jax
 
     from geomem.experiments.common import results
 
     if _several_processes() and jax.process_index() > 0:
         return config
+    results.check_outside(config)
+    if resumes:
+        return config
     claimed = results.claim(config, overwrite="overwrite" in given, number="out" not in given)
-    if claimed.out != config.out:
+    if getattr(claimed, "out", None) != getattr(config, "out", None):
         print(f"{config.out} holds the results of another run; writing to {claimed.out}")
     return claimed
+
+
+def _check_buckets(config):
+    """Raise a ValueError if a bucket in a flag does not answer in GEOMEM_BUCKET_SECONDS (30)."""
+    seconds = float(os.environ.get("GEOMEM_BUCKET_SECONDS", "30"))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str) or "://" not in text:
+                continue
+            path, errors = paths.as_path(text), []
+
+            def ask(path=path, errors=errors):
+                try:
+                    path.exists()
+                except Exception as error:  # a bucket's client has errors of its own
+                    errors.append(str(error).partition("\n")[0][:200] or type(error).__name__)
+
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(seconds)
+            if thread.is_alive():
+                errors.append(f"no answer in {seconds:g} seconds")
+            if errors:
+                raise ValueError(f"{field.name} must be within reach, got {text} ({errors[0]}).")
 
 
 @contextlib.contextmanager

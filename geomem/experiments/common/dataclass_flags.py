@@ -4,8 +4,11 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
+import math
+import os
 import re
 import textwrap
 import types
@@ -22,7 +25,13 @@ REQUIRED = dataclasses.MISSING
 
 
 def flag(
-    default: Any, group: str = "options", *, positional: bool = False, kw_only: bool = False
+    default: Any,
+    group: str = "options",
+    *,
+    positional: bool = False,
+    kw_only: bool = False,
+    least: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Return a dataclass field that a command's help lists under `group`, one of GROUPS.
 
@@ -31,14 +40,23 @@ def flag(
       group: the heading.
       positional: whether the value may also be given without its flag.
       kw_only: as in `dataclasses.field`; needed for REQUIRED after fields with defaults.
+      least, most: limits of a number. By default an integer is at least 1, a number is positive, a
+        seed has 32 bits, and noise levels (sigma...) are between 1e-8 and 1e8.
     """
     assert group in GROUPS, group
-    metadata = {"group": group, "positional": positional}
+    metadata = {"group": group, "positional": positional, "least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises a one-line ValueError where argparse prints and exits."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        # argparse takes -1e-3 for a flag.
+        self._negative_number_matcher = re.compile(
+            r"-((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf|nan)$", re.IGNORECASE
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise a ValueError with `message`, which starts with the flag."""
@@ -123,7 +141,7 @@ def build(
             option(field.name),
             dest=field.name,
             help=text.replace("%", "%%"),
-            **_reader(kinds[field.name]),
+            **_reader(kinds[field.name], field),
         )
     last = groups[GROUPS[-1]]
     for name, text in (switches or {}).items():
@@ -137,6 +155,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+@functools.cache
 def field_help(config: type) -> dict[str, str]:
     """Return the documentation of each field of a dataclass: the string below it."""
     texts = {}
@@ -155,6 +174,42 @@ def unknown(text: str, names: Sequence[str], kind: str = "flag") -> str:
         return f"unexpected argument {text!r}."
     close = difflib.get_close_matches(text.partition("=")[0], names, n=1)
     return f"unknown {kind} {text!r}{f'; did you mean {close[0]}?' if close else '.'}"
+
+
+def from_json(config: type, values: Any) -> Any:
+    """Return a configuration from JSON values by field name; missing fields have their defaults.
+
+    Raises:
+      ValueError: an unknown field, or a value of the wrong type or outside its flag's limits.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it must hold values by name, got a {type(values).__name__}")
+    kinds, fields = typing.get_type_hints(config), dataclasses.fields(config)
+    if unexpected := sorted(values.keys() - {field.name for field in fields}):
+        raise ValueError(f"{unexpected[0][:_SHOWN]} is not a setting")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for field in fields:
+        value = given.get(field.name, field.default)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not _is_a(kinds[field.name], value) or any(
+            map(functools.partial(_must_be, field), numbers)
+        ):
+            raise ValueError(f"{field.name} cannot be {str(value)[:_SHOWN]!r}")
+    return config(**given)
+
+
+def _is_a(kind, value) -> bool:
+    """Whether a value has the type of a field."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(member, value) for member in inner)
+    if origin is Literal:
+        return type(value) is str and value in inner
+    if origin is tuple:
+        repeated = inner[-1] is ...
+        fits = type(value) is tuple and (repeated or len(value) == len(inner))
+        return fits and all(_is_a(inner[0], member) for member in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _positional(config):
@@ -189,14 +244,14 @@ def _shown(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _reader(kind) -> dict[str, Any]:
+def _reader(kind, field: dataclasses.Field | None = None) -> dict[str, Any]:
     """The arguments of `add_argument` that make argparse read a value of this type."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     members = [m for m in typing.get_args(kind) if m is not types.NoneType] if union else [kind]
     optional = union and types.NoneType in typing.get_args(kind)
     first, inner = members[0], typing.get_args(members[0])
     if typing.get_origin(first) is tuple:
-        return _reader(inner[0]) | {"nargs": "*" if inner[-1] is ... else len(inner)}
+        return _reader(inner[0], field) | {"nargs": "*" if inner[-1] is ... else len(inner)}
     if typing.get_origin(first) is Literal:
         expected, metavar = f"one of {', '.join(inner)}", "{" + ",".join(inner) + "}"
         readers = [dict(zip(inner, inner, strict=True)).__getitem__]
@@ -209,14 +264,52 @@ def _reader(kind) -> dict[str, Any]:
             return None
         for reader in readers:
             try:
-                return reader(text)
+                value = reader(text)
             except (ValueError, KeyError):
                 continue
-        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+            if field is not None and (must := _must_be(field, value)):
+                raise argparse.ArgumentTypeError(
+                    f"must be {must}, got {text[:_SHOWN] or repr(text)}"
+                )
+            return value
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text[:_SHOWN]!r}")
 
     switch = {"nargs": "?", "const": True} if members == [bool] else {}
     return {"type": read, "metavar": metavar, **switch}
 
+
+def _must_be(field, value) -> str | None:
+    """What the value of a flag must be, unless it is."""
+    if isinstance(value, str):
+        if not value:
+            return "a name"
+        if value.startswith("~") and os.path.expanduser(value) == value:
+            return "in the home of a known user"
+        return None
+    if type(value) not in (int, float):
+        return None
+    if not math.isfinite(value):
+        return "finite"
+    integer, seed = type(value) is int, re.fullmatch(r"(.*_)?seed", field.name)
+    least, most = (field.metadata.get(limit) for limit in ("least", "most"))
+    if least is None and not integer and value <= 0:
+        return "positive"
+    if least is None and field.name.startswith("sigma"):
+        least, most = _NOISE_LEVELS
+    if least is None:
+        least = 0 if seed else 1 if integer else 0.0
+    if most is None:
+        most = _LARGEST_SEED if seed else _LARGEST_INTEGER if integer else _LARGEST_NUMBER
+    if value < least:
+        return f"at least {least:g}"
+    return f"at most {most:.10g}" if value > most else None
+
+
+_SHOWN = 60  # characters of a bad value
+_LARGEST_SEED = 2**32 - 1  # JAX's seeds have 32 bits; larger ones would wrap in silence
+_LARGEST_INTEGER = 2**31 - 1
+_LARGEST_NUMBER = 1e12
+_NOISE_LEVELS = 1e-8, 1e8  # float32 holds their squares, and these times a squared distance
 
 # How to read a value of each type, what it must be, and how the help shows it.
 _READERS = {

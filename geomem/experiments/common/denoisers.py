@@ -19,7 +19,7 @@ import numpy as np
 
 from geomem import paths
 from geomem.diffusion.sampler import Denoiser
-from geomem.experiments.common import image_flags, results
+from geomem.experiments.common import image_flags, interruption, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets, run_folder
 from geomem.geometry import posterior
@@ -100,10 +100,12 @@ def compare_denoisers(
     """
     if config.plot_only is not None:
         folder = paths.as_path(config.plot_only)
-        tables = {path.stem: read_table(path) for path in folder.glob("*.csv")}
-        if not tables:
-            raise ValueError(f"plot_only must be the folder of a finished run, got {folder}.")
-        style.save(draw(**tables), folder)
+        with results.reading("plot_only", folder):
+            tables = {path.stem: read_table(path) for path in folder.glob("*.csv")}
+            if not tables:
+                raise ValueError("it holds no tables")
+            figure = draw(**tables)
+        style.save(figure, folder)
         return {}
     sigmas = image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
     sigmas = sigmas.astype(np.float32)
@@ -141,7 +143,7 @@ def read_table(path: paths.AnyPath) -> Table:
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
-    except (OSError, IndexError):
+    except (OSError, ValueError, TypeError, IndexError, csv.Error):
         raise ValueError(f"{path} must be a CSV file with rows.") from None
 
 
@@ -167,8 +169,8 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
     folder = paths.as_path(runs) / name
     result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
-        raise ValueError(
-            f"{folder} was stopped at step {result.step}; run the same command again to finish it."
+        raise interruption.Stopped(
+            f"{folder} was stopped at step {result.step}; the same command finishes it."
         )
     return load_run(folder)
 

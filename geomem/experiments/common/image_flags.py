@@ -24,7 +24,7 @@ class ImageFlags:
     the data set's test images, or a fifth of its images."""
     classes: tuple[str, ...] = flag((), "data")
     """Names of the classes to use; default: all."""
-    resize: int | None = flag(None, "data")
+    resize: int | None = flag(None, "data", most=2**14)
     """Crop the images of a folder to their center square and resize them to this side."""
     heldout_seed: int = flag(0, "advanced")
     """Seed that selects the held-out fraction."""
@@ -36,7 +36,7 @@ class ImageFlags:
 class CurveFlags(ImageFlags):
     """Which images to use, and at which noise levels to look for their danger zone."""
 
-    num_sigmas: int = flag(32, "curves")
+    num_sigmas: int = flag(32, "curves", least=2, most=10_000)
     """Number of noise levels."""
     sigma_min: float = flag(0.02, "curves")
     """Smallest noise level."""
@@ -44,7 +44,7 @@ class CurveFlags(ImageFlags):
     """Largest noise level."""
     threshold: float = flag(0.8, "curves")
     """Value that both curves reach inside the danger zone."""
-    shell_c: float = flag(5.0, "advanced")
+    shell_c: float = flag(5.0, "advanced", least=1e-3, most=1e4)
     """Concentration parameter c of the Gaussian shells."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from geomem.experiments.common import arms, results
+from geomem.experiments.common import arms, output
 
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # 8% faster on one core
 
@@ -51,7 +51,12 @@ def train_and_evaluate_all(
             start = numbers, jobs, jax.config.jax_compilation_cache_dir or scratch
             pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _start_process, start)
             with pool:
-                futures = [pool.submit(_run_logged, task) for task in tasks]
+                # Ctrl-C is for this process; the others end when it does.
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                try:
+                    futures = [pool.submit(_run_logged, task) for task in tasks]
+                finally:
+                    signal.signal(signal.SIGINT, handler)
                 try:
                     for future in concurrent.futures.as_completed(futures):
                         future.result()
@@ -90,7 +95,7 @@ def _end_with_parent():
 
 def _run_logged(task):
     """`arms.train_and_evaluate`, with its output in a log file beside the run folder."""
-    folder = results.make_folder(task.config.out)
+    folder = output.make_folder(task.config.out)
     mode = "a" if isinstance(folder, pathlib.Path) else "w"  # a bucket's objects cannot grow
     with (
         folder.with_name(f"{folder.name}.log").open(mode) as log,

@@ -1,6 +1,5 @@
 """A run's output folder, its files, and a record of how every number was computed."""
 
-import atexit
 import contextlib
 import csv
 import dataclasses
@@ -15,7 +14,6 @@ import pathlib
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +23,8 @@ import numpy as np
 
 import geomem
 from geomem import data, paths
+from geomem.data import sources
+from geomem.experiments.common import output
 
 _LEAST_SIDE = 32  # pixels of an image in a grid
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
@@ -52,16 +52,23 @@ class Phases:
 
 
 class Run:
-    """The output folder of a command, with the timings and files of one run.
+    """The files and timings of one run of a command; see `output.Output`.
 
     Attributes:
-      folder: the configuration's `out`, which is created.
+      out: the configuration's output folder, or the folder of its .npz file.
+      folder: where to write files; `out` once the run is finished.
       phase: the run's `Phases`; run.json holds their seconds.
     """
 
     def __init__(self, config: Any):
         self._config, self.phase = config, Phases()
-        self.folder = make_folder(config.out)
+        self._output = output.Output(config.out)
+        self.out = self._output.out
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder to write files to."""
+        return self._output.folder
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; see the function `write_json`."""
@@ -82,8 +89,14 @@ class Run:
         style.save(figure, self.folder, name)
 
     def finish(self, **facts: Any) -> None:
-        """Write run.json, with `facts` such as data=dataset_facts(dataset)."""
-        self.write_json("run.json", run_facts(self._config, self.phase, **facts))
+        """Write the record, with `facts` such as data=dataset_facts(dataset), and show all files.
+
+        The record is run.json, or NAME.json beside NAME.npz.
+        """
+        names = {path.name for path in self.folder.iterdir()} | {self._output.record}
+        facts = run_facts(self._config, self.phase, files=sorted(names), **facts)
+        self.write_json(self._output.record, facts)
+        self._output.commit()
 
 
 def environment() -> dict[str, Any]:
@@ -122,15 +135,21 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
       overwrite: whether to accept any `out`.
       number: whether to append -2, -3, ... to `out` instead of raising an error.
     """
+    if getattr(config, "plot_only", None) is not None:
+        output.lock(config.plot_only, "plot_only")
+        return config
     out = getattr(config, "out", None)
-    if out is None or overwrite or getattr(config, "plot_only", None) is not None:
+    if out is None:
         return config
     first = paths.as_path(out)
     suffix = ".npz" if first.suffix == ".npz" else ""
     for count in itertools.count(2):
         path = paths.as_path(out)
-        if _may_write(path.with_suffix(".json") if suffix else path / "run.json", config):
+        output.lock(path)
+        record = path.with_suffix(".json") if suffix else path / "run.json"
+        if overwrite or _may_write(record, config):
             return dataclasses.replace(config, out=str(out))
+        output.release(path)
         if not number:
             raise ValueError(
                 f"out must not hold the results of another run, got {out}: choose another --out "
@@ -139,26 +158,33 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
         out = first.with_name(f"{first.name.removesuffix(suffix)}-{count}{suffix}")
 
 
-def make_folder(out: paths.AnyPath) -> pathlib.Path:
-    """Create the output folder, local or in a bucket (gs://...).
+@contextlib.contextmanager
+def reading(argument: str, folder: paths.AnyPath) -> Iterator[None]:
+    """Name the argument and the folder in whatever damaged result files make their readers raise.
 
-    If a run has several processes, only the first writes to `out`; the others get a temporary
-    folder.
+    Raises:
+      ValueError: anything but a lack of memory was raised.
     """
-    if jax.process_index() > 0:
-        scratch = tempfile.TemporaryDirectory()
-        atexit.register(scratch.cleanup)
-        return pathlib.Path(scratch.name)
-    folder = paths.as_path(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".geomem-probe"
-        probe.write_text("")
-        probe.unlink()
-    except Exception as error:  # a bucket's client has errors of its own
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise ValueError(f"out must be a writable folder, got {folder} ({reason}).") from None
-    return folder
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise ValueError(
+            f"{argument} must be the folder of a finished run, got {folder} ({reason})."
+        ) from None
+
+
+def check_outside(config: Any) -> None:
+    """Raise a ValueError if `out` is in a folder of images, where it would be read as an image."""
+    out = getattr(config, "out", None)
+    for name in ("dataset", "heldout", "samples"):
+        folder = getattr(config, name, None)
+        if not out or not isinstance(folder, str) or not sources.is_folder(folder):
+            continue
+        if paths.as_path(out).resolve().is_relative_to(paths.as_path(folder).resolve()):
+            raise ValueError(f"out must be outside the folder of images {folder}, got {out}.")
 
 
 def write_json(path: paths.AnyPath, value: Any) -> None:
@@ -215,19 +241,28 @@ def write_image_grid(path: paths.AnyPath, images: np.ndarray, columns: int | Non
     sheet = tiles.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
     with paths.open_whole(path) as file:
-        Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, format="PNG")
+        Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(
+            file, format="PNG", pnginfo=_own_mark()
+        )
+
+
+def _own_mark():
+    """The mark of geomem's own PNG files, which are never taken for images of a data set."""
+    from PIL.PngImagePlugin import PngInfo
+
+    mark = PngInfo()
+    mark.add_text("Software", "geomem")
+    return mark
 
 
 def _may_write(path, config):
     """Whether a run's record is missing or has this command and configuration."""
     try:
-        record = json.loads(path.read_text())
+        if not path.exists():
+            return True
+        record = paths.read_json(path)
         digest = record.get("config_sha256") or _digest(record["config"])
         command = record.get("command", _command(config))
-    except FileNotFoundError:
-        return True
-    except NotADirectoryError:
-        raise ValueError(f"out must be a folder, got {path.parent}: a file is there.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return (command, digest) == (_command(config), _digest(dataclasses.asdict(config)))

@@ -1,7 +1,6 @@
 """The configuration of a training run, and the network and training step that it describes."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import numpy as np
 
 from geomem import data, paths
 from geomem.diffusion import augment, preconditioning, schedules, training_step, unet
-from geomem.experiments.common import image_flags
+from geomem.experiments.common import dataclass_flags, image_flags
 from geomem.experiments.common.dataclass_flags import flag
 
 
@@ -23,7 +22,7 @@ class Config(image_flags.ImageFlags):
 
     out: str = "runs/edm_cifar10"
     """The run folder."""
-    kimg: float = 200_000
+    kimg: float = flag(200_000, most=1e9)
     """Length of the run in thousands of images; may be raised later."""
     seed: int = 0
     """Seed of the initial parameters and of all steps."""
@@ -34,51 +33,51 @@ class Config(image_flags.ImageFlags):
     """Edges of the gap: noise levels in this interval are left out of training."""
     gap_from: str | None = flag(None, "noise")
     """A zone.json file with the edges of the gap, instead of --gap."""
-    keep: float = flag(0.0, "noise")
+    keep: float = flag(0.0, "noise", least=0)
     """Thin the gap to this fraction of its density instead of removing it."""
     schedule: Literal["lognormal", "gap", "dummy"] | None = flag(None, "noise")
     """Training noise. dummy trains at the noise levels in the gap too, but on Gaussian images in
     place of training images; default: gap if one is given, else lognormal."""
-    noise_mean: float = flag(-1.2, "noise")
+    noise_mean: float = flag(-1.2, "noise", least=-15, most=15)
     """Mean of ln sigma."""
-    noise_std: float = flag(1.2, "noise")
+    noise_std: float = flag(1.2, "noise", least=1e-3, most=10)
     """Standard deviation of ln sigma."""
 
-    channels: int = flag(128, "network")
+    channels: int = flag(128, "network", most=2**14)
     """Base number of channels."""
-    multipliers: tuple[int, ...] = flag((2, 2, 2), "network")
+    multipliers: tuple[int, ...] = flag((2, 2, 2), "network", most=64)
     """Channels of each resolution level as multiples of the base."""
-    blocks: int = flag(4, "network")
+    blocks: int = flag(4, "network", most=64)
     """Residual blocks per level."""
     attention: tuple[int, ...] = flag((16,), "network")
     """Resolutions with self-attention."""
-    dropout: float = flag(0.13, "network")
+    dropout: float = flag(0.13, "network", least=0)
     """Dropout probability."""
     embedding: Literal["positional", "fourier"] = flag("positional", "network")
     """Embedding of the noise level."""
     adaptive_scale: bool = flag(False, "network")
     """Scale each block's channels by the noise level in addition to shifting them."""
-    patch: int = flag(1, "network")
+    patch: int = flag(1, "network", most=256)
     """Side of the patches that are folded into channels; 2 suits small machines."""
-    sigma_data: float = flag(0.5, "network")
+    sigma_data: float = flag(0.5, "network", least=0, most=1e3)
     """Standard deviation of the pixels, for the preconditioning; 0 measures the training images."""
     compute: Literal["float32", "tf32", "bfloat16"] = flag("float32", "network")
     """Exact float32, float32 with fast products, or bfloat16. Parameters are float32."""
 
-    batch: int = flag(512, "training")
+    batch: int = flag(512, "training", most=2**20)
     """Images per step, in total over all devices."""
-    lr: float = flag(1e-3, "training")
+    lr: float = flag(1e-3, "training", most=1e3)
     """Adam's learning rate."""
-    lr_ramp_kimg: float = flag(10_000, "training")
+    lr_ramp_kimg: float = flag(10_000, "training", least=0)
     """Thousands of images over which the learning rate rises from 0."""
     ema_halflife_kimg: float = flag(500, "training")
     """Half-life of the parameters' moving average, in thousands of images."""
-    ema_ramp: float = flag(0.05, "training")
+    ema_ramp: float = flag(0.05, "training", least=1e-6)
     """Upper limit of the half-life, as a fraction of the images seen so far."""
-    augment: float = flag(0.12, "training")
+    augment: float = flag(0.12, "training", least=0)
     """Probability of each augmentation; 0 turns them off, including the x-flip."""
 
-    samples: int = flag(64, "output")
+    samples: int = flag(64, "output", least=0, most=2**16)
     """Number of images in the grid that is sampled at each checkpoint."""
     checkpoint_every: int = flag(5000, "output")
     """Steps between checkpoints, a multiple of --log-every."""
@@ -127,6 +126,8 @@ def resolve(config: Config) -> Config:
     for name in ("dropout", "augment"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}.")
+    if config.steps >= 2**31:
+        raise ValueError(f"kimg must give fewer than 2^31 steps, got {config.kimg:g}.")
     if config.checkpoint_every % config.log_every:
         raise ValueError(
             f"checkpoint_every must be a multiple of log_every ({config.log_every}), got "
@@ -148,13 +149,12 @@ def resolve(config: Config) -> Config:
 def read_zone(path: paths.AnyPath) -> tuple[float, float]:
     """Return the edges (low, high) of the danger zone in a zone.json."""
     try:
-        zone = json.loads(paths.as_path(path).read_text())
+        zone = paths.read_json(path)
         low, high = zone["low"], zone["high"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"gap_from must be a JSON file with low and high, got {path}.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"gap_from must be a readable file, got {path} ({reason}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        message = f"gap_from must be a JSON file with low and high, got {path} ({reason})."
+        raise ValueError(message) from None
     if low is None or high is None:
         raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
     schedules.check_interval("gap_from", low, high)
@@ -174,12 +174,12 @@ def facts(config: Config, split: data.Split) -> dict[str, Any]:
 
 
 def from_facts(facts: Mapping[str, Any]) -> Config:
-    """Return the resolved configuration in `facts`."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in facts["config"].items()
-    }
-    return Config(**fields)
+    """Return the resolved configuration in `facts`.
+
+    Raises:
+      ValueError, KeyError, TypeError: they are not those of a run.
+    """
+    return dataclass_flags.from_json(Config, facts["config"])
 
 
 def base_schedule(config: Config) -> schedules.Schedule:

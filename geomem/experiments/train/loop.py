@@ -6,6 +6,7 @@
 The same command on the same folder resumes the run; on a CPU the result is the same bit for bit.
 """
 
+import contextlib
 import math
 import pathlib
 import signal
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from geomem import paths
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
-from geomem.experiments.common import image_flags, results
+from geomem.experiments.common import image_flags, output, results
 from geomem.experiments.train import configuration, run_folder
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.metrics_log import MetricsLog
@@ -66,27 +67,27 @@ def run(config: Config) -> Result:
     update = training_step.make_update(denoiser, recipe)
     template = run_folder.state_template(facts)
     shape = tuple(facts["data"]["image_shape"])
-    folder = _claim(config, facts)
-    with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
-        with phases("start"):
-            restored = saved.restore(template)
-            first, state = restored or (0, training_step.init(denoiser, recipe, shape))
-        if first >= config.steps:
-            _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")
-            return Result(folder, first, True, None)
-        record = {"data": results.dataset_facts(dataset)}
-        _write(folder, config, phases, record)
-        _say(
-            f"{len(dataset.train_split):,} images of {record['data']['name']}, steps {first:,} to "
-            f"{config.steps:,}, {config.batch} images each"
-        )
-        images = training_step.load_images(dataset.train_split.pixels)
-        session = _Session(config, denoiser, recipe, shape, folder, saved)
-        with phases("train"), StopSignal() as stopping:
-            last, speed = _train(session, update, state, images, first, stopping)
-    result = Result(folder, last, last == config.steps, speed)
-    outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
-    _write(folder, config, phases, {**record, "result": outcome})
+    with _claimed(config, facts) as folder:
+        with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
+            with phases("start"):
+                restored = saved.restore(template)
+                first, state = restored or (0, training_step.init(denoiser, recipe, shape))
+            if first >= config.steps:
+                _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")
+                return Result(folder, first, True, None)
+            record = {"data": results.dataset_facts(dataset)}
+            _write(folder, config, phases, record)
+            _say(
+                f"{len(dataset.train_split):,} images of {record['data']['name']}, steps "
+                f"{first:,} to {config.steps:,}, {config.batch} images each"
+            )
+            images = training_step.load_images(dataset.train_split.pixels)
+            session = _Session(config, denoiser, recipe, shape, folder, saved)
+            with phases("train"), StopSignal() as stopping:
+                last, speed = _train(session, update, state, images, first, stopping)
+        result = Result(folder, last, last == config.steps, speed)
+        outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
+        _write(folder, config, phases, {**record, "result": outcome})
     if stopping.interrupted:
         raise KeyboardInterrupt(
             f"interrupted at step {last}; {folder} keeps checkpoint {last}; the same command "
@@ -102,26 +103,29 @@ def run(config: Config) -> Result:
 class StopSignal:
     """A context manager that records SIGTERM and Ctrl-C; call it after each step.
 
-    If a run has several processes, JAX's preemption service receives SIGTERM, and all processes
-    stop at the same step.
+    Before the first call there is nothing to save, and a signal does what it did before. If a run
+    has several processes, JAX's preemption service receives SIGTERM, and all processes stop at the
+    same step.
     """
 
     def __enter__(self) -> Self:
-        self._received = None
-        self._previous = {}
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
+        self._received = self._previous = None
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in (self._previous or {}).items():
             signal.signal(number, handler)
 
     def __call__(self, step: int) -> bool:
         """Return whether to save and stop after `step`."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
+        if self._previous is None:
+            self._previous = {}
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    if signal.getsignal(number) != signal.SIG_IGN:
+                        self._previous[number] = signal.signal(number, self._receive)
         return self._received is not None
 
     @property
@@ -130,9 +134,10 @@ class StopSignal:
         return self._received == signal.SIGINT
 
     def _receive(self, number, frame):
-        if self.interrupted and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = number
+        if self._received is None:
+            self._received = number
+        elif number == signal.SIGINT and callable(handler := self._previous[number]):
+            handler(number, frame)
 
 
 def _train(session, update, state, images, step, stopping):
@@ -201,16 +206,20 @@ def _save(session, state, step, draw):
         results.write_image_grid(path, sampler.to_uint8(images))
 
 
-def _claim(config, facts):
-    """The run folder, which the first process creates or checks while the others wait."""
+@contextlib.contextmanager
+def _claimed(config, facts):
+    """The run folder, which the first process locks and creates or checks while others wait."""
     if jax.process_index() == 0:
-        folder = results.make_folder(config.out)
-        resumed = run_folder.claim(folder, facts, configuration.MAY_CHANGE)
+        output.lock(config.out)
+        resumed = run_folder.claim(paths.as_path(config.out), facts, configuration.MAY_CHANGE)
         if resumed and not config.resume:
-            raise ValueError(f"out must not hold a run when resume is False, got {folder}.")
+            raise ValueError(f"out must not hold a run when resume is False, got {config.out}.")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("geomem run folder")
-    return paths.as_path(config.out)
+    try:
+        yield paths.as_path(config.out)
+    finally:
+        output.release(config.out)
 
 
 def _say(text):

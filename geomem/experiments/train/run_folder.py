@@ -37,7 +37,8 @@ def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool
     entries = folder.iterdir() if folder.exists() else ()  # a bucket has no empty folders
     if resumed:
         stored, new = (
-            flax.traverse_util.flatten_dict(tree, sep=".") for tree in (read_facts(folder), facts)
+            flax.traverse_util.flatten_dict(tree, sep=".")
+            for tree in (read_facts(folder, "out"), facts)
         )
         for name in sorted(new.keys() | stored.keys()):
             if name not in may_change and stored.get(name) != new.get(name):
@@ -54,16 +55,29 @@ def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool
     return resumed
 
 
-def read_facts(folder: paths.AnyPath) -> dict[str, Any]:
-    """Return the facts that define a run (`configuration.facts`), or raise a ValueError."""
+def read_facts(folder: paths.AnyPath, argument: str = "run") -> dict[str, Any]:
+    """Return the facts that define a run; see `configuration.facts`.
+
+    Raises:
+      ValueError: `folder` is not a run folder, or its config.json is damaged; names `argument`.
+    """
     path = paths.as_path(folder) / _FACTS
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        facts = paths.read_json(path)
+        configuration.resolve(configuration.from_facts(facts))
+        data = facts["data"]
+        shape, sigma_data, digest = data["image_shape"], data["sigma_data"], data["sha256"]
+        if len(shape) != 3 or not all(type(side) is int and 0 < side < 2**16 for side in shape):
+            raise ValueError("image_shape must be three sides")
+        if not (type(sigma_data) in (int, float) and 0 < sigma_data < 1e6 and type(digest) is str):
+            raise ValueError("sigma_data must be positive, and sha256 a text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"run must be the folder of a training run, got {folder}, which has no readable "
-            f"{_FACTS}."
+            f"{argument} must be the folder of a training run, got {folder}, which has no readable "
+            f"{_FACTS} ({missing})."
         ) from None
+    return facts
 
 
 def load(
@@ -83,8 +97,14 @@ def load(
       ValueError: not a run folder, or no such checkpoint.
     """
     facts = read_facts(folder)
+    try:
+        template = state_template(facts)
+    except Exception as error:  # Flax raises errors of many types for impossible networks
+        reason = str(error).partition("\n")[0]
+        message = f"run must hold a usable {_FACTS}, got {folder} ({reason})."
+        raise ValueError(message) from None
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
-        restored = saved.restore(state_template(facts), step)
+        restored = saved.restore(template, step)
     if restored is None:
         raise ValueError(f"run must have a checkpoint, got {folder}, which has none yet.")
     denoiser, _ = configuration.build(facts)
