@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def import_denoiser(name: str) -> Denoiser:
         raise ValueError(f"denoiser must be package.module:name, got {name}: {error}.") from None
     if not callable(denoiser):
         raise ValueError(f"denoiser must be a function of (x, sigma), got {name}: {denoiser!r}.")
-    return denoiser
+    return cast(Denoiser, denoiser)
 
 
 def _require(package):
