@@ -34,7 +34,7 @@ __all__ = [
     "flow_input",
     "from_diffusers",
     "from_torch",
-    "import_denoiser",
+    "load",
 ]
 
 # What a network predicts: (a, b) -> (p, q) of out = p eps + q x_0.
@@ -182,16 +182,18 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
     return adapt(network, scheduler.get("prediction_type", "epsilon"), ddpm_input(abar))
 
 
-def import_denoiser(name: str) -> Denoiser:
-    """Return the denoiser "package.module:name", found as Python finds modules.
+def load(name: str, device: str = "cpu") -> Denoiser:
+    """Return the denoiser "package.module:name" of an installed module, or a diffusers folder's.
 
     Raises:
-      ValueError: it cannot be imported, or cannot be called.
+      ValueError: it cannot be imported or called, or as in `from_diffusers`.
     """
     module, _, attribute = name.partition(":")
+    if not attribute or paths.as_path(name).exists():
+        return from_diffusers(name, device)
     try:
         denoiser = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"denoiser must be package.module:name, got {name}: {error}.") from None
     if not callable(denoiser):
         raise ValueError(f"denoiser must be a function of (x, sigma), got {name}: {denoiser!r}.")
