@@ -1,7 +1,5 @@
 """Read `.npy` and `.npz` files; headers and sizes are checked before memory is taken."""
 
-from __future__ import annotations
-
 import math
 import os
 import pathlib

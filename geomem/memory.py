@@ -1,7 +1,5 @@
 """How much memory this process may take, and a check before taking much of it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Images in a folder: found, checked by their headers, and decoded on demand."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib
@@ -109,7 +107,9 @@ def open_folder(
     return Split(read, np.arange(len(files)), labels, argument), None, class_names
 
 
-def square_gray(pixels: UInt8[np.ndarray, "height width 3"], side: int) -> UInt8[np.ndarray, ...]:
+def square_gray(
+    pixels: UInt8[np.ndarray, "height width 3"], side: int
+) -> UInt8[np.ndarray, "side side 1"]:
     """Return the center square of an RGB image in gray, side x side (geomem's choice: CelebA)."""
     from PIL import Image
 

@@ -4,8 +4,6 @@ Each training image is transformed, and nine labels tell the network how. The la
 unchanged images and during sampling, so that the transformations do not leak into the samples.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -5,14 +5,12 @@ structure of what it reads but not every byte. It is written in the background a
 final name once it is complete.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, Self
 
 import flax.serialization
 import jax
@@ -49,7 +47,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._args = ocp.args
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

@@ -12,8 +12,6 @@ sigma has the units of x_0, which in geomem are those of images in [-1, 1]. For 
 noise level is k sigma. Images in [0, 1] have k = 1/2; their shift does not matter.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

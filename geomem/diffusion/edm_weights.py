@@ -4,22 +4,23 @@ The architecture is inferred from the tensors' names and shapes. Pickles are ref
 reading one can run code; experiments/train/README.md shows how to export one in two lines.
 """
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from geomem import array_files
 from geomem.diffusion import preconditioning, unet
 
 __all__ = ["from_state_dict", "image_shape", "load"]
 
 _MODULE = re.compile(r"(?:param/)?(?:module\.)?model\.(?P<path>.+)")
+_SHOWN = 5  # mismatches in a message
 _LEAVES = {"weight": {1: "scale", 2: "kernel", 4: "kernel"}, "bias": {1: "bias"}}
 
 
@@ -39,7 +40,7 @@ def load(
 
     Raises:
       ValueError: another kind of file, an unreadable file, or tensors that do not match this
-        architecture (the message lists all of them).
+        architecture (the message lists the first of them).
     """
     path = pathlib.Path(path)
     if path.suffix not in (".npz", ".safetensors"):
@@ -62,8 +63,8 @@ def from_state_dict(
     [in, out].
 
     Raises:
-      ValueError: tensors that are missing, unexpected or of the wrong shape (the message lists all
-        of them).
+      ValueError: tensors that are missing, unexpected, of the wrong shape or not finite (the
+        message lists the first of them).
     """
     tensors = {
         match["path"]: np.asarray(tensor)
@@ -72,12 +73,19 @@ def from_state_dict(
     }
     network, image_shape = _architecture(tensors, compute)
     denoiser = preconditioning.EDMDenoiser(network)
-    template = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
+    try:
+        template = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
+    except Exception as error:  # Flax raises errors of many types for impossible networks
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the tensors describe an impossible network ({reason})") from None
     leaves = cast(dict[str, jax.ShapeDtypeStruct], traverse_util.flatten_dict(template, sep="/"))
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
 
     params, mismatches = {}, []
     for name, tensor in tensors.items():
+        if not jnp.issubdtype(tensor.dtype, jnp.floating) or not np.isfinite(tensor).all():
+            mismatches.append(f"{name} does not hold finite floats")
+            continue
         if name.endswith(".resample_filter"):
             if tensor.shape != (1, 1, 2, 2) or not np.allclose(tensor, 0.25):
                 mismatches.append(f"{name} is not a 2x2 mean")
@@ -94,7 +102,8 @@ def from_state_dict(
         params[flax_name] = value.astype(np.float32)
     mismatches += [f"{name} is missing" for name in shapes if name not in params]
     if mismatches:
-        raise ValueError("; ".join(mismatches))
+        more = f"; and {len(mismatches) - _SHOWN} more" if len(mismatches) > _SHOWN else ""
+        raise ValueError("; ".join(mismatches[:_SHOWN]) + more)
     return network, traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -107,34 +116,38 @@ def image_shape(params: preconditioning.Params) -> tuple[int, int, int]:
 
 def _read(path):
     try:
+        if not path.is_file():
+            raise ValueError("it is not a file" if path.exists() else "no such file")
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+            return array_files.read_npz(path)
         from safetensors.numpy import load_file
 
         return load_file(path)
+    except MemoryError:
+        raise
     except Exception as error:  # the type depends on the format and the damage
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise ValueError(f"weights must be a readable file, but {path} is not: {reason}.") from None
+        raise ValueError(f"weights must be a readable file, got {path} ({error}).") from None
 
 
 def _architecture(tensors, compute):
     """Return the UNet and the image shape (H, W, C) that fit the tensors' names and shapes."""
-    stems = [re.fullmatch(r"enc\.(\d+)x(\d+)_conv\.weight", name) for name in tensors]
-    stems = [match for match in stems if match]
+    stems = [re.fullmatch(r"enc\.([1-9]\d{0,4})x([1-9]\d{0,4})_conv\.weight", n) for n in tensors]
+    stems = [match for match in stems if match and tensors[match.string].ndim == 4]
     if not stems:
         raise ValueError("model.enc.HEIGHTxWIDTH_conv.weight is missing")
     height, width = map(int, stems[0].groups())
     channels, image_channels = tensors[stems[0].string].shape[:2]
     levels, attention, blocks = {}, set(), 0
     for name, tensor in tensors.items():
-        if match := re.fullmatch(r"enc\.(\d+)x\d+_block(\d+)\.(conv0|qkv)\.weight", name):
+        if match := re.fullmatch(r"enc\.(\d{1,5})x\d+_block(\d{1,5})\.(conv0|qkv)\.weight", name):
             side, block = int(match[1]), int(match[2])
             blocks = max(blocks, block + 1)
             if match[3] == "qkv":
                 attention.add(side)
-            else:
+            elif tensor.ndim:
                 levels[side] = len(tensor) // channels
+    if not levels or min(levels.values()) < 1 or len(levels) * blocks > len(tensors):
+        raise ValueError("the blocks of model.enc are incomplete")
     augment = tensors.get("map_augment.weight")
     network = unet.UNet(
         channels=channels,
@@ -142,7 +155,7 @@ def _architecture(tensors, compute):
         blocks=blocks,
         attention=tuple(sorted(attention)),
         embedding="fourier" if "map_noise.freqs" in tensors else "positional",
-        augment_dim=0 if augment is None else augment.shape[-1],
+        augment_dim=augment.shape[-1] if np.ndim(augment) else 0,
         compute=compute,
     )
     return network, (height, width, image_channels)

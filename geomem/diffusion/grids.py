@@ -5,8 +5,6 @@ For i = 0..S-1 and S steps, with sigma_S = 0 (Karras et al. 2022, eq. 5 and tabl
     sigma_i = (sigma_max^(1/rho) + i/(S-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

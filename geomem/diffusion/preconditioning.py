@@ -8,8 +8,6 @@ With s = sigma_data (table 1, "Network and preconditioning"):
     c_in = 1 / sqrt(sigma^2 + s^2)          c_noise = ln(sigma) / 4
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

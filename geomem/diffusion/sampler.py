@@ -10,8 +10,6 @@ A Python loop calls one compiled function for every step: on a CPU a convolution
 is an order of magnitude slower, and on an accelerator the calls are asynchronous anyway.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -5,8 +5,6 @@ table 1, "Noise distribution"). A `Schedule` multiplies that density by a consta
 of sigma. A gap is an interval with the constant 0, or `keep` < 1.
 """
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import itertools

@@ -11,8 +11,6 @@ state is carried along, and the draws do not depend on how a batch is split over
 drawn with replacement, whereas EDM's code goes through shuffled epochs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

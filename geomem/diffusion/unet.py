@@ -11,8 +11,6 @@ Submodules are named as in the published state dict: `enc.16x16_block0.conv0` is
 `enc_16x16_block0/conv0`. So `edm_weights` only has to change the layout of the arrays.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from typing import Literal

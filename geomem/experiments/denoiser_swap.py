@@ -7,8 +7,6 @@ the other in its place on a window of sampling steps, always from the same laten
 memorization shows which part of the sampling trajectory decides it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, Literal, NamedTuple

@@ -7,8 +7,6 @@ A network memorizes at noise levels where its error on training images is below 
 held-out images. At these levels the error also serves as a membership test, with an AUC above 1/2.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

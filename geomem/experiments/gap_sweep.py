@@ -6,8 +6,6 @@ The figure also shows a prediction that needs no training: the fraction of sampl
 above each noise level (`geomem.metrics.gap_prediction`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, Literal, NamedTuple

@@ -7,8 +7,6 @@ and evaluates each at several checkpoints: memorization before and after leftove
 and the Frechet distance to held-out images.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import pathlib

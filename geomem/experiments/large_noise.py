@@ -3,8 +3,6 @@
 geomem large-noise --preset digits
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

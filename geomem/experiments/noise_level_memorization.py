@@ -3,8 +3,6 @@
 geomem noise-level-memorization --preset digits
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -6,8 +6,6 @@ Writes float32 images, neither clipped nor quantized, with their seeds (samples.
 and `seeds`), a grid of the first 256 (samples.png), and the settings (samples.json).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Literal, NamedTuple

@@ -7,8 +7,6 @@ example from `EDMDenoiser.bind`, are passed as arguments, so one compiled progra
 noise levels and all parameters.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import NamedTuple, cast
 

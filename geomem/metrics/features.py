@@ -1,7 +1,5 @@
 """Feature spaces for quality metrics; their names are reported with the results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ It is the distance between the normal distributions that have the mean and covar
 batch. Every score states its number of samples, its reference and its features.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -12,8 +12,6 @@ It would not work to use the pool only inside the gap: below the gap, the empiri
 move every sample onto its nearest training image, and all samples would be memorized.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Unlike the Frechet distance, it is unbiased for any number of samples and has a standard error.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

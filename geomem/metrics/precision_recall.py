@@ -5,8 +5,6 @@ k-th nearest neighbor in the set. Distances are computed in chunks, so memory do
 samples x reference.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

@@ -14,8 +14,6 @@ other half (if that half has at least d images), or the cosine basis over rows, 
 channels.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

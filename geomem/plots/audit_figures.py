@@ -1,7 +1,5 @@
 """Figures of an audit: the zone against the number of images, training noise, thumbnails."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,7 +35,7 @@ def thumbnail(image: Shaped[np.ndarray, "height width channels"]) -> bytes:
     return file.getvalue()
 
 
-def growth(subsamples: Growth) -> Figure:
+def growth(subsamples: Growth) -> "Figure":
     """Draw the zone's edges and its peak against the number of training images.
 
     Args:
@@ -82,7 +80,7 @@ def growth(subsamples: Growth) -> Figure:
 
 def training_noise(
     noises: Sequence[TrainingNoise], zone: tuple[float, float] | None, cells: int = 48
-) -> Figure:
+) -> "Figure":
     """Draw how often recipes train on each noise level, with the danger zone shaded.
 
     Args:

@@ -3,8 +3,6 @@
 Panels or line styles distinguish the training sets, and colors the denoisers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -30,7 +28,7 @@ _PAIRS = {
 _BANDS = "bands: 95% intervals"
 
 
-def denoising_error(errors: Table, auc: Table) -> Figure:
+def denoising_error(errors: Table, auc: Table) -> "Figure":
     """Draw Figure 1: denoising error on training and held-out images, and the membership AUC.
 
     Args:
@@ -68,7 +66,7 @@ def denoising_error(errors: Table, auc: Table) -> Figure:
     return figure
 
 
-def noise_level_memorization(rates: Table) -> Figure:
+def noise_level_memorization(rates: Table) -> "Figure":
     """Draw Figure 2: the fraction of denoised held-out images that are memorized.
 
     Args:
@@ -86,7 +84,7 @@ def noise_level_memorization(rates: Table) -> Figure:
     return figure
 
 
-def large_noise(gaps: Table) -> Figure:
+def large_noise(gaps: Table) -> "Figure":
     """Draw the relative gaps between denoisers on noised training images (Theorems 4.9, 4.10).
 
     Args:

@@ -1,7 +1,5 @@
 """Samples beside their nearest training images, on one page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ def pairs(
     captions: Sequence[str],
     marked: Sequence[bool],
     title: str = "",
-) -> Figure:
+) -> "Figure":
     """Draw up to PER_PAGE pairs: sample left, training image right, a caption above each pair.
 
     Args:

@@ -1,7 +1,5 @@
 """Computing time against the number of points."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ __all__ = ["time_by_points"]
 _STYLES = (("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", ":"))
 
 
-def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: str = "") -> Figure:
+def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: str = "") -> "Figure":
     """Draw measured times, each with the line through zero that fits it best.
 
     Args:

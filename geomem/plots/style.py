@@ -4,8 +4,6 @@ Colors are from the Okabe-Ito palette, which color-blind readers can distinguish
 too, for printing in gray.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import pathlib

@@ -1,7 +1,5 @@
 """Figure 10: memorization when another network replaces the first on a window of steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ __all__ = ["swap"]
 _COLORS = ("sky", "vermillion", "blue", "orange", "purple", "green")
 
 
-def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> Figure:
+def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> "Figure":
     """Draw the memorized fraction for each window of swapped steps.
 
     Args:

@@ -1,7 +1,5 @@
 """Figure 5: memorization after training with gaps, over the curves that define the zone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ __all__ = ["sweep"]
 
 def sweep(
     curves: Curves, zone: Zone, prediction: Prediction, ends: Sequence[Mapping[str, Any]]
-) -> Figure:
+) -> "Figure":
     """Draw C and W with the danger zone, and each gap as a bar at its memorized fraction.
 
     Args:

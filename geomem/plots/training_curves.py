@@ -1,7 +1,5 @@
 """Figure 4, and memorization against image quality, for several arms during training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ _ORDER = ("gray", "purple", "vermillion", "blue", "green", "sky", "orange")
 _MARKERS = "osDv^<>"
 
 
-def along_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def along_training(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Draw Figure 4: memorized fraction and image quality during training.
 
     Args:
@@ -44,7 +42,7 @@ def along_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def frontier(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def frontier(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     """Draw memorization (noise removed) against image quality; each line is one arm's training.
 
     Args:

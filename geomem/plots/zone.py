@@ -1,7 +1,5 @@
 """Figure 3: coverage and max posterior weight against the noise level, with the danger zone."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping
@@ -40,7 +38,7 @@ def danger_zone(
     curves: Curves | Mapping[str, Float[np.ndarray, " levels"]],
     zone: Zone | Mapping[str, Any],
     title: str = "",
-) -> Figure:
+) -> "Figure":
     """Draw coverage and max posterior weight with 95% bands and bounds, and shade the danger zone.
 
     Args:

@@ -3,8 +3,6 @@
 geomem benchmark --only curves nearest
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, NamedTuple
 

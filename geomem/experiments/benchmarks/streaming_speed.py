@@ -5,8 +5,6 @@
 `roofline` computes the shortest time that a machine's data sheet allows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import tempfile

@@ -1,7 +1,5 @@
 """Timers and memory meters that the benchmarks share."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import pathlib

@@ -7,8 +7,6 @@ Runs the command, with its logging, on random images, and compares it with the s
 plain loop.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

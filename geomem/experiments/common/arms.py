@@ -5,8 +5,6 @@ same seed also share the initial parameters and the latents of their samples. Fi
 and evaluations are kept in the run folder and not computed again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

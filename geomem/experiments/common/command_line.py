@@ -1,7 +1,5 @@
 """The command line of all commands: typed flags; one line and exit code 2 for invalid input."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Compilation by XLA: a cache that lasts between runs, and a notice if it takes long."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

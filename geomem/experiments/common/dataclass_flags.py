@@ -1,7 +1,5 @@
 """Command-line flags from a dataclass: one field, one flag, documented by the string below it."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import dataclasses

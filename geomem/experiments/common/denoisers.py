@@ -6,8 +6,6 @@ these images, which every good denoiser approaches at large noise. `compare_deno
 trains the networks and writes an experiment's tables and figure.
 """
 
-from __future__ import annotations
-
 import collections
 import csv
 import dataclasses

@@ -1,7 +1,5 @@
 """The presets, flags and steps that the experiments of Figures 4 and 5 share."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Flags that select images and noise levels, and what they select."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

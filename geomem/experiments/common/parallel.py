@@ -1,7 +1,5 @@
 """Train and evaluate several runs at the same time, on a CPU in one process per core."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import multiprocessing

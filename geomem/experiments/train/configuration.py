@@ -1,7 +1,5 @@
 """The configuration of a training run, and the network and training step that it describes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -6,15 +6,13 @@
 The same command on the same folder resumes the run; on a CPU the result is the same bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 import pathlib
 import signal
 import statistics
 import threading
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -108,7 +106,7 @@ class StopSignal:
     stop at the same step.
     """
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         self._received = None
         self._previous = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

@@ -1,7 +1,5 @@
 """A run's metrics over time: `metrics.jsonl` and TensorBoard events."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import pathlib

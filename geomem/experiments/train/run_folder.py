@@ -4,8 +4,6 @@ The folder holds config.json, run.json, metrics.jsonl, samples_STEP.png, TensorB
 checkpoints/STEP.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

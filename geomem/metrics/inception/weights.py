@@ -3,8 +3,6 @@
 geomem does not include them. Their file is pt_inception-2015-12-05-6726825d.pth.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from geomem import paths
 from geomem.metrics.inception.network import Inception
 from geomem.metrics.inception.torch_file import load_tensors
 
@@ -25,7 +24,8 @@ __all__ = ["cache_path", "download", "find", "from_tensors", "load"]
 
 _FILE = "pt_inception-2015-12-05-6726825d.pth"
 _URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_FILE}"
-_SHA256 = "6726825d"  # first digits of the file's hash
+_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_SIZE, _SECONDS = 2**28, 60  # limits of the download: bytes, and seconds without an answer
 _EPSILON = 1e-3  # of the batch normalization
 
 
@@ -33,14 +33,15 @@ def load(path: str | os.PathLike | None = None) -> dict:
     """Load the published weights from a local file.
 
     Args:
-      path: a `.pth`, `.npz` or `.safetensors` file with the published names; default: the file
-        that `find` returns.
+      path: the published `.pth` file, which is checked against its SHA-256, or an `.npz` or
+        `.safetensors` file with the published names; default: the file that `find` returns.
 
     Returns:
       The parameters of `Inception`.
 
     Raises:
-      ValueError: if there is no such file, or it holds another network.
+      ValueError: if there is no such file, or it holds another network or values that are not
+        finite.
     """
     path = pathlib.Path(path or find() or cache_path()).expanduser()
     if not path.is_file():
@@ -49,6 +50,9 @@ def load(path: str | os.PathLike | None = None) -> dict:
             "geomem.metrics.inception.weights.download(), or set GEOMEM_INCEPTION to the path of "
             f"{_FILE}."
         )
+    if path.suffix not in (".npz", ".safetensors"):
+        with path.open("rb") as file:
+            _check(hashlib.file_digest(file, "sha256").hexdigest(), path)
     try:
         return from_tensors(load_tensors(path))
     except ValueError as error:
@@ -78,15 +82,21 @@ def download(url: str = _URL) -> pathlib.Path:
       OSError: if the file cannot be downloaded or written.
     """
     path = cache_path()
-    with urllib.request.urlopen(url) as response:
-        content = response.read()
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(_SHA256):
-        raise ValueError(f"the weights must have SHA-256 {_SHA256}, got {digest[:8]} from {url}.")
+    with urllib.request.urlopen(url, timeout=_SECONDS) as response:
+        content = response.read(_SIZE)
+    _check(hashlib.sha256(content).hexdigest(), url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_bytes(content)
-    return partial.replace(path)
+    with paths.open_whole(path) as file:
+        file.write(content)
+    return path
+
+
+def _check(digest, source):
+    if digest != _SHA256:
+        raise ValueError(
+            f"inception must be the published file (SHA-256 {_SHA256[:8]}...) or an .npz or "
+            f".safetensors file, got {source} (SHA-256 {digest[:8]}...)."
+        )
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
@@ -108,6 +118,9 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
         if value is None or value.shape != shape:
             got = "is missing" if value is None else f"has shape {value.shape}"
             wrong.append(f"{name} {got}, expected {shape}")
+            return np.ones(shape)
+        if not jnp.issubdtype(value.dtype, jnp.floating) or not np.isfinite(value).all():
+            wrong.append(f"{name} does not hold finite floats")
             return np.ones(shape)
         return np.asarray(value, np.float64)
 

@@ -119,12 +119,17 @@ def test_rejects_download_with_wrong_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "file.pth"
     source.write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"SHA-256 6726825d, got \w{8} from file:"):
+    with pytest.raises(ValueError, match=r"published file \(SHA-256 6726825d\.\.\.\).*, got file:"):
         weights.download(source.as_uri())
     assert not weights.cache_path().exists()
     digest = hashlib.sha256(b"something else").hexdigest()
-    monkeypatch.setattr(weights, "_SHA256", digest[:8])
+    monkeypatch.setattr(weights, "_SHA256", digest)
     assert weights.download(source.as_uri()).read_bytes() == b"something else"
+
+
+def test_rejects_other_torch_files(tmp_path):
+    with pytest.raises(ValueError, match=r"inception must be the published file .*got .*zip.pth"):
+        weights.load(pathlib.Path(__file__).parents[2] / "data" / "torch_zip.pth")
 
 
 def test_evaluate_uses_the_weights_it_finds(tensors, tmp_path, monkeypatch):

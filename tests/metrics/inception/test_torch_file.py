@@ -132,7 +132,7 @@ def test_rejects_other_files(tmp_path):
     bomb = _zip(tmp_path / "bomb.pth", good, zipfile.ZIP_DEFLATED, **{"0": bytes(10**6)})
     with pytest.raises(ValueError, match=r"cannot read .*bomb.pth: it has compressed entries"):
         load_tensors(bomb)
-    with pytest.raises(ValueError, match=r"cannot read .*absent.pth: .*No such file"):
+    with pytest.raises(ValueError, match=r"cannot read .*absent.pth: no such file"):
         load_tensors(tmp_path / "absent.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read .*text.pth: torch.save did not write it"):
