@@ -119,10 +119,12 @@ def run(config: Config) -> Result:
         )
     with paths.open_whole(path) as file:
         np.savez(file, images=images, seeds=seeds)
-    grid = path.with_suffix(".png")
-    results.write_image_grid(grid, sampler.to_uint8(images[:256]))
+    files = [path]
+    if image_shape[-1] in (1, 3):
+        files.append(path.with_suffix(".png"))
+        results.write_image_grid(files[1], sampler.to_uint8(images[:256]))
     results.write_json(path.with_suffix(".json"), results.run_facts(config, phases))
-    return Result(images, seeds, (path, grid))
+    return Result(images, seeds, tuple(files))
 
 
 if __name__ == "__main__":

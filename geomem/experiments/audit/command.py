@@ -77,11 +77,13 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: invalid configuration or data.
     """
-    sigmas = _check(config)
+    _check(config)
     folder, phases = results.make_folder(config.out), results.Phases()
     with phases("data"):
         _say(f"reading {config.dataset}")
         dataset = image_flags.load(config)
+        levels = image_flags.level_range(config, dataset.noise_scale)
+        sigmas = image_flags.noise_levels(config.num_sigmas, *levels)
         max_noised = config.max_noised or _default_noised(len(dataset.train_split))
     with phases("duplicates"):
         copies = _find_duplicates(config, dataset)
@@ -126,7 +128,7 @@ def _check(config):
             raise ValueError(f"{name} must be between 0 and 1, got {getattr(config, name):g}.")
     if config.max_noised is not None and config.max_noised < 1:
         raise ValueError(f"max_noised must be positive, got {config.max_noised}.")
-    return image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
+    image_flags.noise_levels(config.num_sigmas, *image_flags.level_range(config))
 
 
 def _default_noised(count):
