@@ -90,7 +90,8 @@ def estimate_curves(
     Args:
       train: [N, H, W, C] images or [N, d] vectors, NumPy or JAX, uint8 or float; or placed points.
       heldout: images or vectors of the same distribution as `train` but not in it.
-      sigmas: noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma.
+      sigmas: noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma, for
+        data in [-1, 1]; for other data, in proportion to their standard deviation.
       seed: of the noise and the bootstrap.
       **options: other arguments of `estimate`.
 
@@ -106,8 +107,17 @@ def estimate_curves(
     >>> estimate_curves(images[:20], images[20:])
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
-    sigmas = np.geomspace(*_DEFAULT_GRID) if sigmas is None else sigmas
+    sigmas = _default_sigmas(train) if sigmas is None else sigmas
     return estimate(jax.random.key(seed), train, heldout, sigmas, **options)
+
+
+def _default_sigmas(points):
+    """The default grid, stretched if the data are not in [-1, 1], whose usual deviation is 0.5."""
+    sigmas = np.geomspace(*_DEFAULT_GRID)
+    if isinstance(points, PlacedPoints) or np.asarray(points).dtype == np.uint8:
+        return sigmas
+    points = np.asarray(points)
+    return sigmas if np.abs(points).max() <= 1 else sigmas * np.std(points, dtype=np.float64) / 0.5
 
 
 def estimate(
