@@ -80,7 +80,7 @@ ZONES = {
         ({"patch": 0}, "^patch must be positive, got 0"),
         ({"dropout": 1.0}, r"^dropout must be in \[0, 1\), got 1.0"),
         ({"attention": (4, 7)}, r"^attention must hold .* \[4\], got \(4, 7\)"),
-        ({"gap_from": "nowhere.json"}, r"^gap_from must be .*, got nowhere\.json \(No such file"),
+        ({"gap_from": "nowhere.json"}, r"^gap_from must be .*, got nowhere\.json \(no such file"),
         ({"channels": 100}, "^channels and multipliers must make layers .*, got a layer of 200"),
         (
             {"log_every": 4, "checkpoint_every": 6},
