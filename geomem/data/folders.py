@@ -4,20 +4,32 @@ import contextlib
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
+from typing import IO, Literal, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from geomem import paths
 from geomem.data.datasets import Split, warn
 
-__all__ = ["image_paths", "open_folder", "square", "square_gray"]
+__all__ = ["ImageFile", "image_paths", "open_files", "open_folder", "square", "square_gray"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 # What PIL may take a file for. Other formats start programs (EPS) or hold no 8-bit images.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
 _MOST_PIXELS = 10**8  # of one image; GEOMEM_MAX_PIXELS changes it
 _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: the tag, and the values that swap the sides
+
+
+class ImageFile(Protocol):
+    """An encoded image: a path, or a value in a table."""
+
+    name: str
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]:
+        """Return the open file."""
+        ...
 
 
 def image_paths(folder: str | os.PathLike, argument: str = "dataset") -> list[pathlib.Path]:
@@ -62,6 +74,30 @@ def open_folder(
         raise ValueError(
             f"{argument} must hold PNG or JPEG images, got none in the folder {folder}."
         )
+    groups = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
+    class_names = tuple(sorted(set(groups))) if any(groups) else ()
+    labels = np.array([class_names.index(group) for group in groups]) if class_names else None
+    return open_files(files, str(folder), labels, resize, argument), None, class_names
+
+
+def open_files(
+    files: Sequence[ImageFile],
+    place: str,
+    labels: Int[np.ndarray, " images"] | None,
+    resize: int | None,
+    argument: str,
+) -> Split:
+    """Return encoded images, whose headers are read now, and what they hold on demand.
+
+    Args:
+      files: the images.
+      place: what errors call all of them.
+      labels: class labels, or None.
+      resize, argument: as in `open_source`.
+
+    Raises:
+      ValueError: as in `data.load`.
+    """
     sizes, modes, transparent = {}, set(), 0
     for path in files:
         with _opened(path, argument) as image:
@@ -73,19 +109,16 @@ def open_folder(
             transparent += image.mode[-1:] in "Aa" or "transparency" in image.info
     if unusable := [mode for mode in modes if mode[0] in "IF"]:
         raise ValueError(
-            f"{argument} must have 8 bits per channel, got images of mode {unusable[0]} in "
-            f"{folder}."
+            f"{argument} must have 8 bits per channel, got images of mode {unusable[0]} in {place}."
         )
     if len(sizes) > 1 and resize is None:
         examples = [f"{path.name} is {w}x{h}" for (w, h), path in list(sizes.items())[:2]]
         raise ValueError(
-            f"{argument} must have images of one size, got {len(sizes)} sizes in {folder} "
+            f"{argument} must have images of one size, got {len(sizes)} sizes in {place} "
             f"({', '.join(examples)}); --resize SIDE makes them equal."
         )
     if transparent:
-        warn(
-            f"{transparent} of {len(files)} images in {folder} have transparency, which is ignored"
-        )
+        warn(f"{transparent} of {len(files)} images in {place} have transparency, which is ignored")
     mode = "L" if modes <= {"L", "1"} else "RGB"
 
     def read(index):
@@ -101,10 +134,7 @@ def open_folder(
             pixels[row] = image
         return pixels
 
-    groups = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
-    class_names = tuple(sorted(set(groups))) if any(groups) else ()
-    labels = np.array([class_names.index(group) for group in groups]) if class_names else None
-    return Split(read, np.arange(len(files)), labels, argument), None, class_names
+    return Split(read, np.arange(len(files)), labels, argument)
 
 
 def square_gray(

@@ -32,7 +32,8 @@ def load(
         alone, as `images`, or as `train` and `test`; or one of these names:
         "cifar10_sample" (bundled: the first 1,000 training and test images of CIFAR-10),
         "digits" (scikit-learn's 8x8 digits), "cifar10" and "tfds:NAME" (TFDS, in TFDS_DATA_DIR),
-        "celeba_gray" (TFDS celeb_a: center crop, gray, 32x32).
+        "celeba_gray" (TFDS celeb_a: center crop, gray, 32x32), "hf:PATH" (a Parquet file, a folder
+        of them, or a folder written by the `datasets` package).
         uint8 values x become x / 127.5 - 1. Floats stay as they are: images if they are in
         [-1, 1], else latents or vectors.
       heldout: a fraction in (0, 1) of the images to hold out, or the name or path of other images.
@@ -60,7 +61,7 @@ def load(
     options = sources.ArrayOptions(layout, value_range, scale)
     train, test, class_names = sources.open_source(name, resize, options=options)
     names = [path for path in (name, heldout) if isinstance(path, str)]
-    if resize is not None and not any(sources.is_folder(n) or sources.is_array(n) for n in names):
+    if resize is not None and not any(sources.holds_files(n) for n in names):
         raise ValueError(f"resize must be left out unless images come from files, got {resize}.")
     if any(options) and not any(sources.is_array(n) for n in names):
         raise ValueError(

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from geomem import array_files, paths
-from geomem.data import folders
+from geomem.data import folders, hugging_face
 from geomem.data.datasets import Split, finite_range
 
-__all__ = ["ArrayOptions", "is_array", "is_folder", "open_source"]
+__all__ = ["ArrayOptions", "holds_files", "is_array", "is_folder", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
 _NAMES = ("cifar10_sample", "cifar10", "celeba_gray", "digits")
@@ -65,6 +65,8 @@ def open_source(
         return _open_tfds("celeb_a", argument, lambda image: folders.square_gray(image, 32))
     if name == "cifar10" or name.startswith("tfds:"):
         return _open_tfds(name.removeprefix("tfds:"), argument)
+    if name.startswith("hf:"):
+        return hugging_face.open_table(paths.as_path(name.removeprefix("hf:")), resize, argument)
     path = paths.as_path(name) if name else None
     if path is not None and path.is_dir():
         return folders.open_folder(path, resize, argument)
@@ -74,15 +76,20 @@ def open_source(
     if is_path and not path.exists():
         raise ValueError(f"{argument} must be an existing file or folder, got {name}.")
     raise ValueError(
-        f"{argument} must be {', '.join(_NAMES)}, tfds:NAME or the path of a folder, .npy or .npz "
-        f"file, got {name!r}."
+        f"{argument} must be {', '.join(_NAMES)}, tfds:NAME, hf:PATH or the path of a folder, .npy "
+        f"or .npz file, got {name!r}."
     )
 
 
 def is_folder(name: str) -> bool:
     """Return whether `open_source` reads this name as a folder; data set names take precedence."""
-    known = name in _NAMES or name.startswith("tfds:")
+    known = name in _NAMES or name.startswith(("tfds:", "hf:"))
     return bool(name) and not known and paths.as_path(name).is_dir()
+
+
+def holds_files(name: str) -> bool:
+    """Return whether `open_source` reads this name as files, which it may resize."""
+    return is_folder(name) or is_array(name) or name.startswith("hf:")
 
 
 def is_array(name: str) -> bool:

@@ -15,7 +15,7 @@ class ImageFlags:
 
     dataset: str = flag("cifar10_sample", "data", positional=True)
     """A folder of PNG or JPEG images, an .npy or .npz file of images, latents or vectors, or one of
-    cifar10_sample, cifar10, celeba_gray, digits and tfds:NAME."""
+    cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME and hf:PATH (Parquet files)."""
     num_train: int | None = flag(None, "data")
     """Number of training images; default: all."""
     num_heldout: int | None = flag(None, "data")

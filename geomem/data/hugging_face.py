@@ -1,0 +1,103 @@
+"""Images in tables of the Hugging Face `datasets` package, from local files only."""
+
+import io
+import pathlib
+import re
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from geomem.data import folders
+from geomem.data.datasets import Split
+
+__all__ = ["open_table"]
+
+_SPLIT = re.compile(r"(train|test|validation|valid|val)(?![a-z])")
+
+
+class _Row(NamedTuple):
+    """The encoded image in one row of a table."""
+
+    table: Any
+    column: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"row {self.index}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str) -> IO[bytes]:
+        value = self.table[self.index][self.column]
+        if value is None or (value["bytes"] is None and not value["path"]):
+            raise ValueError("it holds no image")
+        return open(value["path"], mode) if value["bytes"] is None else io.BytesIO(value["bytes"])
+
+
+def open_table(
+    path: pathlib.Path, resize: int | None, argument: str
+) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """Return the training images, test images (or None) and class names of a saved data set.
+
+    Args:
+      path: a folder that `save_to_disk` wrote, a Parquet file, or a folder of Parquet files whose
+        names say train, test or validation; all others are for training.
+      resize, argument: as in `open_source`.
+
+    Raises:
+      ValueError: the package is missing, or the tables cannot be read or have no image column.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"{argument} hf:PATH needs the package datasets: pip install 'geomem[hf]'."
+        ) from None
+    try:
+        tables = _tables(datasets, path)
+    except Exception as error:  # Arrow and datasets raise errors of many types
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{argument} must be a saved data set or Parquet files, got hf:{path} ({reason})."
+        ) from None
+    train = tables.get("train") or next(iter(tables.values()))
+    names = ("test", "validation", "valid", "val")
+    test = next((tables[name] for name in names if tables.get(name)), None)
+    test = None if test is train else test
+    features = train.features
+    columns = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if len(columns) != 1:
+        raise ValueError(
+            f"{argument} must have one column of images, got {len(columns)} in hf:{path} "
+            f"({', '.join(features)})."
+        )
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+
+    def split(table):
+        table = table.cast_column(columns[0], datasets.Image(decode=False))
+        rows = [_Row(table, columns[0], index) for index in range(len(table))]
+        classes = np.array(table[labels[0]][:]) if labels else None
+        return folders.open_files(rows, f"hf:{path}", classes, resize, argument)
+
+    class_names = tuple(features[labels[0]].names) if labels else ()
+    return split(train), None if test is None else split(test), class_names
+
+
+def _tables(datasets, path):
+    """The tables by the name of their split."""
+    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        saved = datasets.load_from_disk(str(path))
+        return dict(saved) if isinstance(saved, dict) else {"train": saved}
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError("no Parquet files are there")
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        match = _SPLIT.search(file.stem)
+        groups.setdefault(match.group(1) if match else "train", []).append(str(file))
+    return {
+        name: datasets.Dataset.from_parquet(paths, keep_in_memory=True)
+        for name, paths in groups.items()
+    }

@@ -1,0 +1,71 @@
+"""Tables made by Hugging Face's datasets package, read as images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geomem import data
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Return pixels [9, 6, 6, 3], labels, and a datasets.DatasetDict with them."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (9, 6, 6, 3), dtype=np.uint8), rng.integers(0, 2, 9)
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+
+    def table(rows):
+        pictures = [Image.fromarray(image) for image in pixels[rows]]
+        columns = {"picture": pictures, "kind": labels[rows].tolist()}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    both = datasets.DatasetDict({"train": table(slice(0, 6)), "test": table(slice(6, 9))})
+    return pixels, labels, both
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_reads_both_splits_and_labels(tables, tmp_path, form):
+    pixels, labels, both = tables
+    if form == "saved":
+        both.save_to_disk(tmp_path / "set")
+    else:
+        for name, table in both.items():
+            (tmp_path / "set").mkdir(exist_ok=True)
+            table.to_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet")
+    dataset = data.load(f"hf:{tmp_path / 'set'}")
+    np.testing.assert_array_equal(dataset.train_split.pixels, pixels[:6])
+    np.testing.assert_array_equal(dataset.test_split.pixels, pixels[6:])
+    np.testing.assert_array_equal(dataset.train_split.labels, labels[:6])
+    assert dataset.class_names == ("cat", "dog")
+    assert data.load(f"hf:{tmp_path / 'set'}", resize=3).train.shape == (6, 3, 3, 3)
+
+
+def test_one_file_is_split(tables, tmp_path):
+    tables[2]["train"].to_parquet(tmp_path / "images.parquet")
+    dataset = data.load(f"hf:{tmp_path / 'images.parquet'}")
+    assert (len(dataset.train), len(dataset.test)) == (5, 1)
+
+
+def test_rejects_tables_without_images(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "text.parquet")
+    with pytest.raises(ValueError, match=r"one column of images, got 0 in hf:.* \(text\)"):
+        data.load(f"hf:{tmp_path / 'text.parquet'}")
+    empty = datasets.Dataset.from_dict(
+        {"image": [None, None]}, features=datasets.Features({"image": datasets.Image()})
+    )
+    empty.to_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match=r"must hold readable images, got row 0 \(it holds no"):
+        data.load(f"hf:{tmp_path / 'empty.parquet'}")
+
+
+@pytest.mark.parametrize("content", [None, b"not parquet"])
+def test_rejects_damaged_files(tmp_path, content):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content) if content else None
+    with pytest.raises(ValueError, match=r"must be a saved data set or Parquet files") as error:
+        data.load(f"hf:{path}")
+    assert "\n" not in str(error.value)
