@@ -25,7 +25,10 @@ _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: the tag, and the values that 
 class ImageFile(Protocol):
     """An encoded image: a path, or a value in a table."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """A short name."""
+        ...
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return the open file."""

@@ -73,7 +73,7 @@ def open_source(
     if path is not None and path.suffix in (".npy", ".npz") and path.is_file():
         return _open_arrays(path, resize, argument, options)
     is_path = path is not None and (path.suffix in (".npy", ".npz") or "/" in name)
-    if is_path and not path.exists():
+    if path is not None and is_path and not path.exists():
         raise ValueError(f"{argument} must be an existing file or folder, got {name}.")
     raise ValueError(
         f"{argument} must be {', '.join(_NAMES)}, tfds:NAME, hf:PATH or the path of a folder, .npy "
