@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "Start here": {
         "audit": "Check a data set for copies and for its risk of memorization.",
-        "danger-zone": "Find the noise levels at which a data set is memorized (Figure 3).",
+        "danger-zone": "Find the noise levels at which a data set can be memorized (Figure 3).",
         "train": "Train a diffusion model, with or without a gap in its training noise.",
     },
     "Generated images": {

@@ -167,12 +167,71 @@ def test_float_arrays_are_unchanged(tmp_path, rng, capsys):
     dataset = data.load(str(tmp_path / "images.npy"))
     assert dataset.train.dtype == np.float32
     np.testing.assert_array_equal(dataset.train, pixels[dataset.train_split.index].astype("f4"))
-    np.save(tmp_path / "images.npy", np.abs(pixels))
-    data.datasets.warn.cache_clear()
-    dataset = data.load(str(tmp_path / "images.npy"))
-    assert min(dataset.train.min(), dataset.test.min()) >= 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: float pixels have no negative values; geomem expects [-1, 1]")
+    assert dataset.is_images
+    assert dataset.noise_scale == 1
+
+
+@pytest.mark.parametrize("most", [1, 255])
+def test_images_in_another_range_need_a_flag(tmp_path, rng, most):
+    path = str(tmp_path / "images.npy")
+    pixels = rng.uniform(0, most, (10, 4, 4, 3)).astype(np.float32)
+    np.save(path, pixels)
+    with pytest.raises(ValueError, match=rf"\[-1, 1\] .*: --range 0 {most} for images, --scale 1"):
+        data.load(path)
+    dataset = data.load(path, value_range=(0, most))
+    expected = pixels[dataset.train_split.index] * 2 / most - 1
+    np.testing.assert_allclose(dataset.train, expected, atol=1e-6)
+    assert dataset.is_images
+    assert not data.load(path, scale=1).is_images
+    with pytest.raises(ValueError, match=r"range must hold all values of dataset, got 0 to 0\.5"):
+        data.load(path, value_range=(0, 0.5))
+    with pytest.raises(ValueError, match="scale must be positive and finite, got -1"):
+        data.load(path, scale=-1.0)
+    with pytest.raises(ValueError, match="range and scale must not be given together"):
+        data.load(path, scale=1.0, value_range=(0, most))
+
+
+@pytest.mark.parametrize("shape", [(10, 4, 4, 16), (10, 4, 4, 2), (10, 5, 5), (10, 7)])
+def test_reads_latents_and_vectors_of_any_scale(tmp_path, rng, shape):
+    values = 5 * rng.normal(size=shape).astype(np.float32)
+    np.savez(tmp_path / "latents.npz", train=values[:6], test=values[6:], labels=np.arange(10))
+    dataset = data.load(str(tmp_path / "latents.npz"), scale=0.18215)
+    np.testing.assert_allclose(dataset.train.reshape(values[:6].shape), 0.18215 * values[:6])
+    np.testing.assert_allclose(dataset.test.reshape(values[6:].shape), 0.18215 * values[6:])
+    assert not dataset.is_images
+    assert dataset.noise_scale == pytest.approx(2 * 0.18215 * values[:6].std(), rel=1e-5)
+    unscaled = data.load(str(tmp_path / "latents.npz"))
+    np.testing.assert_array_equal(unscaled.test.reshape(values[6:].shape), values[6:])
+
+
+def test_channels_may_come_first(tmp_path, rng):
+    values = rng.normal(size=(10, 4, 8, 8)).astype(np.float32)
+    path = str(tmp_path / "latents.npy")
+    np.save(path, values)
+    with pytest.raises(ValueError, match=r"layout must be given, .* looks like \[N, C, H, W\]"):
+        data.load(path)
+    dataset = data.load(path, layout="NCHW")
+    np.testing.assert_array_equal(
+        dataset.train, values[dataset.train_split.index].transpose(0, 2, 3, 1)
+    )
+    assert data.load(path, layout="NHWC").train.shape == (8, 4, 8, 8)
+    with pytest.raises(ValueError, match="layout must be NHWC or NCHW, got CHWN"):
+        data.load(path, layout="CHWN")
+    with pytest.raises(ValueError, match="must be left out unless arrays are read, got digits"):
+        data.load("digits", layout="NHWC")
+
+
+def test_resizes_arrays_as_folders(tmp_path, rng):
+    pixels = rng.integers(0, 256, (6, 12, 10, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = tmp_path / "folder" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    np.save(tmp_path / "images.npy", pixels)
+    array, files = (
+        data.load(str(tmp_path / name), resize=5).train for name in ("images.npy", "folder")
+    )
+    np.testing.assert_array_equal(array, files)
 
 
 def test_counts_duplicates(rng):
@@ -185,11 +244,11 @@ def test_counts_duplicates(rng):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((4, 2, 2, 1), np.nan), r"must be finite, got 12 pixels that are NaN or infinite"),
-        (np.full((4, 2, 2, 1), 200.0), r"floats in \[-1, 1\], got floats in \[200, 200\]"),
+        (np.full((4, 2, 2, 1), np.nan), r"must be finite, got 16 values that are not"),
+        (np.full((4, 2, 2, 1), 200.0), r"in \[-1, 1\] or other values, got floats in \[200, 200\]"),
         (np.zeros((4, 2, 2, 1), int), "must hold uint8 or float values, got int64"),
-        (np.zeros((4, 3, 32, 32), np.uint8), r"C <= 4, got \(4, 3, 32, 32\)"),
-        (np.zeros((4, 12), np.uint8), r"must have the shape \[N, H, W\] .*, got \(4, 12\)"),
+        (np.zeros((4, 3, 32, 32), np.uint8), r"layout must be given, .* shape \(4, 3, 32, 32\)"),
+        (np.zeros((4, 12), np.uint8), r"must have the shape \[N, H, W\] .* uint8, got \(4, 12\)"),
         (
             np.array([{}, {}, {}]),
             r"must be a readable \.npy file, got .* \(it holds Python objects\)",
@@ -278,10 +337,11 @@ def test_rejects_bad_resize(tmp_path):
 
 def test_rejects_resize_without_folder(folder, tmp_path):
     path, _ = folder
-    np.save(tmp_path / "s16.npy", np.zeros((4, 16, 16, 1), np.uint8))
-    for name in (str(tmp_path / "s16.npy"), "digits"):
-        with pytest.raises(ValueError, match=r"resize must be left out unless .* folder, got 8"):
-            data.load(name, resize=8)
+    with pytest.raises(ValueError, match=r"resize must be left out unless .* from files, got 8"):
+        data.load("digits", resize=8)
+    np.save(tmp_path / "floats.npy", np.linspace(-1, 1, 64).reshape(4, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"resize must be left out unless .* 8-bit images, got 8"):
+        data.load(str(tmp_path / "floats.npy"), resize=8)
     # Held-out images from a folder are resized to match the training images.
     dataset = data.load("cifar10_sample", heldout=str(path), resize=32)
     assert dataset.test.shape == (12, 32, 32, 3)

@@ -17,7 +17,15 @@ from geomem import memory
 if TYPE_CHECKING:
     from jax import Array
 
-__all__ = ["Dataset", "Split", "count_duplicates", "count_shared", "to_float", "warn"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "count_duplicates",
+    "count_shared",
+    "finite_range",
+    "to_float",
+    "warn",
+]
 
 _KEPT = 2**31  # bytes; a split of at most this size stays in memory
 _BLOCK = 4096  # images of a larger split in memory at once
@@ -35,12 +43,14 @@ class Split:
       index: positions of the selected images in the source's canonical order.
       labels: class labels, or None if the source has none.
       argument: what errors call these images.
+      is_images: whether these are images in [-1, 1], not latents or vectors of any scale.
     """
 
     read: Callable[[Int[np.ndarray, " read"]], Shaped[np.ndarray, "read height width channels"]]
     index: Int[np.ndarray, " images"]
     labels: Int[np.ndarray, " images"] | None = None
     argument: str = "dataset"
+    is_images: bool = True
 
     def __len__(self) -> int:
         """Return the number of selected images."""
@@ -56,7 +66,15 @@ class Split:
         """
         self._check_memory(self.at(slice(0, 1)).nbytes)
         pixels = np.ascontiguousarray(self.read(self.index))
-        return pixels if pixels.dtype == np.uint8 else _checked_floats(pixels, self.argument)
+        if pixels.dtype == np.uint8:
+            return pixels
+        low, high = finite_range(pixels, self.argument)
+        if self.is_images and not -1 <= low <= high <= 1:
+            raise ValueError(
+                f"{self.argument} must hold uint8 or floats in [-1, 1], got floats in "
+                f"[{low:g}, {high:g}]."
+            )
+        return pixels.astype(np.float32, copy=False)
 
     @functools.cached_property
     def images(self) -> Float32[np.ndarray, "images height width channels"]:
@@ -92,7 +110,7 @@ class Split:
     def take(self, positions: slice | Int[np.ndarray, " selected"]) -> Split:
         """Return the split with the images at these positions in this split."""
         labels = None if self.labels is None else self.labels[positions]
-        return Split(self.read, self.index[positions], labels, self.argument)
+        return dataclasses.replace(self, index=self.index[positions], labels=labels)
 
     def _check_memory(self, bytes_per_image):
         shape = "x".join(map(str, self.shape[1:]))
@@ -128,6 +146,21 @@ class Dataset:
     def train(self) -> Float32[np.ndarray, "train height width channels"]:
         """Training images in [-1, 1]."""
         return self.train_split.images
+
+    @property
+    def is_images(self) -> bool:
+        """Whether these are images in [-1, 1], not latents or vectors of any scale."""
+        return self.train_split.is_images
+
+    @functools.cached_property
+    def noise_scale(self) -> float:
+        """1 for images, otherwise the values' standard deviation relative to images' usual 0.5.
+
+        Noise levels for images, times this, suit this data set.
+        """
+        if self.is_images:
+            return 1.0
+        return float(np.std(self.train_split.at(slice(0, _BLOCK)), dtype=np.float64)) / 0.5
 
     @property
     def test(self) -> Float32[np.ndarray, "heldout height width channels"]:
@@ -245,21 +278,20 @@ def _digests(images):
             yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
-def _checked_floats(pixels, argument):
-    if not np.isfinite(pixels).all():
-        count = (~np.isfinite(pixels)).sum()
-        raise ValueError(f"{argument} must be finite, got {count} pixels that are NaN or infinite.")
-    low, high = pixels.min(), pixels.max()
-    if low < -1 or high > 1:
-        raise ValueError(
-            f"{argument} must hold uint8 or floats in [-1, 1], got floats in [{low:g}, {high:g}]."
-        )
-    if low >= 0:
-        warn(
-            "float pixels have no negative values; geomem expects [-1, 1] and does not rescale: "
-            "for pixels x in [0, 1] pass 2 x - 1"
-        )
-    return pixels.astype(np.float32)
+def finite_range(values: Shaped[np.ndarray, "rows ..."], argument: str) -> tuple[float, float]:
+    """Return the smallest and the largest value.
+
+    Raises:
+      ValueError: a value is NaN or infinite.
+    """
+    low, high = np.inf, -np.inf
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        low, high = min(low, block.min()), max(high, block.max())
+        if not np.isfinite(block.min()) or not np.isfinite(block.max()):
+            count = (~np.isfinite(values)).sum()
+            raise ValueError(f"{argument} must be finite, got {count} values that are not.")
+    return float(low), float(high)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from geomem import paths
 from geomem.data.datasets import Split, warn
 
-__all__ = ["image_paths", "open_folder", "square_gray"]
+__all__ = ["image_paths", "open_folder", "square", "square_gray"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 # What PIL may take a file for. Other formats start programs (EPS) or hold no 8-bit images.
@@ -114,6 +114,17 @@ def square_gray(
     from PIL import Image
 
     return np.asarray(_square(Image.fromarray(pixels).convert("L"), side))[..., None]
+
+
+def square(pixels: UInt8[np.ndarray, "height width channels"], side: int) -> np.ndarray:
+    """Return the center square of an image, resized with antialiasing to side x side."""
+    from PIL import Image
+
+    channels = [
+        np.asarray(_square(Image.fromarray(channel), side))
+        for channel in np.moveaxis(pixels, -1, 0)
+    ]
+    return np.stack(channels, axis=-1)
 
 
 @contextlib.contextmanager

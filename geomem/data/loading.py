@@ -20,27 +20,36 @@ def load(
     heldout: str | float | None = None,
     resize: int | None = None,
     seed: int = 0,
+    layout: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    scale: float | None = None,
 ) -> Dataset:
     """Load a data set by name or from a path.
 
     Args:
       name: the path of a folder of PNG or JPEG images (subfolders are classes), or of an `.npy` or
-        `.npz` file with images [N, H, W] or [N, H, W, C]; or one of these names:
+        `.npz` file with images or latents [N, H, W] or [N, H, W, C] or vectors [N, d], in an `.npz`
+        alone, as `images`, or as `train` and `test`; or one of these names:
         "cifar10_sample" (bundled: the first 1,000 training and test images of CIFAR-10),
         "digits" (scikit-learn's 8x8 digits), "cifar10" and "tfds:NAME" (TFDS, in TFDS_DATA_DIR),
         "celeba_gray" (TFDS celeb_a: center crop, gray, 32x32).
-        uint8 values x become x / 127.5 - 1; floats must be in [-1, 1] and stay as they are.
+        uint8 values x become x / 127.5 - 1. Floats stay as they are: images if they are in
+        [-1, 1], else latents or vectors.
       heldout: a fraction in (0, 1) of the images to hold out, or the name or path of other images.
         Default: the source's test images, or a fifth of its images if it has none.
-      resize: crop the images of a folder to their center square and resize them to this side.
+      resize: crop the images of a folder or array to their center square and resize them to this
+        side.
       seed: selects the held-out fraction.
+      layout: "NHWC" or "NCHW", the order of an array's axes; needed where it could be either.
+      value_range: the values of an array that stand for black and white, such as (0, 1).
+      scale: factor of an array's values, which makes them latents; 1 takes them as they are.
 
     Returns:
       The Dataset, in the source's canonical order, not yet decoded.
 
     Raises:
       ValueError: an unknown data set, no images, images of several sizes, invalid arrays, or
-        `resize` without a folder.
+        options that do not apply.
     """
     if resize is not None and resize < 1:
         raise ValueError(f"resize must be 1 or more, got {resize}.")
@@ -48,15 +57,18 @@ def load(
         kind = type(name).__name__
         raise ValueError(f"dataset must be a name or a path, got {kind}; arrays need no loading.")
     name = str(name)
-    train, test, class_names = sources.open_source(name, resize)
-    folder = any(sources.is_folder(path) for path in (name, heldout) if isinstance(path, str))
-    if resize is not None and not folder:
+    options = sources.ArrayOptions(layout, value_range, scale)
+    train, test, class_names = sources.open_source(name, resize, options=options)
+    names = [path for path in (name, heldout) if isinstance(path, str)]
+    if resize is not None and not any(sources.is_folder(n) or sources.is_array(n) for n in names):
+        raise ValueError(f"resize must be left out unless images come from files, got {resize}.")
+    if any(options) and not any(sources.is_array(n) for n in names):
         raise ValueError(
-            f"resize must be left out unless the images are in a folder, got {resize}."
+            f"layout, range and scale must be left out unless arrays are read, got {name}."
         )
     total = len(train)
     if isinstance(heldout, str | os.PathLike):
-        test = sources.open_source(str(heldout), resize, "heldout")[0]
+        test = sources.open_source(str(heldout), resize, "heldout", options)[0]
     elif heldout is not None or test is None:
         train, test = _split(train, _HELDOUT_FRACTION if heldout is None else heldout, seed)
     if len(train) < 2:

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.resources
 import logging
 import os
 import re
 import warnings
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from geomem import array_files, paths
 from geomem.data import folders
-from geomem.data.datasets import Split
+from geomem.data.datasets import Split, finite_range
 
-__all__ = ["is_folder", "open_source"]
+__all__ = ["ArrayOptions", "is_array", "is_folder", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
 _NAMES = ("cifar10_sample", "cifar10", "celeba_gray", "digits")
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")  # name/config:version
 
 
+class ArrayOptions(NamedTuple):
+    """How to read arrays from files.
+
+    Attributes:
+      layout: "NHWC" or "NCHW", the order of the axes of [N, ...] with four axes; None refuses an
+        array that looks like [N, C, H, W].
+      value_range: the values that stand for black and white, which become -1 and 1.
+      scale: factor of the values of latents or vectors; None refuses values that look like images
+        in another range.
+    """
+
+    layout: str | None = None
+    value_range: tuple[float, float] | None = None
+    scale: float | None = None
+
+
 def open_source(
-    name: str, resize: int | None = None, argument: str = "dataset"
+    name: str,
+    resize: int | None = None,
+    argument: str = "dataset",
+    options: ArrayOptions = ArrayOptions(),  # noqa: B008  (immutable)
 ) -> tuple[Split, Split | None, tuple[str, ...]]:
     """Return the training images, test images (or None) and class names for a name or path.
 
     Args:
       name, resize: as in `load`.
+      options: for arrays.
       argument: what errors call the images, now and when they are read.
 
     Raises:
@@ -48,7 +69,7 @@ def open_source(
     if path is not None and path.is_dir():
         return folders.open_folder(path, resize, argument)
     if path is not None and path.suffix in (".npy", ".npz") and path.is_file():
-        return _open_array(path, argument)
+        return _open_arrays(path, resize, argument, options)
     is_path = path is not None and (path.suffix in (".npy", ".npz") or "/" in name)
     if is_path and not path.exists():
         raise ValueError(f"{argument} must be an existing file or folder, got {name}.")
@@ -62,6 +83,11 @@ def is_folder(name: str) -> bool:
     """Return whether `open_source` reads this name as a folder; data set names take precedence."""
     known = name in _NAMES or name.startswith("tfds:")
     return bool(name) and not known and paths.as_path(name).is_dir()
+
+
+def is_array(name: str) -> bool:
+    """Return whether `open_source` reads this name as the path of an array file."""
+    return paths.as_path(name).suffix in (".npy", ".npz")
 
 
 def _from_array(pixels, labels=None, argument="dataset"):
@@ -101,36 +127,118 @@ def _open_digits():
     return whole.take(np.arange(900)), whole.take(np.arange(900, 1797)), tuple("0123456789")
 
 
-def _open_array(path, argument):
-    array = _load_array(path, argument)
+def _open_arrays(path, resize, argument, options):
+    arrays = [
+        _open_array(array, path, resize, argument, options)
+        for array in _load_arrays(path, argument)
+    ]
+    return arrays[0], arrays[1] if len(arrays) > 1 else None, ()
+
+
+def _open_array(array, path, resize, argument, options):
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(
             f"{argument} must hold uint8 or float values, got {array.dtype} in {path}."
         )
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] > 4:
+    if array.ndim not in (2, 3, 4):
         raise ValueError(
-            f"{argument} must have the shape [N, H, W] or [N, H, W, C] with C <= 4, "
-            f"got {array.shape} in {path}."
+            f"{argument} must have the shape [N, d], [N, H, W] or [N, H, W, C], got {array.shape} "
+            f"in {path}."
         )
-    return _from_array(array, argument=argument), None, ()
+    if array.ndim == 4:
+        array = _channels_last(array, options.layout, argument)
+    elif options.layout:
+        raise ValueError(f"layout must be left out for {array.ndim} axes, got {options.layout}.")
+    array = array[..., None] if array.ndim == 3 else array
+    if array.dtype == np.uint8:
+        if array.ndim != 4 or array.shape[-1] > 4:
+            raise ValueError(
+                f"{argument} must have the shape [N, H, W] or [N, H, W, C] with C <= 4 if it holds "
+                f"uint8, got {array.shape} in {path}."
+            )
+        if options.scale or options.value_range:
+            raise ValueError(f"range and scale must be left out for 8-bit images, got {path}.")
+        split = _from_array(array, argument=argument)
+    else:
+        split = _open_floats(array, argument, options)
+    return split if resize is None else _resized(split, resize, argument)
 
 
-def _load_array(path, argument):
+def _channels_last(array, layout, argument):
+    if layout not in (None, "NHWC", "NCHW"):
+        raise ValueError(f"layout must be NHWC or NCHW, got {layout}.")
+    _, channels, height, width = array.shape
+    if layout is None and channels <= 4 and height == width > 4 and channels < height:
+        raise ValueError(
+            f"layout must be given, because {argument} of shape {array.shape} looks like "
+            "[N, C, H, W]: NCHW, or NHWC if its last axis is the channels."
+        )
+    return np.moveaxis(array, 1, -1) if layout == "NCHW" else array
+
+
+def _open_floats(array, argument, options):
+    """Floats in [-1, 1], in a stated range, or latents and vectors of any scale."""
+    low, high = finite_range(array, argument)
+    scale, offset = 1.0, 0.0
+    if options.value_range and options.scale:
+        raise ValueError("range and scale must not be given together.")
+    if options.value_range:
+        black, white = options.value_range
+        if not -np.inf < black <= low <= high <= white < np.inf or black == white:
+            raise ValueError(
+                f"range must hold all values of {argument}, got {black:g} to {white:g} for values "
+                f"from {low:g} to {high:g}."
+            )
+        scale, offset = 2 / (white - black), -(white + black) / (white - black)
+    elif options.scale:
+        scale = options.scale
+        if not np.isfinite(scale) or scale <= 0:
+            raise ValueError(f"scale must be positive and finite, got {scale:g}.")
+    elif array.ndim == 4 and low >= 0 and high <= 255:
+        raise ValueError(
+            f"{argument} must hold images in [-1, 1] or other values, got floats in "
+            f"[{low:g}, {high:g}]: --range 0 {1 if high <= 1 else 255} for images, --scale 1 for "
+            "latents."
+        )
+    images = array.ndim == 4 and array.shape[-1] <= 4 and not options.scale
+    images = images and scale * low + offset >= -1 and scale * high + offset <= 1
+
+    def read(index):
+        values = array[index].astype(np.float32, copy=False)
+        return values if (scale, offset) == (1, 0) else scale * values + np.float32(offset)
+
+    return Split(read, np.arange(len(array)), argument=argument, is_images=images)
+
+
+def _resized(split, side, argument):
+    if not split.is_images or split.at(slice(0, 1)).dtype != np.uint8:
+        raise ValueError(
+            f"resize must be left out unless {argument} holds 8-bit images, got {side}."
+        )
+
+    def read(index):
+        return np.stack([folders.square(image, side) for image in split.read(index)])
+
+    return dataclasses.replace(split, read=read)
+
+
+def _load_arrays(path, argument):
     try:
         if path.suffix == ".npy":
-            return array_files.open_npy(path)
+            return [array_files.open_npy(path)]
         names = array_files.names(path)
-        chosen = ["images"] if "images" in names else names
-        if len(chosen) == 1:
-            return array_files.read_npz(path, chosen)[chosen[0]]
+        for chosen in (["images"], ["train", "test"], names[:1] if len(names) == 1 else ["images"]):
+            if set(chosen) <= set(names):
+                arrays = array_files.read_npz(path, chosen)
+                return [arrays[name] for name in chosen]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{argument} must be a readable {path.suffix} file, got {path} ({reason})."
         ) from None
-    raise ValueError(f"{argument} must hold one array, or one named images, got {names} in {path}.")
+    raise ValueError(
+        f"{argument} must hold one array, or images, or train and test, got {names} in {path}."
+    )
 
 
 def _open_tfds(name, argument, transform=None):

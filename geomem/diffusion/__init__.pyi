@@ -1,3 +1,4 @@
+from . import adapters as adapters
 from . import augment as augment
 from . import checkpoints as checkpoints
 from . import conventions as conventions
@@ -8,6 +9,9 @@ from . import sampler as sampler
 from . import schedules as schedules
 from . import training_step as training_step
 from . import unet as unet
+from .adapters import adapt as adapt
+from .adapters import from_diffusers as from_diffusers
+from .adapters import from_torch as from_torch
 from .conventions import sigma_to_flow_time as sigma_to_flow_time
 from .conventions import sigma_to_timestep as sigma_to_timestep
 from .conventions import usual_training_noise as usual_training_noise

@@ -35,9 +35,6 @@ def load(
       sigma_data: the preconditioning's constant, which the file does not hold.
       compute: a key of `unet.COMPUTE`.
 
-    Returns:
-      (denoiser, params): `denoiser(params, x, sigma)` on NHWC images.
-
     Raises:
       ValueError: another kind of file, an unreadable file, or tensors that do not match this
         architecture (the message lists the first of them).

@@ -64,13 +64,8 @@ class Swap:
 def swap(denoiser_a: Denoiser, denoiser_b: Denoiser, steps: Iterable[int]) -> Swap:
     """Return a denoiser that is `denoiser_b` on the given steps and `denoiser_a` on all others.
 
-    Args:
-      denoiser_a, denoiser_b: functions of (x, sigma).
-      steps: sampler steps, counted from 0 at the largest noise level. Both evaluations of a Heun
-        step use the same denoiser.
-
-    Returns:
-      A Swap, which `solve` and `generate` accept in place of a denoiser.
+    `solve` and `generate` accept it in place of a denoiser. Steps count from 0 at the largest noise
+    level. Both evaluations of a Heun step use the same denoiser.
     """
     return Swap(as_pytree(denoiser_a), as_pytree(denoiser_b), frozenset(map(int, steps)))
 
@@ -169,16 +164,16 @@ def generate(
         raise ValueError("seeds must hold at least one seed, got none.")
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     batch_size = math.ceil(min(batch_size, len(seeds)) / len(devices)) * len(devices)
     denoiser = denoiser if isinstance(denoiser, Swap) else as_pytree(denoiser)
-    denoiser = jax.device_put(denoiser, NamedSharding(mesh, PartitionSpec()))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    denoiser = jax.device_put(denoiser, everywhere)
     batches = []
     with tqdm(total=len(seeds), unit="image", disable=not progress, desc="sample") as bar:
         for start in range(0, len(seeds), batch_size):
             batch = np.asarray(seeds[start : start + batch_size])
             padded = np.resize(batch, batch_size)  # the same shape compiles only once
-            keys = jax.device_put(jax.vmap(jax.random.key)(padded), sharding)
+            keys = jax.device_put(jax.vmap(jax.random.key)(padded), split)
             x = _unit_noise(keys, tuple(image_shape)) * sigmas[0]
             x = solve(denoiser, x, sigmas, method=method, churn=churn, keys=keys)
             batches.append(np.asarray(x, np.float32)[: len(batch)])

@@ -79,14 +79,9 @@ class Schedule:
     dummy: tuple[float, float] | None = None
 
     def sample(self, key: Key[Array, ""], shape: tuple[int, ...] = ()) -> Float32[Array, "*shape"]:
-        """Draw noise levels by the inverse CDF, without rejection.
+        """Draw noise levels by the inverse CDF, never inside an interval of weight 0.
 
-        Args:
-          key: a typed PRNG key.
-          shape: shape of the draw.
-
-        Returns:
-          Positive noise levels, never inside an interval of weight 0. Both tails are accurate.
+        Both tails are accurate.
         """
         return self.levels().sample(key, shape)
 

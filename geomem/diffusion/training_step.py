@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float32, Int32, Key, Shaped, UInt8
+from jaxtyping import Array, Float32, Int32, Key, Shaped
 
 from geomem import data
 from geomem.diffusion import augment, preconditioning, schedules
@@ -114,11 +114,8 @@ class TrainState:
     metrics: dict[str, Float32[Array, ""]]
 
 
-def load_images(
-    pixels: UInt8[np.ndarray, "images height width channels"]
-    | Float32[np.ndarray, "images height width channels"],
-) -> Images:
-    """Return the training set with its mean and standard deviation, on the host."""
+def load_images(pixels: Shaped[np.ndarray, "images height width channels"]) -> Images:
+    """Return the training set, uint8 or float32 in [-1, 1], with its mean and std, on the host."""
     images = data.to_float(pixels)
     return Images(pixels, images.mean(0), images.std(0))
 
@@ -149,8 +146,7 @@ def loss(
     """Return EDM's loss on one batch: the sum over pixels, the mean over images.
 
     Args:
-      denoiser: the preconditioned network.
-      params: its parameters.
+      denoiser, params: the preconditioned network and its parameters.
       keys: typed PRNG keys, one per image.
       images: the training set; x is drawn from it with replacement.
       recipe: distribution of sigma, and augmentation.
@@ -166,15 +162,12 @@ def loss(
 
 
 def make_update(
-    denoiser: preconditioning.EDMDenoiser,
-    recipe: Recipe,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    denoiser: preconditioning.EDMDenoiser, recipe: Recipe, devices: Sequence[Any] | None = None
 ) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices, by `jax.pmap` with the axis "data".
 
     Args:
-      denoiser: the preconditioned network.
-      recipe: the step.
+      denoiser, recipe: the preconditioned network, and the step.
       devices: default: all devices of all processes.
 
     Returns:
@@ -195,22 +188,19 @@ def make_update(
     seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
     levels = recipe.schedule.levels()
 
-    def steps(state, images, seed, levels, count):
-        if count == 1:
-            return step(state, images, seed, levels)
-        scanned = jax.lax.scan(
-            lambda state, _: (step(state, images, seed, levels), None), state, length=count
-        )
-        return scanned[0]
-
-    mapped = jax.pmap(
-        steps,
+    @functools.partial(
+        jax.pmap,
         axis_name="data",
         in_axes=(0, 0, None, None),
         devices=devices,
         static_broadcasted_argnums=4,
         donate_argnums=0,
     )
+    def mapped(state, images, seed, levels, count):
+        def one(state, _=None):
+            return step(state, images, seed, levels), None
+
+        return one(state)[0] if count == 1 else jax.lax.scan(one, state, length=count)[0]
 
     def update(state, images, count):
         state = mapped(state, images, seed, levels, count)
@@ -221,10 +211,7 @@ def make_update(
     return update
 
 
-def replicate(
-    tree: Any,
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> Any:
+def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
     """Copy each array to all of this process's devices, which become its leading axis."""
     process = jax.process_index()
     devices = [device for device in devices or jax.devices() if device.process_index == process]

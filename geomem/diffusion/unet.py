@@ -207,13 +207,8 @@ class Block(nn.Module):
         qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
         # The published weights interleave q, k and v channel by channel.
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
-        logits = jnp.einsum(
-            "bqc,bkc->bqk",
-            q,
-            k / math.sqrt(channels),
-            precision=precision,
-            preferred_element_type=jnp.float32,
-        )
+        products = {"precision": precision, "preferred_element_type": jnp.float32}
+        logits = jnp.einsum("bqc,bkc->bqk", q, k / math.sqrt(channels), **products)
         weights = nn.softmax(logits).astype(x.dtype)
         x = jnp.einsum("bqk,bkc->bqc", weights, v, precision=precision)
         x = x.reshape(batch, height, width, channels)

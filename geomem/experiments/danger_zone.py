@@ -34,7 +34,7 @@ _PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
 
 @dataclasses.dataclass(frozen=True)
 class Config(image_flags.CurveFlags):
-    """Find the noise levels at which a diffusion model memorizes these images (Figure 3).
+    """Find the noise levels at which a diffusion model can memorize these images (Figure 3).
 
     Estimates the shell coverage C(sigma) over held-out images and the max posterior weight W(sigma)
     over training images. The danger zone is where both reach the threshold. The paper's protocol
@@ -86,8 +86,8 @@ class Result(NamedTuple):
     folder: pathlib.Path
 
 
-def sigma_grid(config: Config) -> np.ndarray:
-    """Return the noise levels [S], float32, ascending.
+def sigma_grid(config: Config, scale: float = 1.0) -> np.ndarray:
+    """Return the noise levels [S], float32, ascending, for data of this `Dataset.noise_scale`.
 
     Raises:
       ValueError: levels that are not finite, positive and ascending, or an empty grid.
@@ -95,7 +95,7 @@ def sigma_grid(config: Config) -> np.ndarray:
     if config.sigmas:
         return np.asarray(curves_lib.check_sigmas(np.asarray(config.sigmas)))
     paper = config.protocol == "paper"
-    levels = config.num_sigmas, config.sigma_min, config.sigma_max
+    levels = config.num_sigmas, *image_flags.level_range(config, scale)
     count, low, high = _PAPER_SIGMAS if paper else levels
     sigmas = image_flags.noise_levels(count, low, high)
     if not config.rho > 0:
@@ -123,13 +123,14 @@ def run(config: Config) -> Result | None:
             figure = zone_plot.danger_zone(columns, zone, _title(facts))
         style.save(figure, config.plot_only)
         return None
-    sigmas = sigma_grid(config)
+    sigma_grid(config)  # bad flags end the run before the images are read
     danger_zone.check_threshold(config.threshold)
     record = results.Run(config)
     with record.phase("data"):
         # The paper's protocol draws its own subsets from all training images.
         whole = dataclasses.replace(config, num_train=None)
         dataset = image_flags.load(whole if config.protocol == "paper" else config)
+        sigmas = sigma_grid(config, dataset.noise_scale)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):

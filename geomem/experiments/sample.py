@@ -1,4 +1,4 @@
-"""Sample images from a training run or from published EDM weights.
+"""Sample images from a training run, published EDM weights, or a network of another library.
 
     geomem sample --run runs/digits --count 256 --out samples.npz
 
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from geomem import paths
-from geomem.diffusion import edm_weights, grids, sampler
+from geomem.diffusion import adapters, edm_weights, grids, sampler
 from geomem.experiments.common import command_line, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import run_folder
@@ -23,12 +23,17 @@ __all__ = ["Config", "Result", "run"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sample images from a training run or from published EDM weights."""
+    """Sample images from a training run, published EDM weights, or a network of another library."""
 
     run: str | None = None
     """The folder of a training run."""
     weights: str | None = None
     """A file with EDM weights (.npz or .safetensors) instead of a run."""
+    denoiser: str | None = None
+    """A network of another library: package.module:name of a function (x, sigma) -> clean images,
+    or the folder of a saved diffusers pipeline."""
+    image_shape: tuple[int, int, int] | None = flag(None, "sampling")
+    """Height, width and channels of the images of --denoiser."""
     count: int = 64
     """Number of images."""
     step: int | None = flag(None, "advanced", least=0)
@@ -77,24 +82,29 @@ def run(config: Config) -> Result:
     """Sample `config.count` images and write them.
 
     Raises:
-      ValueError: not exactly one of run and weights is given, or it is invalid.
+      ValueError: not exactly one of run, weights and denoiser is given, or it is invalid.
       OSError: the output cannot be written.
     """
     if config.count < 1:
         raise ValueError(f"count must be 1 or more, got {config.count}.")
-    if (config.run is None) == (config.weights is None):
-        raise ValueError("run or weights must be given, and not both.")
+    if [config.run, config.weights, config.denoiser].count(None) != 2:
+        raise ValueError("run, weights or denoiser must be given, and only one of them.")
+    if (config.denoiser is None) != (config.image_shape is None):
+        raise ValueError("image_shape must be given for a denoiser, and only for one.")
     if config.seed + config.count > 2**32:
         raise ValueError(f"seed and count must give seeds below 2^32, got {config.seed}.")
     output = results.Run(config)
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
-    if config.weights is not None:
-        denoiser, params = edm_weights.load(config.weights)
-        image_shape = edm_weights.image_shape(params)
+    if config.denoiser is not None:
+        denoiser, image_shape = adapters.load(config.denoiser), config.image_shape
+    elif config.weights is not None:
+        network, params = edm_weights.load(config.weights)
+        denoiser, image_shape = network.bind(params), edm_weights.image_shape(params)
     else:
-        denoiser, params, image_shape = run_folder.load(
+        network, params, image_shape = run_folder.load(
             config.run, config.step, average=config.average
         )
+        denoiser = network.bind(params)
     if config.run and config.over_gap:
         full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, full_grid):
@@ -102,7 +112,7 @@ def run(config: Config) -> Result:
     seeds = np.arange(config.seed, config.seed + config.count)
     with output.phase("sample"):
         images = sampler.generate(
-            denoiser.bind(params),
+            denoiser,
             seeds,
             image_shape,
             sigmas,
@@ -119,10 +129,12 @@ def run(config: Config) -> Result:
     path = output.folder / paths.as_path(config.out).name
     with paths.open_whole(path) as file:
         np.savez(file, images=images, seeds=seeds)
-    results.write_image_grid(path.with_suffix(".png"), sampler.to_uint8(images[:256]))
+    files = [path.name]
+    if image_shape[-1] in (1, 3):
+        files.append(path.with_suffix(".png").name)
+        results.write_image_grid(path.with_suffix(".png"), sampler.to_uint8(images[:256]))
     output.finish()
-    path = output.out / path.name
-    return Result(images, seeds, (path, path.with_suffix(".png")))
+    return Result(images, seeds, tuple(output.out / name for name in files))
 
 
 if __name__ == "__main__":

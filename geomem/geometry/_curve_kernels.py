@@ -2,7 +2,7 @@
 
 ||x + sigma z - x_i||^2 = ||x - x_i||^2 + 2 sigma <z, x - x_i> + sigma^2 ||z||^2, so one draw z
 can be reused for every sigma. It takes only <z, x_i> for all i: one matrix product, in the
-coordinates of a `Frame` (`_reduced_noise`).
+coordinates of a `Frame` (`_noise_coordinates`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from geomem.geometry import shells, weight_bounds
-from geomem.geometry._reduced_noise import Frame, with_coordinates
+from geomem.geometry._noise_coordinates import Frame, with_coordinates
 from geomem.points.exact import CHUNK, inner_products
 from geomem.points.neighbours import squared_distances
 from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums

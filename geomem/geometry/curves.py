@@ -18,8 +18,8 @@ import tqdm
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Shaped
 
-from geomem.geometry import _curve_kernels, _reduced_noise, posterior, shells
-from geomem.geometry._estimates import (
+from geomem.geometry import _curve_kernels, _noise_coordinates, posterior, shells
+from geomem.geometry._bands import (
     Curves,
     Estimate,
     Refinement,
@@ -90,7 +90,8 @@ def estimate_curves(
     Args:
       train: [N, H, W, C] images or [N, d] vectors, NumPy or JAX, uint8 or float; or placed points.
       heldout: images or vectors of the same distribution as `train` but not in it.
-      sigmas: noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma.
+      sigmas: noise levels, ascending; default: 32 from 0.02 to 80, evenly spaced in log sigma, for
+        data in [-1, 1]; for other data, in proportion to their standard deviation.
       seed: of the noise and the bootstrap.
       **options: other arguments of `estimate`.
 
@@ -106,8 +107,17 @@ def estimate_curves(
     >>> estimate_curves(images[:20], images[20:])
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
-    sigmas = np.geomspace(*_DEFAULT_GRID) if sigmas is None else sigmas
+    sigmas = _default_sigmas(train) if sigmas is None else sigmas
     return estimate(jax.random.key(seed), train, heldout, sigmas, **options)
+
+
+def _default_sigmas(points):
+    """The default grid, stretched if the data are not in [-1, 1], whose usual deviation is 0.5."""
+    sigmas = np.geomspace(*_DEFAULT_GRID)
+    if isinstance(points, PlacedPoints) or np.asarray(points).dtype == np.uint8:
+        return sigmas
+    points = np.asarray(points)
+    return sigmas if np.abs(points).max() <= 1 else sigmas * np.std(points, dtype=np.float64) / 0.5
 
 
 def estimate(
@@ -320,8 +330,8 @@ def _frame(points, heldout, noised):
     # The reduction's factorization costs about as much as the products of 2 N noised copies.
     worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
     if worth_it and isinstance(points, Points) and points.mesh is None:
-        return _reduced_noise.reduced_frame(decode(points.rows), heldout)
-    return _reduced_noise.direct_frame(points, heldout)
+        return _noise_coordinates.reduced_frame(decode(points.rows), heldout)
+    return _noise_coordinates.direct_frame(points, heldout)
 
 
 def _in_blocks(index: np.ndarray, frame: Any, draws: int, kernel: Callable, label: str | None):

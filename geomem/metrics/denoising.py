@@ -44,7 +44,6 @@ class Errors(NamedTuple):
     """The denoising error E||m(x + sigma z) - x||^2, summed over dimensions, at each noise level.
 
     Attributes:
-      sigma: the noise levels.
       mean: mean over images and draws.
       low, high: 95% bootstrap interval over images (each with all its draws).
       per_image: mean over the draws of each image.
@@ -61,7 +60,6 @@ class NoiseLevelMemorization(NamedTuple):
     """Which denoised images are copies of training images at each noise level.
 
     Attributes:
-      sigma: the noise levels.
       rate: memorized fraction.
       low, high: exact 95% (Clopper-Pearson) interval.
       memorized: whether each image is memorized.
@@ -80,7 +78,6 @@ class AUC(NamedTuple):
     """Probability that a training image has a smaller error than a held-out one; ties count half.
 
     Attributes:
-      sigma: the noise levels.
       auc: area under the ROC curve; 1/2 if the errors carry no information about membership.
       low, high: 95% interval.
     """
@@ -95,7 +92,6 @@ class RelativeGap(NamedTuple):
     """The distance between two denoisers a and b at each noise level.
 
     Attributes:
-      sigma: the noise levels.
       relative: sqrt(E||a - b||^2 / E||b - c||^2), where c is the mean image.
       low, high: 95% bootstrap interval of `relative` over images.
       excess: E||a - b||^2 / E||b - x||^2; if b is the optimal denoiser of `images`, this is the
@@ -162,18 +158,13 @@ def noise_level_memorization(
 ) -> NoiseLevelMemorization:
     """Return the fraction of images that noising and denoising turn into copies of training images.
 
+    Each image is noised once at each level.
+
     Args:
-      key: PRNG key.
-      denoiser: a function of (x, sigma).
+      key, denoiser, sigmas, batch, progress: as in `denoising_error`.
       images: held-out images.
       train: training images.
-      sigmas: ascending, positive noise levels.
       threshold, distinct: as in `memorization.measure`.
-      batch: images denoised at once.
-      progress: whether to show a progress bar.
-
-    Returns:
-      NoiseLevelMemorization, with one noise draw per image and level.
 
     Raises:
       ValueError: as in `denoising_error` and `memorization.measure`.
@@ -189,10 +180,9 @@ def noise_level_memorization(
         result = memorization.measure(denoised, train, threshold=threshold, distinct=distinct)
         flags.append(result.memorized)
         nearest.append(result.index[:, 0])
-    rates = [intervals.rate(row, _CONFIDENCE)[2:] for row in flags]
-    rate, low, high = np.transpose(rates)
-    found = np.stack(flags), np.stack(nearest)
-    return NoiseLevelMemorization(np.asarray(sigmas), rate, low, high, *found)
+    rate, low, high = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])
+    memorized, index = np.stack(flags), np.stack(nearest)
+    return NoiseLevelMemorization(np.asarray(sigmas), rate, low, high, memorized, index)
 
 
 def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
@@ -239,15 +229,7 @@ def relative_gap(
     the distance between any two denoisers vanishes relative to the image or to the error.
     `relative` does not vanish, because it is relative to the distance between b and c.
 
-    Args:
-      key: PRNG key.
-      denoiser_a, denoiser_b: functions of (x, sigma).
-      images: the clean images.
-      sigmas: ascending, positive noise levels.
-      draws, batch, bootstrap, progress: as in `denoising_error`.
-
-    Raises:
-      ValueError: as in `denoising_error`.
+    The other arguments and the errors are those of `denoising_error`.
 
     Source: paper, Theorems 4.9 and 4.10 (a is the learned or empirical denoiser, b the Gaussian).
     """

@@ -38,11 +38,7 @@ class Features(NamedTuple):
 
 
 def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
-    """Raise an error if arrays have NaN or infinite values.
-
-    Raises:
-      ValueError: names the argument and counts its rows with NaN or infinite values.
-    """
+    """Raise a ValueError that names the array and counts its rows with NaN or infinite values."""
     for name, rows in arrays.items():
         if rows.dtype.kind in "biu":
             continue
@@ -53,11 +49,7 @@ def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
 
 
 def check_features(samples: FeatureArray, reference: FeatureArray) -> None:
-    """Raise an error if features differ in dimension or are not finite.
-
-    Raises:
-      ValueError: names the argument.
-    """
+    """Raise a ValueError if features differ in dimension or are not finite."""
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(
             f"reference must have {samples.shape[1]} features like samples, "

@@ -29,13 +29,7 @@ _CHUNK = 2**22  # float64 values converted at once (32 MB)
 
 
 class Moments(NamedTuple):
-    """Mean and covariance of a set of features.
-
-    Attributes:
-      mean: mean of each feature.
-      covariance: normalized by count - 1.
-      count: number of samples.
-    """
+    """Mean and covariance (normalized by count - 1) of a set of features, and its size."""
 
     mean: Float[np.ndarray, " features"]
     covariance: Float[np.ndarray, "features features"]
@@ -43,13 +37,7 @@ class Moments(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A set of images to compare samples with, as returned by `describe`.
-
-    Attributes:
-      moments: mean and covariance of its features.
-      name: name of the set.
-      features: name of the features.
-    """
+    """A named set of images to compare samples with, and the name of its features."""
 
     moments: Moments
     name: str
@@ -61,13 +49,6 @@ class Score(NamedTuple):
 
     >>> print(Score(3.214, 50_000, "cifar10 train", 50_000, "inception-2015"))
     FID 3.21 (50,000 samples, reference cifar10 train of 50,000, features inception-2015)
-
-    Attributes:
-      value: the distance, >= 0.
-      count: number of samples.
-      reference: name of the reference set.
-      reference_count: number of images in it.
-      features: name of the features.
     """
 
     value: float
@@ -122,12 +103,7 @@ def distance(a: Moments, b: Moments) -> float:
     The trace of the square root is computed as the sum of the singular values of A^(1/2) B^(1/2).
     This avoids the square root of a non-symmetric matrix and allows singular covariances (fewer
     samples than features).
-
-    Args:
-      a, b: moments of the same features.
-
-    Returns:
-      The distance, >= 0; for equal moments 0 up to rounding (about 1e-13 of the trace).
+    It is >= 0, and for equal moments 0 up to rounding (about 1e-13 of the trace).
 
     Raises:
       ValueError: if the numbers of features differ.
@@ -144,12 +120,7 @@ def distance(a: Moments, b: Moments) -> float:
 
 
 def describe(images: Images, name: str, features: Features = PIXELS) -> Reference:
-    """Summarize images in a feature space, as a reference for samples.
-
-    Args:
-      images: uint8, or float32 in [-1, 1].
-      name: name of the set, which is printed with every score.
-      features: the feature space.
+    """Summarize images (uint8, or float32 in [-1, 1]) in a feature space, as a reference.
 
     Raises:
       ValueError: if there are fewer than two images.
@@ -167,14 +138,16 @@ def compare(images: Images, reference: Reference, features: Features = PIXELS) -
         raise ValueError(
             f"reference must have {features.name} features, got {reference.features} features."
         )
-    moments = statistics(features.batches(images))
-    return Score(
-        distance(moments, reference.moments),
-        moments.count,
-        reference.name,
-        reference.moments.count,
-        features.name,
-    )
+    moments, other = statistics(features.batches(images)), reference.moments
+    value = distance(moments, other)
+    return Score(value, moments.count, reference.name, other.count, features.name)
+
+
+def _moments(chunk):
+    chunk = np.asarray(chunk, np.float64)
+    mean = chunk.mean(axis=0)
+    centered = chunk - mean
+    return Moments(mean, centered.T @ centered / max(1, len(chunk) - 1), len(chunk))
 
 
 def _chunks(batch):
@@ -183,13 +156,6 @@ def _chunks(batch):
         raise ValueError(f"features must be 2-d, got shape {batch.shape}.")
     rows = max(1, _CHUNK // max(1, batch.shape[1]))
     return (batch[start : start + rows] for start in range(0, len(batch), rows))
-
-
-def _moments(chunk):
-    chunk = np.asarray(chunk, np.float64)
-    mean = chunk.mean(axis=0)
-    centered = chunk - mean
-    return Moments(mean, centered.T @ centered / max(1, len(chunk) - 1), len(chunk))
 
 
 def _root(covariance):

@@ -22,8 +22,7 @@ class KernelDistance(NamedTuple):
     Attributes:
       value: the mean over blocks; unbiased, so it may be slightly negative.
       error: its standard error; NaN for a single block.
-      blocks: number of blocks.
-      size: number of features of each set in a block.
+      blocks, size: number of blocks, and of features of each set in a block.
     """
 
     value: float
@@ -43,9 +42,6 @@ def squared_mmd(x: FeatureArray, y: FeatureArray) -> float:
 
     The first two means are over i != j, and k(a, b) = (<a, b> / d + 1)^3 is the polynomial kernel.
     Computed in float64, because it is a small difference of large means.
-
-    Args:
-      x, y: two or more features each.
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401).
     """
@@ -86,9 +82,9 @@ def kernel_distance(
         if len(rows) < 2:
             raise ValueError(f"{name} must hold 2 or more features, got {len(rows)}.")
     check_features(samples, reference)
-    size = min(size, len(samples), len(reference))
-    rng = np.random.default_rng(seed)
-    blocks = min(len(samples), len(reference)) // size
+    fewest = min(len(samples), len(reference))
+    size, rng = min(size, fewest), np.random.default_rng(seed)
+    blocks = fewest // size
     first, second = (
         rng.permutation(len(rows))[: blocks * size].reshape(blocks, size)
         for rows in (samples, reference)

@@ -32,8 +32,7 @@ class PrecisionRecall(NamedTuple):
       density: average number of reference balls that contain a sample, divided by k; may exceed 1.
       coverage: fraction of the reference balls that contain a sample.
       k: the balls reach to the k-th nearest neighbor.
-      count: number of samples.
-      reference_count: size of the reference.
+      count, reference_count: sizes of both sets.
     """
 
     precision: float
@@ -63,8 +62,7 @@ def precision_recall(
     coverage = P(B(x, r) contains a sample) over reference points x.
 
     Args:
-      samples: more than k features.
-      reference: more than k features.
+      samples, reference: more than k features each.
       k: 3 is usual for precision and recall, 5 for density and coverage.
       chunk: points per matrix product.
 

@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 
 from geomem.diffusion.conventions import TrainingNoise
 from geomem.geometry.growth import Growth
-from geomem.plots.style import COLORS, sheet
+from geomem.plots.style import COLORS, ZONE, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,32 +38,27 @@ def thumbnail(image: Shaped[np.ndarray, "height width channels"]) -> bytes:
 def growth(subsamples: Growth) -> "Figure":
     """Draw the zone's edges and its peak against the number of training images.
 
-    Args:
-      subsamples: the zone on subsamples.
-
-    Returns:
-      A matplotlib Figure. The lines are least-squares fits within the range of measured sizes.
+    The lines are least-squares fits within the range of measured sizes.
     """
     count, threshold = subsamples.count, subsamples.threshold
     known = np.isfinite(subsamples.width)
+    edges = {
+        f"upper edge: max weight = {threshold:g}": (subsamples.left, "vermillion", "s"),
+        f"lower edge: coverage = {threshold:g}": (subsamples.reached, "blue", "o"),
+    }
     with sheet(height=3.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        for edge, color, marker, label in (
-            (subsamples.left, "vermillion", "s", "upper edge: max weight"),
-            (subsamples.reached, "blue", "o", "lower edge: coverage"),
-        ):
-            label = f"{label} = {threshold:g}"
+        for label, (edge, color, marker) in edges.items():
             top.plot(count, edge, marker, color=COLORS[color], ms=3, label=label)
         if len(np.unique(count[known])) > 1:
             sizes = np.geomspace(count[known].min(), count[known].max(), 50)
-            lower, upper = (
-                np.exp(np.polyval(np.polyfit(np.log(count[known]), np.log(edge), 1), np.log(sizes)))
-                for edge in (subsamples.reached[known], subsamples.left[known])
+            upper, lower = (
+                np.exp(np.polyval(np.polyfit(np.log(count[known]), line, 1), np.log(sizes)))
+                for line in (np.log(edge[known]) for edge, _, _ in edges.values())
             )
             for line, label in ((lower, "straight-line fit"), (upper, None)):
                 top.plot(sizes, line, "--", color=COLORS["gray"], lw=0.8, label=label)
-            shade = dict(color=COLORS["yellow"], alpha=0.35, lw=0, label="danger zone")
-            top.fill_between(sizes, lower, upper, upper > lower, **shade)
+            top.fill_between(sizes, lower, upper, upper > lower, **ZONE)
         top.set(xscale="log", yscale="log", ylabel=r"noise level $\sigma$")
         top.yaxis.set_major_formatter("{x:g}")
         top.yaxis.set_minor_formatter("{x:g}")
@@ -84,38 +79,25 @@ def training_noise(
     """Draw how often recipes train on each noise level, with the danger zone shaded.
 
     Args:
-      noises: the recipes.
+      noises: the recipes, at most five.
       zone: the edges of the zone; with None, shading and shares are omitted.
       cells: number of bins, evenly spaced in ln sigma from 0.003 to 300.
-
-    Returns:
-      A matplotlib Figure.
     """
     edges = np.geomspace(3e-3, 300, cells + 1)
     middle, width = np.sqrt(edges[1:] * edges[:-1]), np.log(edges[1] / edges[0])
-    styles = zip(
-        ("vermillion", "blue", "sky", "green", "purple"), ("-", "-", "--", "-", "--"), strict=True
-    )
+    colors, lines = ("vermillion", "blue", "sky", "green", "purple"), ("-", "-", "--", "-", "--")
     with sheet(height=3.1) as figure:
         axes = figure.subplots()
         if zone:
-            axes.axvspan(*zone, color=COLORS["yellow"], alpha=0.35, lw=0)
-            axes.text(
-                np.sqrt(zone[0] * zone[1]),
-                1.02,
-                "danger zone",
-                ha="center",
-                fontsize=7,
-                transform=axes.get_xaxis_transform(),
-            )
-        for noise, (color, style) in zip(noises, styles, strict=False):
+            axes.axvspan(*zone, **ZONE | {"label": None})
+            place = {"ha": "center", "transform": axes.get_xaxis_transform()}
+            axes.text(np.sqrt(zone[0] * zone[1]), 1.02, "danger zone", fontsize=7, **place)
+        for noise, color, line in zip(noises, colors, lines, strict=False):
             label = f"{noise.name}: {noise.share(*zone):.0%}" if zone else noise.name
             density = np.diff(noise.cumulative(edges)) / width
-            axes.plot(middle, density, style, color=COLORS[color], lw=1.1, label=label)
-        axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, None))
-        axes.set(xlabel=r"noise level $\sigma$", ylabel=r"share of steps per unit of $\ln \sigma$")
-        axes.xaxis.set_major_formatter("{x:g}")
-        handles = axes.get_legend_handles_labels()
+            axes.plot(middle, density, line, color=COLORS[color], lw=1.1, label=label)
+        noise_axis(axes, edges[0], edges[-1])
+        axes.set(ylim=(0, None), ylabel=r"share of steps per unit of $\ln \sigma$")
         title = "share of training steps inside the zone" if zone else None
-        figure.legend(*handles, loc="outside lower center", ncols=1, title=title, title_fontsize=7)
+        legend(figure, axes, columns=1, title=title)
     return figure

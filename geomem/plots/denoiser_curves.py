@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Shaped
 
-from geomem.plots.style import COLORS, COLUMN, legend, sheet
+from geomem.plots.style import COLORS, COLUMN, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +29,11 @@ _BANDS = "bands: 95% intervals"
 
 
 def denoising_error(errors: Table, auc: Table) -> "Figure":
-    """Draw Figure 1: denoising error on training and held-out images, and the membership AUC.
+    """Draw Figure 1: the denoising error, a panel for each training set, and the membership AUC.
 
     Args:
       errors: columns run, train_images, kind, split, sigma, mse, low, high.
       auc: columns run, train_images, kind, sigma, auc, low, high.
-
-    Returns:
-      A matplotlib Figure with an error panel for each training set and one AUC panel.
     """
     runs = _run_labels(errors)
     with sheet(2 * COLUMN, 2.6) as figure:
@@ -89,9 +86,6 @@ def large_noise(gaps: Table) -> "Figure":
 
     Args:
       gaps: columns run, train_images, first, second, sigma, gap, low, high.
-
-    Returns:
-      A matplotlib Figure with a panel for each training set.
     """
     runs = _run_labels(gaps)
     with sheet(COLUMN * (1 + (len(runs) > 1)), 2.6) as figure:
@@ -124,10 +118,8 @@ def _line(axes, rows, name, color, style, label=None):
 
 
 def _format_levels(axes, table, title):
-    axes.set(xscale="log", xlim=(table["sigma"].min(), table["sigma"].max()))
-    axes.set_xlabel(r"noise level $\sigma$")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title(title, fontsize=7)
+    noise_axis(axes, table["sigma"].min(), table["sigma"].max())
+    axes.set_title(title)
 
 
 def _log_limits(values):

@@ -31,9 +31,7 @@ def time_by_points(seconds: Mapping[str, Sequence[tuple[int, float]]], title: st
             axes.plot(count / 1000, time, marker, color=COLORS[color], ms=4, label=label)
             ends = np.array([0, count.max()])
             axes.plot(ends / 1000, slope * ends, style, color=COLORS[color], lw=0.8)
-        axes.set(xlabel="points on disk (thousands)", ylabel="time (seconds)", xlim=(0, None))
-        axes.set_ylim(0, None)
-        if title:
-            axes.set_title(title, fontsize=7)
+        axes.set(xlabel="points on disk (thousands)", ylabel="time (seconds)", title=title)
+        axes.set(xlim=(0, None), ylim=(0, None))
         legend(figure, axes, columns=1, title="lines: least-squares fits through zero")
     return figure

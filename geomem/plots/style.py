@@ -12,7 +12,7 @@ from typing import Any
 
 from geomem import paths
 
-__all__ = ["COLORS", "COLUMN", "legend", "save", "sheet", "svg"]
+__all__ = ["COLORS", "COLUMN", "ZONE", "legend", "noise_axis", "save", "sheet", "svg"]
 
 COLUMN = 3.4  # inches
 COLORS = {
@@ -25,14 +25,17 @@ COLORS = {
     "purple": "#CC79A7",
     "gray": "#666666",
 }
+ZONE: dict[str, Any] = {"color": COLORS["yellow"], "alpha": 0.35, "lw": 0, "label": "danger zone"}
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
+    "axes.titlesize": 7,
     "lines.linewidth": 1.4,
     "legend.frameon": False,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "pdf.fonttype": 42,
 }
 
@@ -54,18 +57,18 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
         yield figure
 
 
+def noise_axis(axes, low: float, high: float) -> None:
+    """Make the horizontal axis one of noise levels from `low` to `high`, in their logarithm."""
+    axes.set(xscale="log", xlim=(low, high), xlabel=r"noise level $\sigma$")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
 def legend(figure, axes, columns: int = 2, title: str | None = None) -> None:
     """Put a legend below the whole figure, with each label of `axes` once."""
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
-    box = figure.legend(
-        entries.values(),
-        entries.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        title=title,
-        title_fontsize=7,
-    )
+    place = {"loc": "outside lower center", "ncols": columns, "title": title}
+    box = figure.legend(entries.values(), entries.keys(), **place)
     box.get_title().set_multialignment("center")
 
 

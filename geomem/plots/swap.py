@@ -14,15 +14,12 @@ _COLORS = ("sky", "vermillion", "blue", "orange", "purple", "green")
 
 
 def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> "Figure":
-    """Draw the memorized fraction for each window of swapped steps.
+    """Draw the memorized fraction as a bar over each window of swapped steps.
 
     Args:
       rows: the rows of table.csv, with denoiser, window, first_step, last_step, memorized,
         memorized_low and memorized_high.
       steps: number of sampling steps.
-
-    Returns:
-      A matplotlib Figure with a panel for each direction and a bar for each window's steps.
     """
     with sheet(COLUMN, 4.0) as figure:
         panels = figure.subplots(2, sharex=True)
@@ -41,8 +38,7 @@ def swap(rows: Sequence[Mapping[str, Any]], steps: int) -> "Figure":
                 error = [[level - row["memorized_low"]], [row["memorized_high"] - level]]
                 axes.errorbar([(left + right) / 2], [level], error, color=color, lw=1)
             axes.set(ylabel="memorized fraction", ylim=(-0.04, 1.04), xlim=(-0.6, steps - 0.4))
-            title = f"{direction} network; the other network on the bar's steps"
-            axes.set_title(title, fontsize=7)
+            axes.set_title(f"{direction} network; the other network on the bar's steps")
         panels[-1].set(xlabel="sampling step (step 0 has the largest noise level)")
         legend(figure, panels[0], columns=3, title="swapped steps; error bars: 95% intervals")
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.metrics.gap_prediction import Prediction
-from geomem.plots.style import COLORS, COLUMN, legend, sheet
+from geomem.plots.style import COLORS, COLUMN, ZONE, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,34 +28,30 @@ def sweep(
       ends: rows of the trained arms, with gap_low, gap_high, memorized and without_noise. An arm
         without a gap is drawn as a line across all noise levels.
     """
-    gray, purple = COLORS["gray"], COLORS["purple"]
+    gray, sigma = COLORS["gray"], np.asarray(curves.sigma)
+    coverage = dict(color=COLORS["blue"], label=r"coverage $C_\sigma$")
+    weight = dict(color=COLORS["vermillion"], label=r"max posterior weight $W_\sigma$")
+    predicted = dict(color=COLORS["green"], label=r"predicted, gap up to $\sigma$")
     with sheet(COLUMN, 3.6) as figure:
         axes = figure.subplots()
-        yellow = {"color": COLORS["yellow"], "alpha": 0.35, "lw": 0}
-        axes.axvspan(zone.low, zone.high, label="danger zone", **yellow)
-        sigma = np.asarray(curves.sigma)
-        label = r"coverage $C_\sigma$"
-        axes.plot(sigma, curves.coverage.mean, "-", color=COLORS["blue"], label=label)
-        label = r"max posterior weight $W_\sigma$"
-        axes.plot(sigma, curves.max_weight.mean, "--", color=COLORS["vermillion"], label=label)
-        decided = prediction.high, prediction.decided
-        label = r"predicted, gap up to $\sigma$"
-        axes.step(*decided, ":", where="post", color=COLORS["green"], label=label)
+        axes.axvspan(zone.low, zone.high, **ZONE)
+        axes.plot(sigma, curves.coverage.mean, "-", **coverage)
+        axes.plot(sigma, curves.max_weight.mean, "--", **weight)
+        axes.step(prediction.high, prediction.decided, ":", where="post", **predicted)
         for row in ends:
-            low, high = row["gap_low"] or sigma[0], row["gap_high"] or sigma[-1]
             memorized, cleaned = row["memorized"], row["without_noise"]
-            label = "memorized, this gap" if row["gap_low"] else "memorized, no gap"
-            width = 2.0 if row["gap_low"] else 0.8
-            axes.plot([low, high], [memorized] * 2, "-", color=gray, lw=width, label=label)
-            if row["gap_low"]:
-                middle = np.sqrt(low * high)
-                axes.plot([middle] * 2, [memorized, cleaned], "-", color=gray, lw=0.6)
-                label = "this gap, noise removed"
-                axes.plot([middle], [cleaned], "o", color=purple, ms=4, label=label)
-        axes.set(xscale="log", xlim=(0.02, 20), ylim=(-0.02, 1.02))
-        axes.set(
-            xlabel=r"noise level $\sigma$", ylabel=r"$C_\sigma$, $W_\sigma$, memorized fraction"
-        )
-        axes.xaxis.set_major_formatter("{x:g}")
+            if not row["gap_low"]:
+                line = dict(color=gray, lw=0.8, label="memorized, no gap")
+                axes.plot(sigma[[0, -1]], [memorized] * 2, "-", **line)
+                continue
+            gap = np.array([row["gap_low"], row["gap_high"]])
+            line = dict(color=gray, lw=2.0, label="memorized, this gap")
+            axes.plot(gap, [memorized] * 2, "-", **line)
+            middle = np.sqrt(gap.prod())
+            axes.plot([middle] * 2, [memorized, cleaned], "-", color=gray, lw=0.6)
+            dot = dict(color=COLORS["purple"], ms=4, label="this gap, noise removed")
+            axes.plot([middle], [cleaned], "o", **dot)
+        noise_axis(axes, 0.02, 20)
+        axes.set(ylim=(-0.02, 1.02), ylabel=r"$C_\sigma$, $W_\sigma$, memorized fraction")
         legend(figure, axes)
     return figure

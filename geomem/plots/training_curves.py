@@ -37,7 +37,7 @@ def along_training(rows: Sequence[Mapping[str, Any]]) -> "Figure":
                 axes.errorbar(kimg, mean, error, ls=line, label=label, lw=1.1, ms=3, **marker)
         top.set(ylabel="memorized fraction", ylim=(-0.02, 1.02))
         bottom.set(xlabel="training images seen (thousands)", ylabel=_quality(rows))
-        top.set_title("solid: samples as they are; dotted: residual noise removed", fontsize=7)
+        top.set_title("solid: samples as they are; dotted: residual noise removed")
         legend(figure, top, title="error bars: standard errors over seeds")
     return figure
 

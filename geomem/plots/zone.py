@@ -10,7 +10,7 @@ from jaxtyping import Float
 from geomem import paths
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
-from geomem.plots.style import COLORS, legend, sheet
+from geomem.plots.style import COLORS, ZONE, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +45,6 @@ def danger_zone(
       curves: from `geometry.curves.estimate`; or the columns of curves.csv.
       zone: from `geometry.danger_zone.find`; or the content of zone.json.
       title: describes the data.
-
-    Returns:
-      A matplotlib Figure.
     """
     columns = curves.columns() if isinstance(curves, Curves) else curves
     zone = zone._asdict() if isinstance(zone, Zone) else zone
@@ -57,7 +54,7 @@ def danger_zone(
         axes = figure.subplots()
         others = zone.get("others", ())
         for low, high in [(zone["low"], zone["high"]), *others] if zone["low"] else ():
-            axes.axvspan(low, high, color=COLORS["yellow"], alpha=0.35, lw=0, label="danger zone")
+            axes.axvspan(low, high, **ZONE)
         threshold = f"threshold {zone['threshold']:g}"
         axes.axhline(zone["threshold"], color="0.5", lw=0.7, zorder=0, label=threshold)
         for name, label, color, style in (
@@ -67,16 +64,13 @@ def danger_zone(
             low, high = columns[f"{name}_low"], columns[f"{name}_high"]
             axes.fill_between(sigma, low, high, color=color, alpha=0.3, lw=0)
             axes.plot(sigma, columns[name], style, color=color, label=label)
+        label = r"certified bounds on $C_\sigma$"
         for name in ("coverage_lower_bound", "coverage_upper_bound"):
-            label = r"certified bounds on $C_\sigma$"
             axes.plot(sigma, columns[name], ":", color=blue, lw=0.9, label=label)
         label = "weight of the noised image"
         axes.plot(sigma, columns["own_weight"], "-.", color=vermillion, lw=0.8, label=label)
-        axes.set(xscale="log", ylim=(-0.02, 1.02), xlim=(sigma[0], sigma[-1]))
-        axes.set(xlabel=r"noise level $\sigma$")
-        axes.set(ylabel=r"coverage $C_\sigma$, max weight $W_\sigma$")
-        axes.xaxis.set_major_formatter("{x:g}")
-        if title:
-            axes.set_title(title, fontsize=7)
+        noise_axis(axes, sigma[0], sigma[-1])
+        axes.set(ylim=(-0.02, 1.02), ylabel=r"coverage $C_\sigma$, max weight $W_\sigma$")
+        axes.set_title(title)
         legend(figure, axes)
     return figure

@@ -13,7 +13,7 @@ from scipy import stats
 from geomem import data
 from geomem.geometry import (
     _curve_kernels,
-    _reduced_noise,
+    _noise_coordinates,
     curves,
     danger_zone,
     posterior,
@@ -154,7 +154,7 @@ def direct_weight(rng, train, draws):
 def test_both_frames_match_direct_noising(small, rng, reduced):
     """Expectations match those of noising the points directly, within 4.5 standard errors."""
     train, heldout = small
-    frame = (_reduced_noise.reduced_frame if reduced else _reduced_noise.direct_frame)(
+    frame = (_noise_coordinates.reduced_frame if reduced else _noise_coordinates.direct_frame)(
         train, heldout
     )
     draws = 2000
@@ -189,7 +189,7 @@ def test_both_frames_match_direct_noising(small, rng, reduced):
 def test_reduced_coordinates_preserve_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
     train, heldout = cifar[0][:200], cifar[1][:5]
-    frame = _reduced_noise.reduced_frame(train, heldout)
+    frame = _noise_coordinates.reduced_frame(train, heldout)
     _, point_coordinates = frame.points.rows
     assert point_coordinates.shape == (200, 201)
     assert frame.missing == 3072 - 201
@@ -203,8 +203,8 @@ def test_noise_has_the_same_norm_in_both_frames(small):
     """||z||^2 is chi-square with 50 degrees of freedom: mean 50, variance 100."""
     train, heldout = small
     for frame in (
-        _reduced_noise.reduced_frame(train, heldout),
-        _reduced_noise.direct_frame(train, heldout),
+        _noise_coordinates.reduced_frame(train, heldout),
+        _noise_coordinates.direct_frame(train, heldout),
     ):
         missing = frame.missing if frame.reduced else None
         _, norms = _curve_kernels._noise_and_norm(
@@ -263,7 +263,7 @@ def test_result_is_independent_of_block_size(small, monkeypatch):
 
 def test_result_is_independent_of_chunk_size(small):
     train, heldout = small
-    frame = _reduced_noise.direct_frame(train, heldout).of_points()
+    frame = _noise_coordinates.direct_frame(train, heldout).of_points()
     arguments = {"sigmas": SMALL_SIGMAS, "draws": 3}
     whole = _curve_kernels.weight_sweep(jax.random.key(0), jnp.arange(30), frame, **arguments)
     arguments["chunk"] = 8  # 30 is no multiple of it

@@ -77,12 +77,14 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: invalid configuration or data.
     """
-    sigmas = _check(config)
+    _check(config)
     output = results.Run(config)
     folder, phases = output.folder, output.phase
     with phases("data"):
         _say(f"reading {config.dataset}")
         dataset = image_flags.load(config)
+        levels = image_flags.level_range(config, dataset.noise_scale)
+        sigmas = image_flags.noise_levels(config.num_sigmas, *levels)
         max_noised = config.max_noised or _default_noised(len(dataset.train_split))
     with phases("duplicates"):
         copies = _find_duplicates(config, dataset)
@@ -130,7 +132,7 @@ def _check(config):
             raise ValueError(f"{name} must be between 0 and 1, got {getattr(config, name):g}.")
     if config.max_noised is not None and config.max_noised < 1:
         raise ValueError(f"max_noised must be positive, got {config.max_noised}.")
-    return image_flags.noise_levels(config.num_sigmas, config.sigma_min, config.sigma_max)
+    image_flags.noise_levels(config.num_sigmas, *image_flags.level_range(config))
 
 
 def _default_noised(count):

@@ -1,1 +1,1 @@
-"""Code that experiments share: the command line, data flags, result files, trained arms."""
+"""What the commands share. Invalid input raises ValueErrors, which `command_line` prints."""

@@ -80,9 +80,6 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
       `evaluate_samples`; whole_grid_KEY is the value on the whole grid, or None before the last
       checkpoint. The run folder keeps the evaluations in judged.jsonl and the last checkpoint's
       samples in samples.npz.
-
-    Raises:
-      ValueError: an invalid configuration, or SIGTERM stopped the training.
     """
     config, settings = task.config, task.evaluation
     features = frechet.PIXELS

@@ -82,10 +82,6 @@ def parse(
       presets: configurations by name. If given, the first argument chooses the defaults.
       about: one sentence about each preset.
       switches: further flags, without values and not fields of `config`, and their help.
-
-    Raises:
-      ValueError: an unknown or missing flag, or a value of the wrong type.
-      SystemExit: after --help.
     """
     # --num_train works like --num-train.
     words = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), w) for w in arguments]

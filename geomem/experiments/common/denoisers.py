@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem import paths
+from geomem.diffusion import adapters, sampler
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import image_flags, interruption, results
 from geomem.experiments.common.dataclass_flags import flag
@@ -40,6 +41,15 @@ class ComparisonFlags:
     """Folders of finished training runs to compare; default: the preset's pair."""
     runs: str = flag("runs", "training")
     """Folder of the preset's runs. Missing runs are trained first."""
+    denoiser: str | None = flag(None, "data")
+    """A network of another library in place of the training runs: package.module:name of a
+    function (x, sigma) -> clean images, or the folder of a saved diffusers pipeline."""
+    dataset: str | None = flag(None, "data")
+    """The images that --denoiser was trained on."""
+    num_train: int | None = flag(None, "data")
+    """Number of its training images; default: all."""
+    heldout: str | None = flag(None, "data")
+    """Held-out images; default: the data set's test images, or a fifth of its images."""
     num_sigmas: int = flag(24, "noise")
     """Number of noise levels, evenly spaced in their logarithm."""
     sigma_min: float = flag(0.02, "noise")
@@ -97,10 +107,6 @@ def compare_denoisers(
 
     Returns:
       The columns of each table, by name; empty with `plot_only`.
-
-    Raises:
-      ValueError: an invalid configuration, run or data set.
-      OSError: the results cannot be written.
     """
     if config.plot_only is not None:
         folder = paths.as_path(config.plot_only)
@@ -143,11 +149,7 @@ def make_table(labels: Mapping[str, Any], **columns: np.ndarray) -> Table:
 
 
 def read_table(path: paths.AnyPath) -> Table:
-    """Return the columns of a CSV file, float64 if every value is a number, else text.
-
-    Raises:
-      ValueError: the file is missing or has no rows.
-    """
+    """Return the columns of a CSV file, float64 if every value is a number, else text."""
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
@@ -162,11 +164,11 @@ def select(table: Mapping[str, np.ndarray], **values: Any) -> Table:
 
 
 def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
-    """Return the training runs that `config` names; train those of the preset that are missing.
-
-    Raises:
-      ValueError: two runs of the same name, or as in `train_and_load`.
-    """
+    """Return the training runs that `config` names; train those of the preset that are missing."""
+    if (config.denoiser is None) != (config.dataset is None):
+        raise ValueError("denoiser and dataset must be given together.")
+    if config.denoiser is not None:
+        return [load_other(config.denoiser, _other_images(config))]
     names = {paths.as_path(folder).name for folder in config.run}
     if len(names) < len(config.run):
         raise ValueError(f"run must be folders of different names, got {', '.join(config.run)}.")
@@ -177,11 +179,7 @@ def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
 
 
 def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config) -> TrainedRun:
-    """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished.
-
-    Raises:
-      ValueError: the training was stopped, or as in `load_run`.
-    """
+    """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished."""
     folder = paths.as_path(runs) / name
     result = loop.run(dataclasses.replace(recipe, out=str(folder)))
     if not result.finished:
@@ -192,11 +190,7 @@ def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config)
 
 
 def load_run(folder: paths.AnyPath) -> TrainedRun:
-    """Return the images and denoisers of a training run.
-
-    Raises:
-      ValueError: not a run, or the data set has changed since.
-    """
+    """Return the images and denoisers of a training run."""
     folder = paths.as_path(folder)
     network, params, _ = run_folder.load(folder)
     facts = run_folder.read_facts(folder)
@@ -207,15 +201,47 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
             f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "
             "which was trained on others."
         )
+    recorded = {"run": folder.name, "config": facts["config"]}
+    return _trained_run(folder.name, network.bind(params), dataset, recorded)
+
+
+def load_other(name: str, images: image_flags.ImageFlags) -> TrainedRun:
+    """Return a network of another library, by its name for `adapters.load`, and its images.
+
+    Raises:
+      ValueError: no such denoiser, or it cannot denoise these images.
+    """
+    dataset, denoiser = image_flags.load(images), sampler.as_pytree(adapters.load(name))
+    image = dataset.train_split.take(slice(0, 1)).images
+    try:
+        shape = np.shape(denoiser(image, np.ones(1, np.float32)))
+    except Exception as error:  # whatever somebody's network raises
+        reason = str(error).strip().splitlines()[-1:]
+        raise ValueError(
+            f"denoiser must denoise images of shape {image.shape[1:]}, got {name}: "
+            f"{type(error).__name__}{': '.join(['', *reason])}"
+        ) from error
+    if shape != image.shape:
+        raise ValueError(f"denoiser must return shape {image.shape} like its input, got {shape}.")
+    label = paths.as_path(name).name
+    return _trained_run(label, denoiser, dataset, {"run": label, "denoiser": name})
+
+
+def _trained_run(name, network, dataset, facts):
     gaussian = fit_gaussian(jnp.asarray(dataset.train.reshape(len(dataset.train), -1)))
     denoisers = {
-        "network": network.bind(params),
+        "network": network,
         "empirical": posterior.empirical_denoiser(dataset.train),
         "Gaussian": jax.tree_util.Partial(_denoise_gaussian, gaussian),
     }
-    recorded = {"run": folder.name, "config": facts["config"]}
-    recorded["data"] = results.dataset_facts(dataset)
-    return TrainedRun(folder.name, dataset.train, dataset.test, denoisers, recorded)
+    facts["data"] = results.dataset_facts(dataset)
+    return TrainedRun(name, dataset.train, dataset.test, denoisers, facts)
+
+
+def _other_images(config):
+    return image_flags.ImageFlags(
+        dataset=config.dataset, num_train=config.num_train, heldout=config.heldout
+    )
 
 
 def _denoise_gaussian(gaussian, x, sigma):

@@ -68,11 +68,7 @@ PRESETS = {
 
 
 def resolve(config: StudyFlags) -> Preset:
-    """Return the preset with the seeds, kimg, samples and inception of `config`.
-
-    Raises:
-      ValueError: a number that is not positive, or invalid Inception weights.
-    """
+    """Return the preset with the seeds, kimg, samples and inception of `config`."""
     for name in ("seeds", "kimg", "samples", "jobs"):
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -101,11 +97,7 @@ def resolve(config: StudyFlags) -> Preset:
 def find_zones(
     train: np.ndarray, heldout: np.ndarray, thresholds: Sequence[float]
 ) -> tuple[curves.Curves, dict[float, danger_zone.Zone]]:
-    """Return the curves of images [N, H, W, C] and their danger zone at each threshold.
-
-    Raises:
-      ValueError: there is no danger zone at one of the thresholds.
-    """
+    """Return the curves of images [N, H, W, C] and their danger zone at each threshold."""
     train, heldout = (images.reshape(len(images), -1) for images in (train, heldout))
     estimate = curves.estimate(jax.random.key(0), train, heldout, np.geomspace(0.02, 80, 32))
     zones = {threshold: danger_zone.find(estimate, threshold) for threshold in thresholds}
@@ -121,11 +113,7 @@ def find_zones(
 def train_arms(
     config: StudyFlags, preset: Preset, arms: Sequence[Arm], folder: pathlib.Path
 ) -> list[dict[str, Any]]:
-    """Train and evaluate each arm with each seed in `folder`/runs; return the rows, seed by seed.
-
-    Raises:
-      ValueError: a training cannot start, or was stopped.
-    """
+    """Train and evaluate each arm with each seed in `folder`/runs; return the rows."""
     tasks = [
         Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.evaluation)
         for seed in range(preset.seeds)

@@ -1,6 +1,7 @@
 """Flags that select images and noise levels, and what they select."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -13,8 +14,8 @@ class ImageFlags:
     """Which images to use."""
 
     dataset: str = flag("cifar10_sample", "data", positional=True)
-    """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
-    celeba_gray, digits and tfds:NAME."""
+    """A folder of PNG or JPEG images, an .npy or .npz file of images, latents or vectors, or one of
+    cifar10_sample, cifar10, celeba_gray, digits and tfds:NAME."""
     num_train: int | None = flag(None, "data")
     """Number of training images; default: all."""
     num_heldout: int | None = flag(None, "data")
@@ -25,7 +26,13 @@ class ImageFlags:
     classes: tuple[str, ...] = flag((), "data")
     """Names of the classes to use; default: all."""
     resize: int | None = flag(None, "data", most=2**14)
-    """Crop the images of a folder to their center square and resize them to this side."""
+    """Crop the images to their center square and resize them to this side."""
+    layout: Literal["NHWC", "NCHW"] | None = flag(None, "data")
+    """Order of the axes of an array; needed where it could be either."""
+    range: tuple[float, float] | None = flag(None, "data")
+    """The values of a float array that stand for black and white; default: -1 and 1."""
+    scale: float | None = flag(None, "data")
+    """Take the array as latents or vectors, and multiply its values by this factor."""
     heldout_seed: int = flag(0, "advanced")
     """Seed that selects the held-out fraction."""
     subset_seed: int | None = flag(None, "advanced")
@@ -38,10 +45,10 @@ class CurveFlags(ImageFlags):
 
     num_sigmas: int = flag(32, "curves", least=2, most=10_000)
     """Number of noise levels."""
-    sigma_min: float = flag(0.02, "curves")
-    """Smallest noise level."""
-    sigma_max: float = flag(80.0, "curves")
-    """Largest noise level."""
+    sigma_min: float | None = flag(None, "curves")
+    """Smallest noise level; default: 0.02 for images, 0.04 standard deviations of other data."""
+    sigma_max: float | None = flag(None, "curves")
+    """Largest noise level; default: 80 for images, 160 standard deviations of other data."""
     threshold: float = flag(0.8, "curves")
     """Value that both curves reach inside the danger zone."""
     shell_c: float = flag(5.0, "advanced", least=1e-3, most=1e4)
@@ -49,13 +56,15 @@ class CurveFlags(ImageFlags):
 
 
 def load(config: ImageFlags) -> data.Dataset:
-    """Return the images that a configuration selects.
-
-    Raises:
-      ValueError: invalid data, or training and held-out images of different shapes.
-    """
+    """Return the images that a configuration selects."""
     dataset = data.load(
-        config.dataset, heldout=config.heldout, resize=config.resize, seed=config.heldout_seed
+        config.dataset,
+        heldout=config.heldout,
+        resize=config.resize,
+        seed=config.heldout_seed,
+        layout=config.layout,
+        value_range=config.range,
+        scale=config.scale,
     )
     dataset = dataset.subset(
         classes=config.classes,
@@ -71,12 +80,15 @@ def load(config: ImageFlags) -> data.Dataset:
     return dataset
 
 
-def noise_levels(count: int, low: float, high: float) -> np.ndarray:
-    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm.
+def level_range(config: CurveFlags, scale: float = 1.0) -> tuple[float, float]:
+    """Return the smallest and largest noise level for data of this `Dataset.noise_scale`."""
+    low = 0.02 * scale if config.sigma_min is None else config.sigma_min
+    high = 80 * scale if config.sigma_max is None else config.sigma_max
+    return low, high
 
-    Raises:
-      ValueError: fewer than two levels, or not 0 < low < high.
-    """
+
+def noise_levels(count: int, low: float, high: float) -> np.ndarray:
+    """Return `count` noise levels from `low` to `high`, evenly spaced in their logarithm."""
     if count < 2:
         raise ValueError(f"num_sigmas must be 2 or more, got {count}.")
     if not 0 < low < high < np.inf:

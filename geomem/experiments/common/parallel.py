@@ -47,26 +47,23 @@ def train_and_evaluate_all(
         numbers = context.Queue()
         for job in range(jobs):
             numbers.put(job)
-        with contextlib.ExitStack() as stack:
-            cache = jax.config.jax_compilation_cache_dir
-            cache = cache or stack.enter_context(tempfile.TemporaryDirectory())
-            pool = concurrent.futures.ProcessPoolExecutor(
-                jobs, context, _start_process, (numbers, jobs, cache)
-            )
-            stack.enter_context(pool)
-            # Ctrl-C is for this process; the others end when it does.
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            try:
-                futures = [pool.submit(_run_logged, task) for task in tasks]
-            finally:
-                signal.signal(signal.SIGINT, handler)
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with tempfile.TemporaryDirectory() as scratch:
+            start = numbers, jobs, jax.config.jax_compilation_cache_dir or scratch
+            pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _start_process, start)
+            with pool:
+                # Ctrl-C is for this process; the others end when it does.
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                try:
+                    futures = [pool.submit(_run_logged, task) for task in tasks]
+                finally:
+                    signal.signal(signal.SIGINT, handler)
+                try:
+                    for future in concurrent.futures.as_completed(futures):
+                        future.result()
+                        bar.update()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
     return [row for future in futures for row in future.result()]
 
 

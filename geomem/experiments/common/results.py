@@ -58,9 +58,6 @@ class Run:
       out: the configuration's output folder, or the folder of its .npz file.
       folder: where to write files; `out` once the run is finished.
       phase: the run's `Phases`; run.json holds their seconds.
-
-    Raises:
-      ValueError: the folder cannot be written, or another process is writing to it.
     """
 
     def __init__(self, config: Any):
@@ -137,9 +134,6 @@ def claim(config: Any, *, overwrite: bool = False, number: bool = False) -> Any:
       config: a dataclass, with or without the output folder or file in `out`.
       overwrite: whether to accept any `out`.
       number: whether to append -2, -3, ... to `out` instead of raising an error.
-
-    Raises:
-      ValueError: `out` holds results of another command or configuration, or is not a folder.
     """
     if getattr(config, "plot_only", None) is not None:
         output.lock(config.plot_only, "plot_only")

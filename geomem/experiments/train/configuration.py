@@ -119,11 +119,7 @@ _OF_NETWORK = (  # fields that UNet has too
 
 
 def resolve(config: Config) -> Config:
-    """Return the configuration with its schedule named and its gap as two numbers.
-
-    Raises:
-      ValueError: a flag out of range, flags that contradict each other, or an invalid zone file.
-    """
+    """Return the configuration with its schedule named and its gap as two numbers."""
     for name in _POSITIVE:
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
@@ -151,11 +147,7 @@ def resolve(config: Config) -> Config:
 
 
 def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """Return the edges (low, high) of the danger zone in a zone.json.
-
-    Raises:
-      ValueError: the file cannot be read, lacks "low" or "high", or holds no danger zone.
-    """
+    """Return the edges (low, high) of the danger zone in a zone.json."""
     try:
         zone = paths.read_json(path)
         low, high = zone["low"], zone["high"]
@@ -196,11 +188,7 @@ def base_schedule(config: Config) -> schedules.Schedule:
 
 
 def build(facts: Mapping[str, Any]) -> tuple[preconditioning.EDMDenoiser, training_step.Recipe]:
-    """Return the denoiser (without parameters) and the training step of a run.
-
-    Raises:
-      ValueError: an invalid schedule.
-    """
+    """Return the denoiser (without parameters) and the training step of a run."""
     config = from_facts(facts)
     network = unet.UNet(
         **{name: getattr(config, name) for name in _OF_NETWORK},

@@ -16,10 +16,12 @@ import time
 from typing import NamedTuple, Self
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from geomem import paths
+from geomem.data.datasets import warn
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
 from geomem.experiments.common import image_flags, output, results
 from geomem.experiments.train import configuration, run_folder
@@ -43,6 +45,7 @@ class _Session(NamedTuple):
     denoiser: preconditioning.EDMDenoiser
     recipe: training_step.Recipe
     image_shape: tuple[int, int, int]
+    is_images: bool
     folder: pathlib.Path
     saved: checkpoints.Checkpoints
 
@@ -62,6 +65,7 @@ def run(config: Config) -> Result:
     config, phases = configuration.resolve(config), results.Phases()
     with phases("load"):
         dataset = image_flags.load(config)
+        _check_values(config, dataset)
         facts = configuration.facts(config, dataset.train_split)
     denoiser, recipe = configuration.build(facts)
     update = training_step.make_update(denoiser, recipe)
@@ -82,7 +86,8 @@ def run(config: Config) -> Result:
                 f"{first:,} to {config.steps:,}, {config.batch} images each"
             )
             images = training_step.load_images(dataset.train_split.pixels)
-            session = _Session(config, denoiser, recipe, shape, folder, saved)
+            is_images = dataset.is_images
+            session = _Session(config, denoiser, recipe, shape, is_images, folder, saved)
             with phases("train"), StopSignal() as stopping:
                 last, speed = _train(session, update, state, images, first, stopping)
         result = Result(folder, last, last == config.steps, speed)
@@ -98,6 +103,22 @@ def run(config: Config) -> Result:
     for name in (f"checkpoints/{last}", "tensorboard"):  # the command lists the other files
         _say(f"wrote {folder / name}")
     return result
+
+
+def _check_values(config, dataset):
+    """Refuse vectors, and warn if the noise was made for data of another scale."""
+    if len(dataset.train_split.shape) != 4:
+        raise ValueError(
+            f"dataset must be images or latents [N, H, W, C], got {dataset.train_split.shape}."
+        )
+    deviation = dataset.noise_scale / 2
+    if not dataset.is_images and not 0.5 < deviation / config.sigma_data < 2:
+        mean = config.noise_mean + math.log(deviation / config.sigma_data)
+        warn(
+            f"the values' standard deviation is {deviation:.3g}, but --sigma-data is "
+            f"{config.sigma_data:g}: pass --scale {config.sigma_data / deviation:.3g}, or "
+            f"--sigma-data {deviation:.3g} --noise-mean {mean:.3g}"
+        )
 
 
 class StopSignal:
@@ -202,8 +223,12 @@ def _save(session, state, step, draw):
         sigmas = grids.skip_gaps(grids.edm_grid(18), session.recipe.schedule)
         denoiser = session.denoiser.bind(host.ema)
         images = sampler.generate(denoiser, seeds, session.image_shape, sigmas)
-        path = session.folder / f"samples_{step:07d}.png"
-        results.write_image_grid(path, sampler.to_uint8(images))
+        if session.is_images:
+            path = session.folder / f"samples_{step:07d}.png"
+            results.write_image_grid(path, sampler.to_uint8(images))
+        else:
+            with paths.open_whole(session.folder / f"samples_{step:07d}.npy") as file:
+                np.save(file, images)
 
 
 @contextlib.contextmanager

@@ -30,10 +30,6 @@ def claim(folder: pathlib.Path, facts: Mapping[str, Any], may_change=()) -> bool
 
     Returns:
       Whether the folder holds an earlier session, to be resumed.
-
-    Raises:
-      ValueError: the folder holds something else, or a run with other facts (the message names the
-        first).
     """
     facts = json.loads(json.dumps(facts))
     path = folder / _FACTS

@@ -58,9 +58,6 @@ class Inception(nn.Module):
     ) -> dict[str, Float[Array, "batch features"]]:
         """Return the features at each tap.
 
-        Args:
-          images: images of any size.
-
         Returns:
           Features by the names in TAPS: feat_64 and feat_192 after the two early max pools,
           feat_768 after Mixed_6e, feat_2048 (used by FID), and feat_logits_unbiased with the 1,008
@@ -121,73 +118,53 @@ def _mean_pool(x):
 _shrink = functools.partial(_max_pool, stride=2)
 
 
+def _chain(name, *layers):
+    """Units NAME_1, NAME_2, ... of (channels, kernel height, kernel width) and maybe a stride."""
+    return tuple((f"{name}_{i}", *layer) for i, layer in enumerate(layers, 1))
+
+
 def _block_a(pooled):
     return (
         (("branch1x1", 64, 1, 1),),
-        (("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
-        (
-            ("branch3x3dbl_1", 64, 1, 1),
-            ("branch3x3dbl_2", 96, 3, 3),
-            ("branch3x3dbl_3", 96, 3, 3),
-        ),
+        _chain("branch5x5", (48, 1, 1), (64, 5, 5)),
+        _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
         (_mean_pool, ("branch_pool", pooled, 1, 1)),
     )
 
 
 _BLOCK_B = (
     (("branch3x3", 384, 3, 3, 2),),
-    (
-        ("branch3x3dbl_1", 64, 1, 1),
-        ("branch3x3dbl_2", 96, 3, 3),
-        ("branch3x3dbl_3", 96, 3, 3, 2),
-    ),
+    _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3, 2)),
     (_shrink,),
 )
 
 
 def _block_c(width):
+    first, row, column = (width, 1, 1), (width, 1, 7), (width, 7, 1)
     return (
         (("branch1x1", 192, 1, 1),),
-        (
-            ("branch7x7_1", width, 1, 1),
-            ("branch7x7_2", width, 1, 7),
-            ("branch7x7_3", 192, 7, 1),
-        ),
-        (
-            ("branch7x7dbl_1", width, 1, 1),
-            ("branch7x7dbl_2", width, 7, 1),
-            ("branch7x7dbl_3", width, 1, 7),
-            ("branch7x7dbl_4", width, 7, 1),
-            ("branch7x7dbl_5", 192, 1, 7),
-        ),
+        _chain("branch7x7", first, row, (192, 7, 1)),
+        _chain("branch7x7dbl", first, column, row, column, (192, 1, 7)),
         (_mean_pool, ("branch_pool", 192, 1, 1)),
     )
 
 
 _BLOCK_D = (
-    (("branch3x3_1", 192, 1, 1), ("branch3x3_2", 320, 3, 3, 2)),
-    (
-        ("branch7x7x3_1", 192, 1, 1),
-        ("branch7x7x3_2", 192, 1, 7),
-        ("branch7x7x3_3", 192, 7, 1),
-        ("branch7x7x3_4", 192, 3, 3, 2),
-    ),
+    _chain("branch3x3", (192, 1, 1), (320, 3, 3, 2)),
+    _chain("branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3, 2)),
     (_shrink,),
 )
 
 
 def _block_e(pool):
+    def parallel(name):
+        return (f"{name}a", 384, 1, 3), (f"{name}b", 384, 3, 1)
+
+    double = _chain("branch3x3dbl", (448, 1, 1), (384, 3, 3))
     return (
         (("branch1x1", 320, 1, 1),),
-        (
-            ("branch3x3_1", 384, 1, 1),
-            (("branch3x3_2a", 384, 1, 3), ("branch3x3_2b", 384, 3, 1)),
-        ),
-        (
-            ("branch3x3dbl_1", 448, 1, 1),
-            ("branch3x3dbl_2", 384, 3, 3),
-            (("branch3x3dbl_3a", 384, 1, 3), ("branch3x3dbl_3b", 384, 3, 1)),
-        ),
+        (*_chain("branch3x3", (384, 1, 1)), parallel("branch3x3_2")),
+        (*double, parallel("branch3x3dbl_3")),
         (pool, ("branch_pool", 192, 1, 1)),
     )
 

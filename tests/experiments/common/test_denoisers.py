@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import oracles
@@ -11,6 +12,7 @@ from geomem import data
 from geomem.experiments import denoising_error, large_noise, noise_level_memorization
 from geomem.experiments.common import denoisers
 from geomem.experiments.train import presets
+from geomem.geometry import posterior
 
 TRAIN = 64
 SHARED = {"num_images": 64, "num_sigmas": 3, "sigma_min": 0.05, "sigma_max": 50.0, "batch": 64}
@@ -147,3 +149,38 @@ def test_rejects_images_that_changed_since_training(runs, tmp_path):
     (copy / "config.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="must be trained on the images that digits holds now"):
         denoisers.load_run(copy)
+
+
+IMAGES = data.load("digits").train[:TRAIN]
+
+
+def only_copies(x, sigma):
+    """An exact denoiser, as somebody else's network would be imported by its name."""
+    return posterior.denoise(x, IMAGES, sigma)
+
+
+def wrong_shape(x, sigma):
+    """A network for other images."""
+    return x[:, :4]
+
+
+def test_measures_a_network_of_another_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
+    config = noise_level_memorization.Config(
+        **SHARED,
+        denoiser="others:only_copies",
+        dataset="digits",
+        num_train=TRAIN,
+        out=str(tmp_path / "out"),
+    )
+    rates = noise_level_memorization.run(config)["rates"]
+    network, empirical = (
+        denoisers.select(rates, kind=kind)["rate"] for kind in ("network", "empirical")
+    )
+    np.testing.assert_array_equal(network, empirical)
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["runs"][0]["denoiser"] == "others:only_copies"
+    with pytest.raises(ValueError, match=r"denoiser must return shape \(1, 8, 8, 1\)"):
+        denoisers.load_runs(dataclasses.replace(config, denoiser="others:wrong_shape"))
+    with pytest.raises(ValueError, match="denoiser and dataset must be given together"):
+        denoisers.load_runs(dataclasses.replace(config, dataset=None))

@@ -113,7 +113,7 @@ def test_commands_report_errors_in_one_line(tmp_path):
     for module, flags, message in [
         ("train", ["digits", "--out", tmp_path, "--kimg", "1"], "notes.txt"),
         ("sample", ["--run", tmp_path], "config.json"),
-        ("sample", [], "--run or --weights must be given, and not both"),
+        ("sample", [], "--run, --weights or --denoiser must be given, and only one of them"),
     ]:
         command = [sys.executable, "-m", f"geomem.experiments.{module}", *map(str, flags)]
         result = subprocess.run(command, capture_output=True, text=True)
