@@ -76,21 +76,26 @@ class Output:
             self._exchange()
             release(self._place)
         elif jax.process_index() == 0:
-            new = sorted(self.folder.iterdir(), key=lambda path: path.name == self.record)
-            for path in new:
+            for path in sorted(self.folder.iterdir(), key=lambda path: self._is_record(path.name)):
                 with paths.open_whole(self.out / path.name) as file, path.open("rb") as source:
                     shutil.copyfileobj(source, file)
         paths.moved(self.folder, self.out)
         self.folder = self.out
 
     def _exchange(self):
-        new = sorted(path.name for path in self._finished.iterdir())
-        for name in {*new, *_recorded_files(self.out / self.record)}:
-            with contextlib.suppress(FileNotFoundError):
-                (self.out / name).unlink()
-        for name in sorted(new, key=lambda name: name == self.record):
+        # The records come last: the old one tells what to remove, the new one that all is there.
+        new = sorted((path.name for path in self._finished.iterdir()), key=self._is_record)
+        if self.record in new:
+            old = {*new, *_recorded_files(self.out / self.record)}
+            for name in sorted(old, key=self._is_record):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.out / name).unlink()
+        for name in new:
             (self._finished / name).rename(self.out / name)
         self._finished.rmdir()
+
+    def _is_record(self, name):
+        return name == self.record
 
 
 def lock(out: paths.AnyPath, argument: str = "out") -> None:
