@@ -3,19 +3,24 @@
 For each pixel of a query y, a pass sums over training patches x the weights
 exp(-||patch(y) - patch(x)||^2 / (2 sigma^2)) and the weighted center pixels, image by image, with a
 running maximum. Memory is that of a few images' patches, whatever the number of images.
+
+Distances are not small where no training patch is near, and dividing them by 2 sigma^2 magnifies
+their rounding errors. So pixels are split into a part on a coarse grid, whose squared distances are
+exact in float32, and a small remainder. The exact parts are subtracted before anything is rounded.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from geomem.points.exact import inner_products, map_rows
-from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums
+from geomem.points.softmax_search import LOWEST
 from geomem.points.visit import Pass
 
 __all__ = ["all_positions", "images_at_once", "patches", "same_position", "same_subspace"]
@@ -23,9 +28,26 @@ __all__ = ["all_positions", "images_at_once", "patches", "same_position", "same_
 _TILE = 1024  # patches of queries that are compared at once with _KEYS patches of images
 _KEYS = 2048
 _VALUES = 2**22  # of the distances of all pixels that are in memory at once (16 MB)
-_HALF_BITS = 11  # a grid of this many bits keeps sums of products exact in float32
+_HALF_BITS = 11  # squared distances on a grid of this many bits are exact in float32
 _RANGE = 2.0  # of centered pixels in [-1, 1]
 _LOOSE = 3e-5  # bound on a product's rounding error in a logit that changes no mean by 1e-5
+
+
+class _Sums(NamedTuple):
+    """Sums of exp(-(s_j + r_j) / (2 sigma^2)) over patches j, where s_j is exact and r_j small.
+
+    Attributes:
+      offset: [..., 1], s of a patch that is about the nearest.
+      peak: [..., 1], the largest of -((s_j - offset) + r_j) / (2 sigma^2); `total` and `moment` are
+        relative to it.
+      total: [..., 1].
+      moment: [..., C], the same sum, weighted with the center pixels.
+    """
+
+    offset: jax.Array
+    peak: jax.Array
+    total: jax.Array
+    moment: jax.Array
 
 
 def patches(images: jax.Array, side: int, pad: jax.Array | float = 0.0) -> jax.Array:
@@ -50,12 +72,18 @@ def images_at_once(queries: int, shape: tuple[int, ...], everywhere: bool) -> in
 @functools.cache
 def same_position(shape: tuple[int, int, int], side: int) -> Pass:
     """Return the pass that compares patches at the same position; images are [N, *shape]."""
+    split = functools.partial(_split, dim=side**2 * shape[2])
 
-    def squared_distances(_, y, images):
-        squared = jnp.sum((y[:, None] - images) ** 2, axis=4)  # [B, n, H, W]
-        return _box_sum(_box_sum(squared, side, 2), side, 3)
+    def represent(center, y):
+        return split(y - center.mean())
 
-    return _per_position(shape, lambda _, y: y, squared_distances)
+    def squared_distances(center, y, images):
+        (coarse_y, fine_y), (coarse, fine) = y, split(images - center.mean())
+        apart, rest = coarse_y[:, None] - coarse, fine_y[:, None] - fine
+        both = jnp.stack([apart**2, (2 * apart + rest) * rest])
+        return _box_sum(_box_sum(both.sum(axis=5), side, 3), side, 4)
+
+    return _per_position(shape, represent, squared_distances)
 
 
 @functools.cache
@@ -67,38 +95,45 @@ def same_subspace(shape: tuple[int, int, int], side: int) -> Pass:
 
     def coordinates(basis, images):
         precision = lax.Precision.HIGHEST
-        return jnp.einsum("nhwk,hwkr->nhwr", patches(images, side), basis, precision=precision)
+        return jnp.einsum("nhwk,hwkr->rnhw", patches(images, side), basis, precision=precision)
+
+    def represent(basis, y):
+        return jnp.moveaxis(coordinates(basis, y), 0, 1)
 
     def squared_distances(basis, y, images):
-        left, right = jnp.moveaxis(y, 3, 0), jnp.moveaxis(coordinates(basis, images), 3, 0)
-
         def add(total, pair):
             return total + (pair[0][:, None] - pair[1]) ** 2, None
 
-        start = jnp.zeros((len(y), len(images), *y.shape[1:3]))
-        return lax.scan(add, start, (left, right))[0]
+        start = jnp.zeros((len(y), len(images), *shape[:2]))
+        squared = lax.scan(add, start, (jnp.moveaxis(y, 1, 0), coordinates(basis, images)))[0]
+        return squared, jnp.zeros_like(squared)
 
-    return _per_position(shape, coordinates, squared_distances)
+    return _per_position(shape, represent, squared_distances)
 
 
 def _per_position(shape, represent, squared_distances):
-    """A pass whose `squared_distances` are [B, n, H, W], from queries as `represent` returns."""
+    """A pass over images; distances are two summands [B, n, H, W], the first of them exact."""
 
     def start(context, y, sigma):
         return represent(context, y.reshape(-1, *shape)), 2 * sigma[:, None, None, None] ** 2
 
     def empty(_, state):
-        return _no_sums(len(state[0]), shape)
+        return _no_sums(len(state[1]), shape)
 
     def update(context, state):
+        y, spread = state
+
         def add(sums, rows, index, valid):
             images = rows.reshape(-1, *shape)
-            logit = -squared_distances(context, state[0], images) / state[1]
-            logit = jnp.where(valid[:, None, None], logit, -jnp.inf)
-            peak = jnp.maximum(logit.max(axis=1), LOWEST)
-            weight = jnp.exp(logit - peak[:, None])
+            exact, rest = squared_distances(context, y, images)
+            valid = valid[:, None, None]
+            offset = _least(exact, valid, axis=1)
+            logit = jnp.where(valid, -((exact - offset) + rest) / spread, -jnp.inf)
+            peak = jnp.maximum(logit.max(axis=1, keepdims=True), LOWEST)
+            weight = jnp.exp(logit - peak)
             moment = jnp.einsum("bnhw,nhwc->bhwc", weight, images, precision=lax.Precision.HIGHEST)
-            return add_log_sums(sums, LogSums(peak[..., None], weight.sum(1)[..., None], moment))
+            scalars = (a[:, 0, :, :, None] for a in (offset, peak, weight.sum(1, keepdims=True)))
+            return _add(sums, _Sums(*scalars, moment), spread)
 
         return add
 
@@ -116,10 +151,10 @@ def all_positions(shape: tuple[int, int, int], side: int, same_border: bool) -> 
     border = _border_relation(height, width, side // 2)
 
     def start(_, y, sigma):
-        return y.reshape(-1, *shape), sigma
+        return y.reshape(-1, *shape), 2 * sigma[:, None, None, None] ** 2
 
     def empty(_, state):
-        return _no_sums(len(state[0]), shape)
+        return _no_sums(len(state[1]), shape)
 
     def update(center, state):
         mean = center.mean()
@@ -134,19 +169,19 @@ def all_positions(shape: tuple[int, int, int], side: int, same_border: bool) -> 
             values = jnp.concatenate([jnp.ones_like(values[:, :1]), values], axis=1)
             usable = jnp.repeat(valid, pixels)
 
-            def tile(y, sigma, sums):
-                variance = jnp.repeat(sigma**2, pixels)[:, None]
-                logit = _log_weights(flat_patches(y), keys, variance)
+            def tile(y, spread, sums):
                 allowed = usable
                 if same_border:
                     ours, theirs = jnp.tile(border, len(y)), jnp.tile(border, len(images))
                     allowed = allowed & (ours[:, None] == theirs)
+                spreads = jnp.repeat(spread.reshape(-1, 1), pixels, axis=0)
+                offset, logit = _relative_logits(flat_patches(y), keys, spreads, allowed)
                 logit = jnp.where(allowed, logit, -jnp.inf)
                 peak = jnp.maximum(logit.max(axis=1, keepdims=True), LOWEST)
                 new = inner_products(jnp.exp(logit - peak), values.T)
-                new = LogSums(peak, new[:, :1], new[:, 1:])
+                new = _Sums(offset, peak, new[:, :1], new[:, 1:])
                 new = jax.tree.map(lambda a: a.reshape(len(y), height, width, -1), new)
-                return add_log_sums(sums, new)
+                return _add(sums, new, spread)
 
             return map_rows(tile, (*state, sums), max(1, _TILE // pixels))
 
@@ -155,33 +190,43 @@ def all_positions(shape: tuple[int, int, int], side: int, same_border: bool) -> 
     return Pass(start, empty, update, _combine, _mean)
 
 
-def _log_weights(a, b, variance):
-    """-||a_i - b_j||^2 / (2 variance_i) plus any function of i: [Q, K], [N, K], [Q, 1] -> [Q, N].
+def _relative_logits(a, b, spread, allowed):
+    """(offset, logits -(||a_i - b_j||^2 - f(i) - offset_i) / spread_i): [Q, 1], [Q, N].
 
-    A product's rounding error is about 1e-7 |a| |b|. If that is too much at the smallest variance,
-    a and b are rounded to a grid on which all sums are exact, and the remainders, which are small,
-    are taken into account by a second product.
+    The function f depends only on the batch of queries. If the rounding error of a product, about
+    1e-7 |a| |b| / sigma^2, does not matter, the product alone decides, and the offset is 0.
     """
     dim = a.shape[1]
-    step = 2.0 ** math.ceil(math.log2(_RANGE * math.sqrt(dim)) - _HALF_BITS)
 
     def by_product(a, b):
-        return (inner_products(a, b) - jnp.sum(b**2, axis=1) / 2) / variance
+        logit = (inner_products(a, b) - jnp.sum(b**2, axis=1) / 2) / (spread / 2)
+        return jnp.zeros_like(spread), logit
 
     def by_parts(a, b):
-        limit = jnp.floor(_RANGE / step) * step
-        coarse_a, coarse_b = (jnp.clip(jnp.round(v / step) * step, -limit, limit) for v in (a, b))
-        fine_a, fine_b = a - coarse_a, b - coarse_b
+        (coarse_a, fine_a), (coarse_b, fine_b) = _split(a, dim), _split(b, dim)
         norms = jnp.sum(coarse_a**2, axis=1)[:, None] + jnp.sum(coarse_b**2, axis=1)
-        squared = norms - 2 * inner_products(coarse_a, coarse_b)
-        cross = inner_products(
-            jnp.concatenate([coarse_a, fine_a], axis=1), jnp.concatenate([fine_b, b], axis=1)
-        )
-        return -(squared + (jnp.sum((b + coarse_b) * fine_b, axis=1) - 2 * cross)) / (2 * variance)
+        exact = norms - 2 * inner_products(coarse_a, coarse_b)
+        offset = _least(exact, allowed, axis=1)
+        left = jnp.concatenate([coarse_a, fine_a], axis=1)
+        cross = inner_products(left, jnp.concatenate([fine_b, b], axis=1))
+        rest = jnp.sum((b + coarse_b) * fine_b, axis=1) - 2 * cross
+        return offset, -((exact - offset) + rest) / spread
 
-    largest = jnp.sqrt(jnp.max(jnp.sum(a**2, axis=1)) * jnp.max(jnp.sum(b**2, axis=1)))
-    loose = largest * 2.0**-24 <= _LOOSE * jnp.min(variance)
-    return lax.cond(loose, by_product, by_parts, a, b)
+    # The bound must not depend on b: all b are compared in the same way.
+    size = jnp.sqrt(jnp.max(jnp.sum(a**2, axis=1)) * dim)
+    return lax.cond(size * 2.0**-24 <= _LOOSE * jnp.min(spread) / 2, by_product, by_parts, a, b)
+
+
+def _split(x, dim):
+    """x as a part on a grid, where squared distances of `dim` values are exact, and the rest."""
+    step = 2.0 ** math.ceil(math.log2(_RANGE * math.sqrt(dim)) - _HALF_BITS)
+    limit = math.floor(_RANGE / step) * step
+    coarse = jnp.clip(jnp.round(x / step) * step, -limit, limit)
+    return coarse, x - coarse
+
+
+def _least(x, allowed, axis):
+    return jnp.min(x, axis=axis, keepdims=True, where=allowed, initial=-LOWEST)
 
 
 def _border_relation(height, width, half):
@@ -217,16 +262,28 @@ def _box_sum(x, side, axis):
 
 
 def _no_sums(count, shape):
-    pixels = (count, *shape[:2], 1)
-    return LogSums(jnp.full(pixels, LOWEST), jnp.zeros(pixels), jnp.zeros((count, *shape)))
+    zeros = jnp.zeros((count, *shape[:2], 1))
+    return _Sums(zeros, zeros + LOWEST, zeros, jnp.zeros((count, *shape)))
+
+
+def _add(a, b, spread):
+    """The sums over the patches of `a` and of `b`."""
+    ahead = (a.peak - b.peak) - (a.offset - b.offset) / spread
+    left, right = jnp.exp(jnp.minimum(ahead, 0)), jnp.exp(jnp.minimum(-ahead, 0))
+    offset, peak = (jnp.where(ahead >= 0, x, y) for x, y in zip(a[:2], b[:2], strict=True))
+    total, moment = (left * x + right * y for x, y in zip(a[2:], b[2:], strict=True))
+    return _Sums(offset, peak, total, moment)
 
 
 def _combine(sums, group):
-    peak = group.max(sums.peak)
-    scale = jnp.exp(sums.peak - peak)
-    return LogSums(peak, group.sum(scale * sums.total), group.sum(scale * sums.moment))
+    return sums  # `_mean` adds those of the devices, because it knows sigma
 
 
 def _mean(context, state, sums, group):
-    mean = sums.moment / sums.total
+    # The reference is the device with the largest term, up to rounding.
+    level = sums.peak - sums.offset / state[1]
+    first = level == group.max(level)
+    offset, peak = (group.max(jnp.where(first, x, LOWEST)) for x in sums[:2])
+    scale = jnp.exp((sums.peak - peak) - (sums.offset - offset) / state[1])
+    mean = group.sum(scale * sums.moment) / group.sum(scale * sums.total)
     return mean.reshape(len(mean), -1)

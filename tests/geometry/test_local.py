@@ -33,9 +33,10 @@ def crops(cifar):
 
 @pytest.fixture(scope="module")
 def noised(crops):
-    """Held-out and training crops with noise of each level: (y [9, 6, 5, 3], sigma [9])."""
+    """Crops of training and other images with noise of each level: (y [9, 6, 5, 3], sigma [9])."""
     rng = np.random.default_rng(0)
     clean = np.concatenate([crops[:5], crops[60:64]])
+    clean[:, :, :2] = rng.uniform(-1, 1, (9, 6, 2, 3))  # far from all crops
     sigma = np.float32(SIGMAS)
     noise = rng.standard_normal(clean.shape).astype(np.float32)
     return clean + sigma[:, None, None, None] * noise, sigma
