@@ -22,12 +22,15 @@ from .gaussian import fit_gaussian as fit_gaussian
 from .gaussian import gaussian_denoise as gaussian_denoise
 from .growth import Growth as Growth
 from .posterior import TopWeights as TopWeights
+from .posterior import covariance_product as covariance_product
+from .posterior import covariance_trace as covariance_trace
 from .posterior import denoise as denoise
 from .posterior import empirical_denoiser as empirical_denoiser
 from .posterior import log_weights as log_weights
 from .posterior import max_weight as max_weight
 from .posterior import plain_denoise as plain_denoise
 from .posterior import plain_weights as plain_weights
+from .posterior import score as score
 from .posterior import top_weights as top_weights
 from .posterior import weights as weights
 from .shells import contains as contains

@@ -18,22 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from geomem.points.exact import CHUNK, as_queries, as_rows, decode, log_weight_ratios
 from geomem.points.softmax_search import Softmax, softmax_search
-from geomem.points.visit import PlacedPoints, as_points
+from geomem.points.visit import PlacedPoints, Points, as_points
 
 __all__ = [
     "TopWeights",
     "check_sigma",
+    "covariance_product",
+    "covariance_trace",
     "denoise",
     "empirical_denoiser",
     "log_weights",
     "max_weight",
     "plain_denoise",
     "plain_weights",
+    "score",
     "top_weights",
     "weights",
 ]
@@ -93,8 +97,68 @@ def denoise(
 
     Source: paper, eq. 2.
     """
-    mean = _search(y, points, sigma, chunk, mean=True, top=0).mean
-    return mean.reshape(np.shape(y))
+    placed, rows, sigma = _arguments(y, points, sigma, chunk)
+    mean = _mean if isinstance(placed, Points) else _mean.__wrapped__  # a stream has no derivative
+    return mean(chunk, placed, rows, sigma).reshape(np.shape(y))
+
+
+def score(
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
+    *,
+    chunk: int = CHUNK,
+) -> Float[Array, "queries ..."]:
+    """Return (m_sigma(y) - y) / sigma^2, the gradient of the log density of the noised data at y.
+
+    Arguments as in `denoise`. The density is the mixture of N(x_j, sigma^2 I) over the points.
+    """
+    mean = denoise(y, points, sigma, chunk=chunk)
+    variance = jnp.asarray(sigma, jnp.float32) ** 2
+    return (mean - decode(jnp.asarray(y))) / variance.reshape(-1, *[1] * (mean.ndim - 1))
+
+
+def covariance_product(
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
+    v: Shaped[ArrayLike, "queries ..."],
+    *,
+    chunk: int = CHUNK,
+) -> Float[Array, "queries ..."]:
+    """Return Cov_w v, the posterior covariance sum_j w_j (x_j - m) (x_j - m)^T times v.
+
+    Cov_w / sigma^2 is the Jacobian of `denoise` at y. No d x d matrix is built; the cost is that of
+    about four calls of `denoise`.
+
+    Args:
+      y, points, sigma, chunk: as in `denoise`.
+      v: directions, in the shape of y.
+    """
+    placed, rows, sigma = _arguments(y, points, sigma, chunk)
+    directions = as_queries(v, np.shape(points), "v")
+    if directions.shape != rows.shape:
+        raise ValueError(f"v must have the shape of y, {np.shape(y)}, got {np.shape(v)}.")
+    mean = _mean.__wrapped__(chunk, placed, rows, sigma)
+    product = _moment("along", chunk, placed, rows, sigma, mean, directions)
+    return product.reshape(np.shape(y))
+
+
+def covariance_trace(
+    y: Shaped[ArrayLike, "queries ..."],
+    points: Shaped[ArrayLike, "points ..."] | PlacedPoints,
+    sigma: Sigma,
+    *,
+    chunk: int = CHUNK,
+) -> Float[Array, " queries"]:
+    """Return tr Cov_w = sum_j w_j ||x_j - m||^2, [Q]; arguments as in `denoise`.
+
+    It is the expected squared error of `denoise` given y; trace / sigma^2 is the divergence of
+    `denoise`.
+    """
+    placed, rows, sigma = _arguments(y, points, sigma, chunk)
+    mean = _mean.__wrapped__(chunk, placed, rows, sigma)
+    return _moment("squared_spread", chunk, placed, rows, sigma, mean)[:, 0]
 
 
 def max_weight(
@@ -105,7 +169,8 @@ def max_weight(
     chunk: int = CHUNK,
 ) -> Float[Array, " queries"]:
     """Return the largest posterior weight max_j w_j(y, sigma), [Q]; arguments as in `denoise`."""
-    return _search(y, points, sigma, chunk, mean=False, top=1).weight[:, 0]
+    placed, rows, sigma = _arguments(y, points, sigma, chunk)
+    return _search(placed, rows, sigma, chunk=chunk, top=1).weight[:, 0]
 
 
 class TopWeights(NamedTuple):
@@ -146,10 +211,10 @@ def top_weights(
     >>> top_weights(np.float32([[1, 0]]), points, 0.5, 2)
     TopWeights(weight=Array([[0.880..., 0.119...]], dtype=float32), index=Array([[1, 0]], ...))
     """
-    placed = as_points(points)
-    if not 1 <= k <= len(placed):
+    placed, rows, sigma = _arguments(y, points, sigma, chunk)
+    if not (isinstance(k, int | np.integer) and 1 <= k <= len(placed)):
         raise ValueError(f"k must be 1 to {len(placed)}, the number of points, got {k}.")
-    softmax = _search(y, placed, sigma, chunk, mean=False, top=k, shape=np.shape(points))
+    softmax = _search(placed, rows, sigma, chunk=chunk, top=int(k))
     return TopWeights(softmax.weight, softmax.index)
 
 
@@ -228,16 +293,72 @@ def _queries(y, shape, sigma):
     return y, jnp.broadcast_to(sigma, (len(y),))
 
 
-def _search(y, points, sigma, chunk, *, mean, top, shape=None) -> Softmax:
-    """The search; `shape` is that of the points before they were placed."""
+def _arguments(y, points, sigma, chunk):
+    """(placed points, queries [Q, d], sigma [Q])."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     placed = as_points(points)
-    shape = np.shape(points) if shape is None else shape
-    search = softmax_search(len(placed), mean=mean, top=top)
-    return placed.run(search, _queries(y, shape, sigma), chunk=chunk)
+    return placed, *_queries(y, np.shape(points), sigma)
 
 
+def _search(placed, *queries, chunk, moment=None, top=0) -> Softmax:
+    return placed.run(softmax_search(len(placed), moment=moment, top=top), queries, chunk=chunk)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mean(chunk, placed, y, sigma):
+    return _search(placed, y, sigma, chunk=chunk, moment="mean").moment
+
+
+def _mean_jvp(chunk, primals, tangents):
+    """dm = Cov_w(x) dy / sigma^2 - 2 Cov_w(b, x) dsigma / sigma^3, with logits b_j / sigma^2."""
+    placed, y, sigma = primals
+    d_placed, dy, d_sigma = tangents
+    mean = _mean.__wrapped__(chunk, *primals)
+    tangent = jnp.zeros_like(mean)
+    placed, y, sigma, center = _differentiated_once((placed, y, sigma, mean))
+    variance = (sigma**2)[:, None]
+    if not isinstance(dy, SymbolicZero):
+        tangent += _along(chunk, placed, y, sigma, center, dy) / variance
+    if not isinstance(d_sigma, SymbolicZero):
+        sums = _moment("with_log_weight", chunk, placed, y, sigma, center)
+        product, offset, b = jnp.split(sums, [y.shape[1], 2 * y.shape[1]], axis=1)
+        covariance = product - b * offset  # of b and x
+        tangent -= 2 * covariance / (variance * sigma[:, None]) * d_sigma[:, None]
+    if not isinstance(d_placed.rows, SymbolicZero):  # forward mode only
+        of_points = functools.partial(_mean.__wrapped__, chunk, y=y, sigma=sigma)
+        tangent += jax.jvp(of_points, (placed,), (d_placed,))[1]
+    return mean, tangent
+
+
+_mean.defjvp(_mean_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _differentiated_once(values):
+    return values
+
+
+@_differentiated_once.defjvp
+def _refuse(primals, tangents):
+    raise NotImplementedError("denoise must be differentiated only once, got a second derivative.")
+
+
+def _moment(moment, chunk, placed, *queries):
+    return _search(placed, *queries, chunk=chunk, moment=moment).moment
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(chunk, placed, y, sigma, mean, v):
+    """Cov_w v. The search cannot be transposed; as the solution of a symmetric system it can."""
+
+    def solve(_, v):
+        return _moment("along", chunk, placed, y, sigma, mean, v)
+
+    return lax.custom_linear_solve(lambda v: v, v, solve, symmetric=True)
+
+
+@jax.custom_jvp
 @jax.jit
 def _log_weights(y, sigma, points):
     points = decode(points)
@@ -249,3 +370,28 @@ def _log_weights(y, sigma, points):
         return jax.nn.log_softmax(logits)
 
     return lax.map(one_query, (y, sigma))
+
+
+def _log_weights_jvp(primals, tangents):
+    """d log w_j = a_j - sum_k w_k a_k, with a_j the derivative of the logit of x_j."""
+    y, sigma, points = primals
+    log_weight, rows = _log_weights(*primals), decode(points)
+    dy, d_sigma, d_rows = (None if isinstance(d, SymbolicZero) else d for d in tangents)
+
+    @jax.checkpoint  # keep no [N, d] array of a query for reverse mode
+    def one_query(query):
+        y, sigma, log_weight, dy, d_sigma = query
+        change = jnp.zeros_like(log_weight)
+        if dy is not None:
+            best = rows[log_weight.argmax()]  # differences of near copies are exact
+            change += jnp.sum((rows - best) * dy, axis=1) / sigma**2
+        if d_sigma is not None:
+            change -= 2 * log_weight * d_sigma / sigma
+        if d_rows is not None:
+            change += jnp.sum((y - rows) * d_rows, axis=1) / sigma**2
+        return change - jnp.sum(jnp.exp(log_weight) * change)
+
+    return log_weight, lax.map(one_query, (y, sigma, log_weight, dy, d_sigma))
+
+
+_log_weights.defjvp(_log_weights_jvp, symbolic_zeros=True)

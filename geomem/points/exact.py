@@ -177,7 +177,11 @@ def round_center(mean: jax.Array) -> jax.Array:
 
 
 def log_weight_ratios(
-    y: jax.Array, sigma: jax.Array, reference: jax.Array, points: jax.Array
+    y: jax.Array,
+    sigma: jax.Array,
+    reference: jax.Array,
+    points: jax.Array,
+    tolerance: float = _WEIGHT_ERROR,
 ) -> jax.Array:
     """Return log(w_j / w_r) = (||y - r||^2 - ||y - x_j||^2) / (2 sigma^2) for candidates x_j.
 
@@ -191,9 +195,10 @@ def log_weight_ratios(
       sigma: float32 [B].
       reference: float32 [B, d], r.
       points: float32 [B, K, d], x_j.
+      tolerance: largest error of a posterior weight that the result may cause.
 
     Returns:
-      float32 [B, K], exact enough that no posterior weight is off by more than a few 1e-6.
+      float32 [B, K].
     """
     y, reference = y[:, None, :], reference[:, None, :]
     apart, left, right = points - reference, y - reference, y - points
@@ -213,7 +218,7 @@ def log_weight_ratios(
         return ratios.at[rows, place].set(precise), pending.at[rows, place].set(0)
 
     def is_pending(state):
-        return (state[1] > _WEIGHT_ERROR).any()
+        return (state[1] > tolerance).any()
 
     return lax.while_loop(is_pending, repeat_worst, (ratios, pending))[0]
 

@@ -1,9 +1,13 @@
-"""The posterior's mean and largest weights: products screen all points, differences decide.
+"""The posterior's moments and largest weights: products screen all points, differences decide.
 
 Products of centered rows give every logit, up to a screening error. The logits of the leading
 candidates of a pass are computed again, relative to the best one (`exact.log_weight_ratios`). How
 much they change shows the screening error. The search continues with the next candidates until
 four times that error, applied to the weight of all other points, no longer matters.
+
+Second moments may be tiny next to the squared distances of the points, so their search is sharp:
+its tolerance is relative to the weight of all points but the best, and the candidates of the last
+pass count as unchecked, because their screened sums do not cancel exactly.
 
 With several devices, each keeps the weighted sum of its own points. In each pass they exchange
 peaks, totals, candidates, and the row of each query's best candidate.
@@ -21,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from geomem.points.exact import Candidates, inner_products, log_weight_ratios, merge_candidates
+from geomem.points.moments import MOMENTS
 from geomem.points.visit import Search
 
 __all__ = ["LOWEST", "LogSums", "Softmax", "add_log_sums", "softmax_search"]
@@ -33,6 +38,7 @@ _INFORMATIVE = 4  # least number of different logits that can show the error; co
 _APRIORI = 10 * 2.0**-24  # error assumed for fewer: a product's rounding, relative to the norms
 _LOG_NEGLIGIBLE = -30.0
 _ROUNDING = 1e-6
+_SHARP_WEIGHT_ERROR = 1e-8  # for `log_weight_ratios`, in a sharp search
 
 
 class LogSums(NamedTuple):
@@ -41,7 +47,7 @@ class LogSums(NamedTuple):
     Attributes:
       peak: [...], the largest logit so far.
       total: [...].
-      moment: [..., d], exp(peak) moment = sum_j exp(l_j) (x_j - origin); None if not needed.
+      moment: [..., D], exp(peak) moment = sum_j exp(l_j) of what is summed; None if not needed.
     """
 
     peak: jax.Array
@@ -60,18 +66,20 @@ class Softmax(NamedTuple):
     """The result of the search.
 
     Attributes:
-      mean: [Q, d], the posterior mean, or [Q, 0] if it was not asked for.
+      moment: [Q, D], the posterior expectation that was asked for, else [Q, 0].
       weight: [Q, K], the largest posterior weights, descending.
       index: int32 [Q, K], the points that have them.
     """
 
-    mean: jax.Array
+    moment: jax.Array
     weight: jax.Array
     index: jax.Array
 
 
 class _State(NamedTuple):
     y: jax.Array  # [B, d]
+    center: jax.Array  # [B, d], the origin of moments over candidates
+    v: jax.Array | None  # [B, d], the direction of "along"
     variance: jax.Array  # [B, 1]
     checked: LogSums  # [B, 1] and [B, d]: over all candidates so far, from checked logits
     rest: LogSums  # over all other points, from screened logits; moments of this device's points
@@ -81,6 +89,7 @@ class _State(NamedTuple):
     error: jax.Array  # [B, 1], the largest deviation from the baseline so far
     informative: jax.Array  # [B, 1], number of candidates behind `error`, without copies
     scale: jax.Array  # [B, 1], ||y - origin||^2 / sigma^2, the scale of rounding errors
+    tied: jax.Array  # [B, 1], number of candidates so far that equal the reference
     cutoff: Candidates  # the next candidates come after it
     done: jax.Array  # [B]
 
@@ -93,25 +102,35 @@ class _Checked(NamedTuple):
 
 
 @functools.cache
-def softmax_search(total: int, *, mean: bool, top: int) -> Search:
-    """Return the search for the posterior mean and the `top` largest weights among `total` points.
+def softmax_search(total: int, *, moment: str | None, top: int) -> Search:
+    """Return the search for a posterior moment and the `top` largest weights among `total` points.
 
-    Its queries are (y [Q, d], sigma [Q]), its context is the origin [d], and its result a Softmax.
+    Its queries are (y [Q, d], sigma [Q]), then for moments about the posterior mean this mean
+    [Q, d], then for "along" v [Q, d]; its context is the origin [d], and its result a Softmax.
+    `moment` is a name in `MOMENTS`, or None.
     """
+    sharp = moment not in (None, "mean")
 
-    def start(origin, y, sigma):
+    def moments(*args):
+        return MOMENTS[moment](*args) if moment else jnp.zeros((len(args[0]), 0))
+
+    def start(origin, y, sigma, mean=None, v=None):
         count, dim = y.shape
+        size = {None: 0, "squared_spread": 1, "with_log_weight": 2 * dim + 1}.get(moment, dim)
         return _State(
             y=y,
+            center=jnp.broadcast_to(origin, y.shape) if mean is None else mean,
+            v=v,
             variance=(sigma**2)[:, None],
-            checked=_no_sums(count, dim * mean),
-            rest=_no_sums(count, dim * mean),
+            checked=_no_sums(count, size),
+            rest=_no_sums(count, size),
             best=Candidates.none(count, top),
             reference=jnp.zeros_like(y),
             baseline=jnp.full((count, 1), jnp.nan),
             error=jnp.zeros((count, 1)),
             informative=jnp.zeros((count, 1), jnp.int32),
             scale=jnp.sum(((y - origin) / sigma[:, None]) ** 2, axis=1, keepdims=True),
+            tied=jnp.zeros((count, 1), jnp.int32),
             cutoff=Candidates.before_all(count),
             done=jnp.zeros(count, bool),
         )
@@ -122,7 +141,7 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
 
     def update(origin, state):
         """Sums over the points after the cutoff, from screened logits, and the best candidates."""
-        centered, dim = state.y - origin, state.rest.moment.shape[1]
+        centered, center = state.y - origin, state.center - origin
 
         def screen(partial, rows, index, valid):
             sums, candidates = partial
@@ -130,7 +149,7 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
             logit = inner_products(centered, rows) - jnp.sum(rows**2, axis=1) / 2
             logit = logit / state.variance
             logit = jnp.where(valid & state.cutoff.precede(logit, index), logit, -jnp.inf)
-            new = _sums(logit, lambda weight: inner_products(weight, rows[:, :dim].T))
+            new = _sums(logit, lambda weight: moments(weight, rows, centered, center, state.v))
             return add_log_sums(sums, new), merge_candidates(candidates, logit, index)
 
         return screen
@@ -143,20 +162,21 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
         return sums, group.merge(candidates)
 
     def recheck(origin, state, candidates, rows, owned, group):
-        dim = state.rest.moment.shape[1]
         first = jnp.isnan(state.baseline)
         reference = jnp.where(first, group.share(rows[:, 0], owned[:, :1]), state.reference)
         if group.axis is not None:  # do not spend precision on rows of other devices
             rows = jnp.where(owned[:, :, None], rows, reference[:, None])
         sigma = jnp.sqrt(state.variance[:, 0])
-        logit = group.share(log_weight_ratios(state.y, sigma, reference, rows), owned)
-        logit = jnp.where(candidates.score == -jnp.inf, -jnp.inf, logit)
-        centered = rows[:, :, :dim] - origin[:dim]
+        tolerance = {"tolerance": _SHARP_WEIGHT_ERROR} if sharp else {}
+        logit = log_weight_ratios(state.y, sigma, reference, rows, **tolerance)
+        logit = jnp.where(candidates.score == -jnp.inf, -jnp.inf, group.share(logit, owned))
+        centered, y = rows - state.center[:, None], state.y - state.center
 
-        def moment(weight):
-            return jnp.sum(jnp.where(owned, weight, 0)[:, :, None] * centered, axis=1)
+        def own(weight):
+            weight = jnp.where(owned, weight, 0)
+            return moments(weight, centered, y, jnp.zeros_like(y), state.v)
 
-        return _Checked(reference, logit, _sums(logit, moment), _sums(candidates.score, moment))
+        return _Checked(reference, logit, _sums(logit, own), _sums(candidates.score, own))
 
     def advance(state, partial, checked):
         sums, candidates = partial
@@ -165,15 +185,21 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
         # unless the remainder, at most `bound`, is no larger than rounding errors.
         bound = candidates.score[:, -1:] + math.log(total)
         remains = bound - sums.peak > _LOG_NEGLIGIBLE
+        total_left = sums.total - checked.screened.total
+        positive = remains & (total_left > 0)
         rest = LogSums(
-            jnp.where(remains, sums.peak - baseline, LOWEST),
-            jnp.where(remains, jnp.maximum(sums.total - checked.screened.total, 0), 0),
-            jnp.where(remains, sums.moment - checked.screened.moment, 0),
+            jnp.where(positive, sums.peak - baseline, LOWEST),
+            jnp.where(positive, total_left, 0),
+            jnp.where(positive, sums.moment - checked.screened.moment, 0),
         )
         new = add_log_sums(state.checked, checked.sums)
         both = add_log_sums(new, rest)
         share = sums.peak + jnp.log(rest.total + _ROUNDING * sums.total)
         share = jnp.where(remains, share, bound) - baseline - both.peak - jnp.log(both.total)
+        tied = state.tied + (checked.logit == 0).sum(axis=1, keepdims=True)
+        if sharp:
+            others = jnp.maximum(1 - tied * jnp.exp(-both.peak) / both.total, _ROUNDING)
+            share = sums.peak - baseline - both.peak + jnp.log(sums.total / (both.total * others))
         return state._replace(
             checked=new,
             rest=rest,
@@ -183,6 +209,7 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
             error=error,
             informative=informative,
             cutoff=candidates.last(),
+            tied=tied,
             done=_is_settled(state, share, error, informative)[:, 0],
         )
 
@@ -190,8 +217,10 @@ def softmax_search(total: int, *, mean: bool, top: int) -> Search:
         both = add_log_sums(state.checked, state.rest)
         weight = jnp.exp(state.best.score - both.peak) / both.total
         weight = jnp.where(both.total > 0, weight, jnp.nan)  # a NaN query has no candidates
-        moment = group.sum(both.moment)
-        return Softmax(origin[: moment.shape[1]] + moment / both.total, weight, state.best.index)
+        expected = group.sum(both.moment) / both.total
+        if moment == "mean":
+            expected = origin + expected
+        return Softmax(expected, weight, state.best.index)
 
     return Search(start, empty, update, combine, recheck, advance, result)
 
