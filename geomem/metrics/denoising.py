@@ -159,6 +159,7 @@ def noise_level_memorization(
     *,
     threshold: float = 1 / 3,
     distinct: bool = True,
+    group: Int[np.ndarray, " images"] | None = None,
     batch: int = 256,
     progress: bool = False,
 ) -> NoiseLevelMemorization:
@@ -170,7 +171,7 @@ def noise_level_memorization(
       images: held-out images.
       train: training images.
       sigmas: ascending, positive noise levels.
-      threshold, distinct: as in `memorization.measure`.
+      threshold, distinct, group: as in `memorization.measure`.
       batch: images denoised at once.
       progress: whether to show a progress bar.
 
@@ -188,7 +189,9 @@ def noise_level_memorization(
     flags, nearest = [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
-        result = memorization.measure(denoised, train, threshold=threshold, distinct=distinct)
+        result = memorization.measure(
+            denoised, train, threshold=threshold, distinct=distinct, group=group
+        )
         flags.append(result.memorized)
         nearest.append(result.index[:, 0])
     rates = [intervals.rate(row, _CONFIDENCE)[2:] for row in flags]
