@@ -1,3 +1,5 @@
+from . import aligned as aligned
+from . import alignment as alignment
 from . import denoising as denoising
 from . import duplicates as duplicates
 from . import features as features
@@ -9,6 +11,7 @@ from . import kernel_distance as kernel_distance
 from . import memorization as memorization
 from . import precision_recall as precision_recall
 from . import residual_noise as residual_noise
+from .alignment import Alignment as Alignment
 from .denoising import denoising_error as denoising_error
 from .denoising import membership_auc as membership_auc
 from .denoising import noise_level_memorization as noise_level_memorization

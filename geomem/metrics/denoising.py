@@ -153,6 +153,7 @@ def noise_level_memorization(
     *,
     threshold: float = 1 / 3,
     distinct: bool = True,
+    group: Int[np.ndarray, " images"] | None = None,
     batch: int = 256,
     progress: bool = False,
 ) -> NoiseLevelMemorization:
@@ -164,7 +165,7 @@ def noise_level_memorization(
       key, denoiser, sigmas, batch, progress: as in `denoising_error`.
       images: held-out images.
       train: training images.
-      threshold, distinct: as in `memorization.measure`.
+      threshold, distinct, group: as in `memorization.measure`.
 
     Raises:
       ValueError: as in `denoising_error` and `memorization.measure`.
@@ -177,7 +178,9 @@ def noise_level_memorization(
     flags, nearest = [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
-        result = memorization.measure(denoised, train, threshold=threshold, distinct=distinct)
+        result = memorization.measure(
+            denoised, train, threshold=threshold, distinct=distinct, group=group
+        )
         flags.append(result.memorized)
         nearest.append(result.index[:, 0])
     rate, low, high = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])

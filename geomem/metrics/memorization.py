@@ -66,35 +66,42 @@ class Memorization(NamedTuple):
 class Report(NamedTuple):
     """Memorization rates of the samples, and of held-out images as false-positive rates.
 
+    Without held-out images, the rates of held-out images are None.
+
     Attributes:
-      memorized, memorized_heldout: Rate of d1 < threshold d2.
+      memorized, memorized_heldout: Rate of d1 < threshold d2, with d2 outside the first's group.
+      strict: Rate of the paper's definition, in which duplicates are images of their own.
       noise_mean, noise_median: mean and median of the samples' residual noise (RMS per pixel).
       without_noise, without_noise_heldout: Rate of the same test after that noise is subtracted.
       adaptive, adaptive_heldout: Rate of adaptive scores below the cutoff (Carlini et al. 2023).
       copied: number of different training images that memorized samples copy.
-      samples: Memorization of each sample.
+      samples, heldout: Memorization of each sample and of each held-out image.
+      strict_memorized: whether each sample is memorized by the paper's definition.
       noise: residual noise of each sample.
       noise_removed_ratio: d1 / d2 of each sample after its residual noise is subtracted.
       adaptive_score: adaptive score of each sample.
     """
 
     memorized: Rate
-    memorized_heldout: Rate
+    memorized_heldout: Rate | None
+    strict: Rate
     noise_mean: float
     noise_median: float
     without_noise: Rate
-    without_noise_heldout: Rate
+    without_noise_heldout: Rate | None
     adaptive: Rate
-    adaptive_heldout: Rate
+    adaptive_heldout: Rate | None
     copied: int
     samples: Memorization
+    heldout: Memorization | None
+    strict_memorized: Bool[np.ndarray, " samples"]
     noise: Float[np.ndarray, " samples"]
     noise_removed_ratio: Float[np.ndarray, " samples"]
     adaptive_score: Float[np.ndarray, " samples"]
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers without the per-sample arrays, as plain JSON values."""
-        fields = list(self._asdict().items())[:9]
+        fields = list(self._asdict().items())[:10]
         return {k: v._asdict() if isinstance(v, Rate) else v for k, v in fields}
 
 
@@ -105,6 +112,7 @@ def measure(
     threshold: float = 1 / 3,
     embed: Callable[[Images], Shaped[Array, "images features"]] | None = None,
     distinct: bool = True,
+    group: Int[np.ndarray, " images"] | None = None,
 ) -> Memorization:
     """Test whether each sample is much nearer to one training image than to any other.
 
@@ -115,7 +123,8 @@ def measure(
     If a training image occurs twice, a perfect copy of it has d1 = d2, so `plain_memorized` does
     not count it, although duplicates are memorized first. So by default d2 is the distance to the
     nearest image that *differs* from the first. With `distinct=False`, d1 = d2 gives a ratio of 1
-    (even if both are 0), as in `plain_memorized`.
+    (even if both are 0), as in `plain_memorized`. Near-duplicates hide a copy in the same way: with
+    `group`, d2 is the distance to the nearest image of another group.
 
     Args:
       samples: unquantized images in the range of `train`.
@@ -124,18 +133,21 @@ def measure(
       embed: maps images to the features in which distances are measured; default: the pixels. It
         is called once with all samples and once with all training images.
       distinct: whether to skip copies of the nearest training image.
+      group: training images with the same number count as one, e.g. `Duplicates.group`.
 
     Returns:
       Memorization. Large NumPy arrays are sent to the device in chunks, so it needs little memory
       beyond the data (and a copy of the different training images if copies are skipped).
 
     Raises:
-      ValueError: if shapes differ, values are not finite floats, or there are too few images.
+      ValueError: if shapes differ, values are not finite floats, or there are too few images or
+        groups.
 
     Source: paper, "memorized sample"; Gu et al. 2023.
     """
     samples, train = _checked(samples, train, embed, threshold)
-    return _decide(samples, train, _search(samples, train, _CANDIDATES), threshold, distinct)
+    neighbors = _search(samples, train, _CANDIDATES)
+    return _decide(samples, train, neighbors, threshold, distinct, group)
 
 
 def adaptive_score(
@@ -163,52 +175,61 @@ def adaptive_score(
 def report(
     samples: Images,
     train: Images,
-    heldout: Images,
+    heldout: Images | None = None,
     *,
     threshold: float = 1 / 3,
     adaptive_cutoff: float = 1.0,
     confidence: float = 0.95,
-    distinct: bool = True,
+    group: Int[np.ndarray, " images"] | None = None,
 ) -> Report:
     """Measure memorization together with false positives, residual noise and a second test.
 
     Args:
       samples: unquantized images in the range of the data.
       train: training images.
-      heldout: four or more images of the same distribution that were not trained on.
+      heldout: four or more images of the same distribution that were not trained on. Without them
+        there are no false-positive rates, and the spectrum of clean images is that of `train`.
       threshold: threshold of d1 / d2.
       adaptive_cutoff: an `adaptive_score` below this counts as a copy; geomem's choice.
       confidence: level of the intervals.
-      distinct: as in `measure`.
+      group: as in `measure`.
 
     Raises:
       ValueError: as in `measure` and `residual_noise`.
     """
-    samples, train, heldout = map(_as_array, (samples, train, heldout))
-    spectrum = fit_spectrum(heldout)
+    samples, train = map(_as_array, (samples, train))
+    spectrum = fit_spectrum(train if heldout is None else _as_array(heldout))
     dim = int(np.prod(np.shape(train)[1:]))
 
     def evaluate(images):
         noise = residual_noise(images, spectrum)
         neighbors = _search(*_checked(images, train, threshold=threshold), _ADAPTIVE_COUNT)
-        memorization = _decide(images, train, neighbors, threshold, distinct)
-        ratio, score = noise_removed_ratio(memorization.distance, noise, dim), _adaptive(neighbors)
-        flags = memorization.memorized, ratio < threshold, score < adaptive_cutoff
-        return [rate(x, confidence) for x in flags], memorization, noise, ratio, score
+        score = _adaptive(neighbors)
+        neighbors = Nearest(*(field[:, :_CANDIDATES] for field in neighbors))
+        memorization = _decide(images, train, neighbors, threshold, True, group)
+        ratio = noise_removed_ratio(memorization.distance, noise, dim)
+        strict = _decide(images, train, neighbors, threshold, False).memorized
+        flags = memorization.memorized, ratio < threshold, score < adaptive_cutoff, strict
+        return [rate(x, confidence) for x in flags], memorization, strict, noise, ratio, score
 
-    rates, memorization, noise, ratio, score = evaluate(samples)
-    false_positives = evaluate(heldout)[0]
+    rates, memorization, strict, noise, ratio, score = evaluate(samples)
+    false, false_memorization = 3 * [None], None
+    if heldout is not None:
+        false, false_memorization = evaluate(_as_array(heldout))[:2]
     return Report(
         memorized=rates[0],
-        memorized_heldout=false_positives[0],
+        memorized_heldout=false[0],
+        strict=rates[3],
         noise_mean=float(noise.mean()),
         noise_median=float(np.median(noise)),
         without_noise=rates[1],
-        without_noise_heldout=false_positives[1],
+        without_noise_heldout=false[1],
         adaptive=rates[2],
-        adaptive_heldout=false_positives[2],
+        adaptive_heldout=false[2],
         copied=len(np.unique(memorization.index[memorization.memorized, 0])),
         samples=memorization,
+        heldout=false_memorization,
+        strict_memorized=strict,
         noise=noise,
         noise_removed_ratio=ratio,
         adaptive_score=score,
@@ -257,23 +278,34 @@ def _search_resident(samples, train, count):
     return nearest(samples, train, count)
 
 
-def _decide(samples, train, neighbors, threshold, distinct):
+def _decide(samples, train, neighbors, threshold, distinct, group=None):
     """Memorization from three or more nearest neighbors (or all)."""
-    distance, index = _two_nearest(samples, train, neighbors, threshold)
+    distance, index = _in_float64(samples, train, neighbors, threshold)
+    if group is None:
+        group = np.arange(len(train))
+        if distinct and (distance[:, 0] == distance[:, 1]).any():
+            group = _first_of_each(train)
+    group = np.asarray(group)
+    if group.shape != (len(train),):
+        raise ValueError(f"group must have shape ({len(train)},) like train, got {group.shape}.")
+    if (group == group[0]).all():
+        raise ValueError(
+            f"train must hold 2 or more different images, got {len(train)} copies of one."
+        )
+    other = group[index] != group[index[:, :1]]
+    if index.shape[1] < len(train):  # an image just behind the last one may be nearer than it
+        other[:, -1] = False
+    second = other.argmax(axis=1)
+    rows = np.arange(len(index))
+    distance = np.stack([distance[:, 0], distance[rows, second]], axis=1)
+    places = np.stack([index[:, 0], index[rows, second]], axis=1)
+    if (hidden := ~other.any(axis=1)).any():  # all candidates are of one group
+        more = _search(samples[hidden], train, 8 * index.shape[1])
+        rest = _decide(samples[hidden], train, more, threshold, distinct, group)
+        distance[hidden], places[hidden] = rest.distance, rest.index
     first, second = distance.T
-    if distinct and (first == second).any():
-        kept = _first_of_each(train)
-        if len(kept) < 2:
-            raise ValueError(
-                f"train must hold 2 or more different images, got {len(train)} copies of one."
-            )
-        if len(kept) < len(train):
-            train = train[kept]
-            neighbors = _search(samples, train, _CANDIDATES)
-            different = _decide(samples, train, neighbors, threshold, distinct=False)
-            return different._replace(index=kept[different.index])
     ratio = np.divide(first, second, out=np.ones_like(first), where=second > 0)
-    return Memorization(distance, index, ratio, first < threshold * second)
+    return Memorization(distance, places, ratio, first < threshold * second)
 
 
 def _adaptive(neighbors, alpha=0.5):
@@ -283,14 +315,14 @@ def _adaptive(neighbors, alpha=0.5):
     return relative / alpha
 
 
-def _two_nearest(samples, train, neighbors, threshold):
-    """Distances and indices [Q, 2] of the two nearest, as if computed in float64."""
-    distance = np.array(neighbors.distance[:, :_CANDIDATES], np.float64)
-    index = np.array(neighbors.index[:, :_CANDIDATES])
-    first, second = distance[:, :2].T
-    close = np.abs(first - threshold * second) <= 2 * _CLOSE * first
-    gaps = np.diff(distance[:, :3], axis=1)
-    close |= (gaps <= 2 * _CLOSE * distance[:, 1 : gaps.shape[1] + 1]).any(axis=1)
+def _in_float64(samples, train, neighbors, threshold):
+    """Distances and indices [Q, K] of the nearest, in the order of a float64 loop."""
+    distance = np.array(neighbors.distance, np.float64)
+    index = np.array(neighbors.index)
+    gaps = np.diff(distance, axis=1)
+    # Any of the candidates may be the second.
+    close = np.abs(distance[:, :1] - threshold * distance[:, 1:]) <= 2 * _CLOSE * distance[:, :1]
+    close = (close | (gaps <= 2 * _CLOSE * distance[:, 1:])).any(axis=1)
     rows, dim = np.flatnonzero(close), int(np.prod(train.shape[1:]))
     block = max(1, _FLOAT64_VALUES // (index.shape[1] * dim))
     for at in (rows[i : i + block] for i in range(0, len(rows), block)):
@@ -300,13 +332,12 @@ def _two_nearest(samples, train, neighbors, threshold):
         order = np.lexsort((index[at], squares))
         distance[at] = np.sqrt(np.take_along_axis(squares, order, 1))
         index[at] = np.take_along_axis(index[at], order, 1)
-    return distance[:, :2], index[:, :2]
+    return distance, index
 
 
 def _first_of_each(train):
-    """Positions of the images [N, ...] that do not repeat an earlier one."""
+    """For each image [N, ...] the position of the first one that equals it."""
     rows = np.asarray(train).reshape(len(train), -1)
     seen = {}
-    for i, row in enumerate(rows):
-        seen.setdefault((row + 0.0).tobytes(), i)  # + 0.0 turns -0 into 0
-    return np.fromiter(seen.values(), int)
+    # + 0.0 turns -0 into 0
+    return np.array([seen.setdefault((row + 0.0).tobytes(), i) for i, row in enumerate(rows)])
