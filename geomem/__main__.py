@@ -7,7 +7,7 @@ import runpy
 import sys
 
 import geomem
-from geomem.experiments.common import command_line, dataclass_flags
+from geomem.experiments.common import command_line, dataclass_flags, interruption
 
 __all__ = ["COMMANDS", "main"]
 
@@ -58,7 +58,7 @@ def main() -> None:
     except ValueError as error:
         command_line.fail(error)
     except KeyboardInterrupt:
-        command_line.interrupted()
+        interruption.end()
 
 
 def _dispatch(words):

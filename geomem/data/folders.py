@@ -5,7 +5,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -125,7 +125,7 @@ def open_files(
     mode = "L" if modes <= {"L", "1"} else "RGB"
 
     def read(index):
-        pixels = None
+        pixels: Any = None
         for row, i in enumerate(index):
             image = _read(files[i], mode, resize, argument)
             if pixels is None:

@@ -152,7 +152,7 @@ class Checkpoints:
     def _check_shapes(self, template, step):
         """Raise a ValueError if a whole checkpoint is not of this network."""
         try:
-            stored = self._reader.metadata(self.folder / str(step) / _ITEM)
+            stored: Any = self._reader.metadata(self.folder / str(step) / _ITEM)
             shapes = _shapes(getattr(stored, "item_metadata", stored).tree["state"])
         except Exception:  # damaged, as reading it will tell
             return

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
+from scipy import special
 
 __all__ = ["Curves", "Estimate", "Refinement", "bootstrap_fraction", "bootstrap_mean"]
 
 _CONFIDENCE = 0.95
-_FEW = 5  # points whose draws differ, below which these differences count for less than half
-_WEIGHTS = 2**25  # random weights at once
-_SIGNS = 2**25  # random signs at once
 
 
 class Estimate(NamedTuple):
@@ -23,7 +21,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: the estimate.
-      low, high: 95% interval, of `bootstrap_fraction` or `bootstrap_mean`.
+      low, high: 95% interval: `bootstrap_fraction` for coverage, else the bootstrap's.
       replicates: bootstrap replicates of the mean.
     """
 
@@ -107,81 +105,46 @@ def bootstrap_mean(
     key: Key[Array, ""], values: Float[ArrayLike, "rows levels"], count: int
 ) -> Estimate:
     """Return the Estimate of the mean of `values`, with `count` resamples of its rows."""
-    rng, values = _rng(key, count), np.asarray(values)
+    if count < 1:
+        raise ValueError(f"bootstrap must be at least 1, got {count}.")
+    # In NumPy, because compiling this would take longer than running it.
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    values = np.asarray(values)
     rows = len(values)
     times = [np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(count)]
     replicates = np.array(times, np.float32) @ values / np.float32(rows)
     tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
-    return _estimate(values.mean(axis=0, dtype=np.float64), low, high, replicates)
+    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0).astype(np.float32)
+    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))
 
 
 def bootstrap_fraction(
-    key: Key[Array, ""],
-    values: Float[ArrayLike, "points draws levels"],
-    count: int,
-    *,
-    share: float = 0.0,
+    key: Key[Array, ""], values: Float[ArrayLike, "rows levels"], draws: int, count: int
 ) -> Estimate:
-    """Return the Estimate of the mean of values in [0, 1] of n points with K draws each.
+    """Return `bootstrap_mean` of fractions of `draws` draws, with an interval near 0 and 1.
 
-    The points are a random sample without replacement, `share` = n / N of a fixed set of N points.
-    With share 0 the interval is for a population, such as that of held-out images; with share 1
-    only the draws vary, and differences between points add nothing to it.
+    The percentile interval is far too narrow where nearly all values [M, S] are 0 or 1. This one is
+    Clopper and Pearson's, computed for an effective number of draws: mean (1 - mean) / var(mean)
+    times (z / t)^2, limited to [M, M draws]. It is M where all draws of an image agree. Student's t
+    has as many degrees of freedom as there are images with the rarer outcome, because the variance
+    is estimated from these.
 
-    The replicates are a Bayesian bootstrap: random weights, exponential and then normalized, on the
-    points' deviations (share 0) or on the draws' deviations from their points (share 1). The
-    interval gives one more draw, of value 0 for the lower end and 1 for the upper end, such a
-    weight. For values 0 and 1 it is then Clopper and Pearson's. Where only a few points show any
-    difference between their draws, the draws' deviations from the mean of all are used instead, by
-    degrees, because those few tell too little about the variance.
-
-    Source: Rubin (1981); Gaffke (2005) for the additional draw; the mixture is geomem's.
+    Source: Korn and Graubard (1998) for clustered surveys; the degrees of freedom are geomem's.
     """
-    rng, values = _rng(key, count), np.asarray(values)
-    n, draws, levels = values.shape
-    points = values.mean(axis=1, dtype=np.float64)
-    mean = points.mean(axis=0)
-    share = share if draws > 1 else 0.0  # one draw: points and noise cannot be told apart
-    between = np.sqrt((1 - share) * (n + 1) / max(n - 1, 1)) * (points - mean)
-    replicates = mean + (0 if share == 1 else _weighted_means(rng, between, count))
-    if share > 0:
-        within = values - points[:, None]
-        squares = (within**2).sum(axis=1, dtype=np.float64)
-        fourth = (squares**2).sum(axis=0)
-        telling = np.divide(
-            squares.sum(axis=0) ** 2, fourth, out=np.zeros(levels), where=fourth > 0
-        )
-        known = telling / (telling + _FEW)
-        within = known * np.sqrt(draws / (draws - 1)) * within + (1 - known) * (values - mean)
-        within = np.sqrt(share) * within.reshape(n * draws, levels)
-        replicates = replicates + _weighted_means(rng, within, count)
-    effective = 1 / ((1 - share) / n + share / (n * draws))
-    weight = rng.standard_exponential((count, 1))
-    weight /= weight + rng.gamma(effective, size=(count, 1))
-    tail = (1 - _CONFIDENCE) / 2
-    low = np.quantile((1 - weight) * replicates, tail, axis=0)
-    high = np.quantile((1 - weight) * replicates + weight, 1 - tail, axis=0)
-    return _estimate(mean, *np.clip([low, high], 0, 1), np.clip(replicates, 0, 1))
-
-
-def _estimate(*fields):
-    return Estimate(*(jnp.asarray(field, jnp.float32) for field in fields))
-
-
-def _rng(key, count):
-    """NumPy's random numbers: compiling JAX's for this would take longer than running it."""
-    if count < 1:
-        raise ValueError(f"bootstrap must be at least 1, got {count}.")
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-
-def _weighted_means(rng, deviations, count):
-    """`count` means of deviations [n, S] from their mean, with random weights: [count, S]."""
-    total, sums = 0.0, 0.0
-    step = max(1, _WEIGHTS // count)
-    for start in range(0, len(deviations), step):
-        block = np.asarray(deviations[start : start + step], np.float32)
-        weights = rng.standard_exponential((count, len(block)), dtype=np.float32)
-        total, sums = total + weights.sum(axis=1, keepdims=True), sums + weights @ block
-    return sums / total - deviations.mean(axis=0)
+    estimate = bootstrap_mean(key, values, count)
+    values = np.asarray(values, np.float64)
+    rows, tail = len(values), (1 - _CONFIDENCE) / 2
+    mean = values.mean(axis=0)
+    binary = mean * (1 - mean)
+    variance = np.maximum(values.var(axis=0) / max(rows - 1, 1), binary / (rows * draws))
+    effective = np.full(len(mean), float(rows))
+    np.divide(binary, variance, out=effective, where=variance > 0)
+    rarer = np.minimum((values > 0).sum(axis=0), (values < 1).sum(axis=0))
+    freedom = np.clip(rarer, 1, max(rows - 1, 1))
+    effective *= (special.ndtri(1 - tail) / special.stdtrit(freedom, 1 - tail)) ** 2
+    effective = np.maximum(effective, rows)
+    hits, misses = mean * effective, (1 - mean) * effective
+    low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-9), misses + 1, tail), 0)
+    high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1e-9), 1 - tail), 1)
+    return estimate._replace(low=jnp.asarray(low, jnp.float32), high=jnp.asarray(high, jnp.float32))

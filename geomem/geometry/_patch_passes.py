@@ -133,7 +133,7 @@ def _per_position(shape, represent, squared_distances):
             weight = jnp.exp(logit - peak)
             moment = jnp.einsum("bnhw,nhwc->bhwc", weight, images, precision=lax.Precision.HIGHEST)
             scalars = (a[:, 0, :, :, None] for a in (offset, peak, weight.sum(1, keepdims=True)))
-            return _add(sums, _Sums(*scalars, moment), spread)
+            return _add(sums, _Sums(*scalars, moment), spread)  # pyright: ignore
 
         return add
 

@@ -276,15 +276,16 @@ def _check_patch(patch):
     return tuple((float(sigma), int(side)) for sigma, side in table)
 
 
-def _image_shape(images, shape):
+def _image_shape(images, shape) -> tuple[int, int, int]:
     """(H, W, C) of images [N, H, W, C], or `shape` for placed points."""
     if isinstance(images, PlacedPoints):
         if shape is None or math.prod(shape) != images.shape[1]:
             raise ValueError(f"shape must be (height, width, channels) of the points, got {shape}.")
-        return tuple(shape)
+        return shape
     if np.ndim(images) != 4 or np.size(images) == 0:
         raise ValueError(f"images must be [N, H, W, C], got shape {np.shape(images)}.")
-    return np.shape(images)[1:]
+    height, width, channels = np.shape(images)[1:]
+    return height, width, channels
 
 
 def _second_moments(images, shape, moment):
@@ -297,7 +298,7 @@ def _second_moments(images, shape, moment):
             rows = placed.take(jnp.arange(start, min(start + _BLOCK, len(placed))))
             yield rows.reshape(-1, *shape)
 
-    mean = sum(block.sum(axis=0) for block in blocks()) / len(placed)
+    mean = jnp.asarray(sum(block.sum(axis=0) for block in blocks())) / len(placed)
     return mean, sum(moment(block, mean) for block in blocks()) / len(placed)
 
 

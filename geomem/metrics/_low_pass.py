@@ -40,12 +40,13 @@ def cosines(images, margin: int, count: int, *, constant: bool) -> jax.Array:
     window = np.asarray(images[:_SUBSET], np.float32)
     window = window[:, margin : window.shape[1] - margin, margin : window.shape[2] - margin]
     shape = window.shape[1:]
-    energy = (scipy.fft.dctn(window, axes=(1, 2, 3), norm="ortho") ** 2).mean(axis=0).ravel()
+    cosines = np.asarray(scipy.fft.dctn(window, axes=(1, 2, 3), norm="ortho"))
+    energy = (cosines**2).mean(axis=0).ravel()
     energy[0] = np.inf if constant else -np.inf
     chosen = np.argsort(-energy, kind="stable")[: min(count, energy.size - (not constant))]
     y, x, c = np.unravel_index(chosen, shape)
     rows, columns, channels = (
-        scipy.fft.idct(np.eye(side), axis=0, norm="ortho").astype(np.float32) for side in shape
+        np.asarray(scipy.fft.idct(np.eye(side), axis=0, norm="ortho"), np.float32) for side in shape
     )
     vectors = rows[:, None, None, y] * columns[None, :, None, x] * channels[None, None, :, c]
     return jnp.asarray(vectors.reshape(-1, len(chosen)))

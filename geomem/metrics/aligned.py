@@ -223,8 +223,8 @@ class _Search:
             gain=self.alignment.gain,
         )
         shape = len(rows), candidates.shape[1], -1
-        values = np.float64(values)[: len(rows)].reshape(shape)[..., self.order]
-        margin = np.float64(margin)[: len(rows), None, None]
+        values = np.asarray(values, np.float64)[: len(rows)].reshape(shape)[..., self.order]
+        margin = np.asarray(margin, np.float64)[: len(rows), None, None]
         group = self.group[candidates]
         for place in (0, 1):
             if place:  # outside of the group of the nearest

@@ -61,7 +61,7 @@ def plant(kind: str, images: Images, seed: int = 0) -> Images:
     changes = kinds(images.shape[1:])
     if kind not in changes:
         raise ValueError(f"kind must be one of {', '.join(changes)}, got {kind!r}.")
-    return np.float32(changes[kind](np.random.default_rng(seed), np.asarray(images)))
+    return np.asarray(changes[kind](np.random.default_rng(seed), np.asarray(images)), np.float32)
 
 
 def recall(

@@ -15,7 +15,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -128,8 +128,8 @@ def _unpickle(stream: io.BufferedIOBase, storages: dict[str, _Storage]) -> Any:
             raise ValueError(f"it asks for {module}.{name}, but may hold only tensors")
         stack.append(_DTYPES[name] if known else _Global(f"{module}.{name}"))
 
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        code = opcode.name
+    for number, (opcode, value, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
+        code, argument = opcode.name, cast(Any, value)
         if number > _MOST_OPCODES:
             raise ValueError(f"it has more than {_MOST_OPCODES:,} opcodes")
         if code in ("PROTO", "FRAME"):
