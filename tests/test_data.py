@@ -208,7 +208,9 @@ def test_channels_may_come_first(tmp_path, rng):
     values = rng.normal(size=(10, 4, 8, 8)).astype(np.float32)
     path = str(tmp_path / "latents.npy")
     np.save(path, values)
-    with pytest.raises(ValueError, match=r"layout must be given, .* looks like \[N, C, H, W\]"):
+    with pytest.raises(
+        ValueError, match=r"must come with --layout NCHW, .* looks like \[N, C, H, W\]"
+    ):
         data.load(path)
     dataset = data.load(path, layout="NCHW")
     np.testing.assert_array_equal(
@@ -247,7 +249,10 @@ def test_counts_duplicates(rng):
         (np.full((4, 2, 2, 1), np.nan), r"must be finite, got 16 values that are not"),
         (np.full((4, 2, 2, 1), 200.0), r"in \[-1, 1\] or other values, got floats in \[200, 200\]"),
         (np.zeros((4, 2, 2, 1), int), "must hold uint8 or float values, got int64"),
-        (np.zeros((4, 3, 32, 32), np.uint8), r"layout must be given, .* shape \(4, 3, 32, 32\)"),
+        (
+            np.zeros((4, 3, 32, 32), np.uint8),
+            r"must come with --layout NCHW, .* shape \(4, 3, 32, 32\)",
+        ),
         (np.zeros((4, 12), np.uint8), r"must have the shape \[N, H, W\] .* uint8, got \(4, 12\)"),
         (
             np.array([{}, {}, {}]),

@@ -177,8 +177,8 @@ def _channels_last(array, layout, argument):
     _, channels, height, width = array.shape
     if layout is None and channels <= 4 and height == width > 4 and channels < height:
         raise ValueError(
-            f"layout must be given, because {argument} of shape {array.shape} looks like "
-            "[N, C, H, W]: NCHW, or NHWC if its last axis is the channels."
+            f"{argument} must come with --layout NCHW, or NHWC if its last axis is the channels, "
+            f"because its shape {array.shape} looks like [N, C, H, W]."
         )
     return np.moveaxis(array, 1, -1) if layout == "NCHW" else array
 

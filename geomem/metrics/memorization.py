@@ -180,6 +180,7 @@ def report(
     threshold: float = 1 / 3,
     adaptive_cutoff: float = 1.0,
     confidence: float = 0.95,
+    distinct: bool = True,
     group: Int[np.ndarray, " images"] | None = None,
 ) -> Report:
     """Measure memorization together with false positives, residual noise and a second test.
@@ -192,7 +193,7 @@ def report(
       threshold: threshold of d1 / d2.
       adaptive_cutoff: an `adaptive_score` below this counts as a copy; geomem's choice.
       confidence: level of the intervals.
-      group: as in `measure`.
+      distinct, group: as in `measure`.
 
     Raises:
       ValueError: as in `measure` and `residual_noise`.
@@ -206,7 +207,7 @@ def report(
         neighbors = _search(*_checked(images, train, threshold=threshold), _ADAPTIVE_COUNT)
         score = _adaptive(neighbors)
         neighbors = Nearest(*(field[:, :_CANDIDATES] for field in neighbors))
-        memorization = _decide(images, train, neighbors, threshold, True, group)
+        memorization = _decide(images, train, neighbors, threshold, distinct, group)
         ratio = noise_removed_ratio(memorization.distance, noise, dim)
         strict = _decide(images, train, neighbors, threshold, False).memorized
         flags = memorization.memorized, ratio < threshold, score < adaptive_cutoff, strict

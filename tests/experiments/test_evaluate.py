@@ -125,7 +125,7 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
         ),
         (
             np.linspace(0, 1, 320, dtype="f").reshape(5, 8, 8),
-            r"samples must be uint8 .*, got floats in \[0, 1",
+            r"samples must hold images in \[-1, 1\] .*, got floats in \[0, 1",
         ),
         (
             np.linspace(-0.01, 1.01, 320).reshape(5, 8, 8),
@@ -135,8 +135,11 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
             np.linspace(-255, 255, 320).reshape(5, 8, 8),
             r"samples must be .*, got floats in \[-255, 255\]",
         ),
-        (np.full((5, 8, 8), np.nan), "samples must be finite, got NaN or infinite values"),
-        (np.zeros((0, 8, 8), np.uint8), "samples must hold at least one image, got none in"),
+        (np.full((5, 8, 8), np.nan), "samples must be finite, got 320 values that are not"),
+        (
+            np.zeros((0, 8, 8), np.uint8),
+            "samples must be a readable .npz file, .* it holds no values",
+        ),
         (np.zeros((5, 8), np.uint8), "samples must have the shape"),
     ],
 )

@@ -33,7 +33,7 @@ def bad_values(kind, field):
         if inner[-1] is not ...:
             yield from ([], ["1"], ["1", "x"], ["1", "nan"], ["inf", "1"])
     elif origin is typing.Literal:
-        yield from ([""], ["nope"], [inner[0].upper()], [f" {inner[0]}"], ["0"])
+        yield from ([""], ["nope"], [inner[0].swapcase()], [f" {inner[0]}"], ["0"])
     elif kind is bool:
         yield from (["maybe"], ["2"], [""], ["TRUE"], ["no"])
     elif kind is str:

@@ -309,7 +309,7 @@ def test_unreadable_subfolders_are_refused(tmp_path):
         for file in "ab":
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{file}.png")
     (tmp_path / "closed").chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     code = (
         "import os, sys\nfrom geomem.data import folders\nos.setuid(65534)\n"

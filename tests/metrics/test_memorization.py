@@ -125,7 +125,7 @@ def test_report_on_samples_of_the_empirical_denoiser(digits, rng):
     np.testing.assert_allclose(result.samples.distance, alone.distance, rtol=2e-6)
     score = memorization.adaptive_score(samples, train)
     np.testing.assert_array_equal(result.adaptive_score, score)
-    assert set(result.summary()) == set(result._fields[:9])
+    assert set(result.summary()) == set(result._fields[:10])
 
 
 @pytest.mark.parametrize(

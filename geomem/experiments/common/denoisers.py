@@ -152,6 +152,8 @@ def read_table(path: paths.AnyPath) -> Table:
     """Return the columns of a CSV file, float64 if every value is a number, else text."""
     try:
         rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
+        if any(None in (*row, *row.values()) for row in rows):
+            raise IndexError("rows of different lengths")
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
     except (OSError, ValueError, TypeError, IndexError, csv.Error):
         raise ValueError(f"{path} must be a CSV file with rows.") from None

@@ -112,7 +112,8 @@ def _check_values(config, dataset):
             f"dataset must be images or latents [N, H, W, C], got {dataset.train_split.shape}."
         )
     deviation = dataset.noise_scale / 2
-    if not dataset.is_images and not 0.5 < deviation / config.sigma_data < 2:
+    measured = config.sigma_data == 0
+    if not (dataset.is_images or measured or 0.5 < deviation / config.sigma_data < 2):
         mean = config.noise_mean + math.log(deviation / config.sigma_data)
         warn(
             f"the values' standard deviation is {deviation:.3g}, but --sigma-data is "

@@ -295,7 +295,7 @@ def _parse(command, name, config):
         ({"num_sigmas": 1}, "num_sigmas must be 2 or more, got 1"),
         ({"sigma_min": 90.0}, "sigma_min and sigma_max must be .*, got 90 and 80"),
         ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),
-        ({"heldout": "no_such"}, "dataset must be cifar10_sample, .*, got 'no_such'"),
+        ({"heldout": "no_such"}, "heldout must be cifar10_sample, .*, got 'no_such'"),
     ],
 )
 def test_rejects_bad_settings(tmp_path, changes, message):
