@@ -153,7 +153,7 @@ def _open_array(array, path, resize, argument, options):
             f"in {path}."
         )
     if array.ndim == 4:
-        array = _channels_last(array, options.layout, argument)
+        array = _channels_last(array, path, options.layout, argument)
     elif options.layout:
         raise ValueError(f"layout must be left out for {array.ndim} axes, got {options.layout}.")
     array = array[..., None] if array.ndim == 3 else array
@@ -171,14 +171,14 @@ def _open_array(array, path, resize, argument, options):
     return split if resize is None else _resized(split, resize, argument)
 
 
-def _channels_last(array, layout, argument):
+def _channels_last(array, path, layout, argument):
     if layout not in (None, "NHWC", "NCHW"):
         raise ValueError(f"layout must be NHWC or NCHW, got {layout}.")
     _, channels, height, width = array.shape
     if layout is None and channels <= 4 and height == width > 4 and channels < height:
         raise ValueError(
             f"{argument} must come with --layout NCHW, or NHWC if its last axis is the channels, "
-            f"because its shape {array.shape} looks like [N, C, H, W]."
+            f"because the shape {array.shape} in {path} looks like [N, C, H, W]."
         )
     return np.moveaxis(array, 1, -1) if layout == "NCHW" else array
 

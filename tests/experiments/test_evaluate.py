@@ -69,10 +69,12 @@ def test_reads_folder_of_8_bit_images(planted, tmp_path):
     """Quantized to 8 bits, the same samples copy the same images."""
     path, (report, _, _) = planted
     images = np.load(path)["images"][..., 0]
+    folder = tmp_path / "samples"
+    folder.mkdir()
     for i, image in enumerate(images):
         pixels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i:03d}.png")
-    config = Config(samples=str(tmp_path), out=str(tmp_path / "out"), **SMALL)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    config = Config(samples=str(folder), out=str(tmp_path / "out"), **SMALL)
     found = evaluate.run(config)
     np.testing.assert_array_equal(found.report.samples.index[:30, 0], report.samples.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2

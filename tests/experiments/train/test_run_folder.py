@@ -7,7 +7,7 @@ from geomem.experiments.train import run_folder
 
 def test_folder_belongs_to_one_run(tmp_path):
     facts = {
-        "config": {"lr": 0.1, "kimg": 5, "gap": (1.0, 2.0)},
+        "config": {"lr": 0.1, "kimg": 5, "sigma_data": 0.5, "gap": (1.0, 2.0)},
         "data": {"sha256": "ab", "image_shape": [8, 8, 1]},
     }
     assert not run_folder.claim(tmp_path, facts)
