@@ -1,5 +1,6 @@
 """Images in tables of the Hugging Face `datasets` package, from local files only."""
 
+import importlib
 import io
 import pathlib
 import re
@@ -49,8 +50,8 @@ def open_table(
     Raises:
       ValueError: the package is missing, or the tables cannot be read or have no image column.
     """
-    try:
-        import datasets
+    try:  # by name: a type checker without the package would find geomem.data.datasets
+        datasets = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(
             f"{argument} hf:PATH needs the package datasets: pip install 'geomem[hf]'."
