@@ -15,7 +15,7 @@ SCRIPT = ROOT / "experiments" / "tpu" / "tpu.sh"
 
 # Records its arguments, answers from lists of states, and runs ssh commands in the folders of two
 # workers, whose Python records its arguments, too.
-GCLOUD = f"""#!{sys.executable}
+GCLOUD = f"""#!{sys.executable} -ISs
 import json, os, pathlib, subprocess, sys
 
 folder, words = pathlib.Path(os.environ["FAKE"]), sys.argv[1:]
@@ -25,11 +25,13 @@ with (folder / "calls").open("a") as file:
 def play(name):
     states = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(states[1:] or states))
-    if states[0] is None:
-        sys.exit(1)
+    if states[0] in (None, "UNREACHABLE"):
+        sys.exit("ERROR: NOT_FOUND: sheep" if states[0] is None else "ERROR: no connection")
     print(states[0])
 
-if words[2:4] == ["queued-resources", "describe"]:
+if words[2] == os.environ.get("FAKE_FAILURE") or words[3] == os.environ.get("FAKE_FAILURE"):
+    sys.exit("ERROR: it failed")
+elif words[2:4] == ["queued-resources", "describe"]:
     play("queue")
 elif words[2:4] == ["tpu-vm", "describe"]:
     play("slice")
@@ -149,9 +151,54 @@ def test_restarts_a_preempted_run_with_the_same_command(cloud, queue, slice):
 
 def test_does_not_repeat_a_failed_run(cloud):
     process, calls = cloud(*UP, queue=(None, None, "ACTIVE"), FAKE_STATUS="2")
-    assert process.returncode == 2
+    assert process.returncode == 4
     assert process.stderr == "error: the run ended with status 2.\n"
     assert _verbs(calls)[-2:] == ["delete", "cp"]
+
+
+def test_a_run_that_a_signal_stopped_is_neither_finished_nor_deleted(cloud):
+    process, calls = cloud(*UP, queue=(None, None, "ACTIVE"), FAKE_STATUS="143")
+    assert process.returncode == 2
+    assert "error: the run was stopped, but sheep is READY: 'start' resumes" in process.stderr
+    assert "delete" not in _verbs(calls)
+
+
+def test_a_run_that_preemption_stopped_is_repeated(cloud):
+    """SIGTERM reaches the run before the slice's state changes."""
+    slice = ("READY", "READY", "READY", "PREEMPTED", "READY")
+    queue = (None, None, "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE")
+    process, calls = cloud(*UP, queue=queue, slice=slice, FAKE_STATUS="143")
+    assert "sheep: preempted; a new slice continues from the last checkpoint" in process.stdout
+    assert _verbs(calls).count("delete") == 1
+    assert process.returncode == 2  # the second run was stopped by hand
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"queue": ["UNREACHABLE"]}, "gcloud must tell the state of sheep, got 'ERROR: no conn"),
+        ({"queue": [None, None, "ACTIVE", "UNREACHABLE"]}, "gcloud must tell the state of sheep"),
+        ({"queue": [None, None, "FAILED"]}, "the request for sheep failed"),
+        ({"queue": [None, None, "PROVISIONING", None]}, "sheep was deleted while"),
+        ({"queue": [None, None, "ACTIVE", None]}, "sheep was deleted while"),
+        ({"FAKE_FAILURE": "create"}, "a step failed; sheep was not deleted"),
+        ({"FAKE_FAILURE": "ssh"}, "a step failed; sheep was not deleted"),
+    ],
+    ids=str,
+)
+def test_deletes_nothing_that_may_be_in_use(cloud, settings, line):
+    (cloud.folder / "gone").touch()
+    settings = {"queue": (None, None, "ACTIVE"), "TPU_POLL": "0.02"} | settings
+    process, calls = cloud(*UP, **settings)
+    assert process.returncode == 2
+    assert f"error: {line}" in process.stderr
+    assert "delete" not in _verbs(calls)
+
+
+def test_a_lost_query_is_repeated(cloud):
+    queue = ("UNREACHABLE", None, "UNREACHABLE", None, "PROVISIONING", "UNREACHABLE", "ACTIVE")
+    process, calls = cloud(*UP, queue=queue)
+    assert (process.returncode, _verbs(calls).count("create")) == (0, 1), process.stderr
 
 
 def test_reconnects_after_a_lost_connection(cloud):
@@ -182,6 +229,16 @@ def test_dry_run_prints_commands_and_runs_none(cloud):
         (UP, {"queue": ["ACTIVE"]}, "up creates sheep, but it exists"),
         (UP, {"TPU_ZONE": None}, "TPU_ZONE must be set: "),
         (("create",), {"queue": [None, "FAILED"]}, "the request for sheep failed"),
+        (UP, {"TPU_NAME": "--all"}, "TPU_NAME must match [a-z][a-z0-9-]*, got '--all'"),
+        (UP, {"TPU_ZONE": "us west4"}, "TPU_ZONE must match"),
+        (UP, {"TPU_TYPE": "v5$(reboot)"}, "TPU_TYPE must match"),
+        (UP, {"TPU_POLL": "-1"}, "TPU_POLL must match"),
+        (("start",), {}, "start needs a MODULE."),
+        (("start", "train; reboot"), {}, "MODULE must be a command of geomem, got 'train; reboot'"),
+        (("start", "--seed"), {}, "MODULE must be a command"),
+        (("fetch",), {}, "fetch needs a FOLDER, got ''."),
+        (("fetch", "runs/$(reboot)"), {}, "fetch needs a FOLDER"),
+        (("up", "gs://bucket/a b", "train"), {}, "up needs gs://BUCKET/FOLDER"),
     ],
 )
 def test_reports_bad_settings_in_one_line(cloud, arguments, environment, line):

@@ -3,12 +3,14 @@
 GEOMEM_FUZZ in the environment sets the number of mutations of each format (100).
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
 import random
 import resource
+import sys
 import time
 
 import numpy as np
@@ -26,7 +28,23 @@ from geomem.metrics.inception.torch_file import load_tensors
 COUNT = int(os.environ.get("GEOMEM_FUZZ", "100"))
 DATA = pathlib.Path(__file__).parents[1] / "data"
 SECONDS, BYTES = 5, 500_000_000
+EXECUTION = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"}
+EXECUTION |= {"pickle.find_class", "socket.connect"}
 INTERESTING = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff" * 8, b"9" * 20, b"-1", b"[" * 500]
+
+
+@pytest.fixture(scope="module")
+def executed():
+    """A list that gets the programs, pickled functions and connections, once it has an entry."""
+    events = []
+
+    def hook(event, arguments):
+        if events and event in EXECUTION:
+            events.append((event, arguments))
+
+    sys.addaudithook(hook)
+    yield events
+    events.clear()
 
 
 def mutate(rng, content):
@@ -92,16 +110,20 @@ def seeds(folder):
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_mutated_files_are_read_or_refused(number, tmp_path):
+def test_mutated_files_are_read_or_refused(number, tmp_path, executed):
     name, content, read = seeds(tmp_path)[number]
     path, rng = tmp_path / name, random.Random(number)
     path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        read(path)  # imports what it needs
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(COUNT):
         mutated = mutate(rng, content)
         path.write_bytes(mutated)
         start = time.perf_counter()
+        executed[:] = ["reading"]
         try:
             read(path)
             message = ""
@@ -109,6 +131,8 @@ def test_mutated_files_are_read_or_refused(number, tmp_path):
             message = str(error)
         except Exception as error:
             raise AssertionError(f"{type(error).__name__}: {error}: {mutated!r}") from error
+        assert executed == ["reading"], mutated
+        executed.clear()
         assert "\n" not in message, mutated
         assert time.perf_counter() - start < SECONDS, mutated
     taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
