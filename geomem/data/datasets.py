@@ -192,13 +192,13 @@ class Dataset:
             images.
         """
         class_ids = self._class_ids(classes)
-        train, test = (
-            _select(split, class_ids, number, seed, argument)
-            for split, number, argument in (
-                (self.train_split, count, "count (--num-train)"),
-                (self.test_split, heldout_count, "heldout_count (--num-heldout)"),
-            )
-        )
+        train = _select(self.train_split, class_ids, count, seed, "count (--num-train)")
+        test = self.test_split
+        name = "heldout_count (--num-heldout)"
+        if len(test):
+            test = _select(test, class_ids, heldout_count, seed, name)
+        elif heldout_count is not None:
+            raise ValueError(f"{name} must be left out without held-out images.")
         if count is not None and seed is None and train.labels is not None:
             available = len(_labels(self.train_split, class_ids))
             selected = len(np.unique(train.labels))

@@ -37,7 +37,8 @@ def load(
         uint8 values x become x / 127.5 - 1. Floats stay as they are: images if they are in
         [-1, 1], else latents or vectors.
       heldout: a fraction in (0, 1) of the images to hold out, or the name or path of other images.
-        Default: the source's test images, or a fifth of its images if it has none.
+        Default: the source's test images, or a fifth of its images if it has none. 0 holds out no
+        training image: the held-out images are the source's test images, or none.
       resize: crop the images of a folder or array to their center square and resize them to this
         side.
       seed: selects the held-out fraction.
@@ -70,6 +71,8 @@ def load(
     total = len(train)
     if isinstance(heldout, str | os.PathLike):
         test = sources.open_source(str(heldout), resize, "heldout", options)[0]
+    elif heldout == 0:
+        test = train.take(slice(0, 0)) if test is None else test
     elif heldout is not None or test is None:
         train, test = _split(train, _HELDOUT_FRACTION if heldout is None else heldout, seed)
     if len(train) < 2:

@@ -1,5 +1,7 @@
 from . import aligned as aligned
 from . import alignment as alignment
+from . import calibration as calibration
+from . import copies as copies
 from . import denoising as denoising
 from . import duplicates as duplicates
 from . import features as features
@@ -9,6 +11,8 @@ from . import inception as inception
 from . import intervals as intervals
 from . import kernel_distance as kernel_distance
 from . import memorization as memorization
+from . import onnx_features as onnx_features
+from . import planted as planted
 from . import precision_recall as precision_recall
 from . import residual_noise as residual_noise
 from .alignment import Alignment as Alignment

@@ -76,9 +76,16 @@ class Alignment:
             raise ValueError(f"gain must be 1 or more, got {self.gain:g}.")
 
     @classmethod
-    def wide(cls, side: int) -> Alignment:
-        """Return the transforms that `geomem evaluate` searches for images of this side."""
-        return cls(shift=min(2, max(1, side // 16)), crop=min(3, side // 10), gain=2.0)
+    def wide(cls, side: int) -> Alignment | None:
+        """Return the transforms that `geomem evaluate` searches for images of 8 to 63 pixels.
+
+        These are flips, shifts of 2 pixels, crops of 3 / 32 of the side and changes of brightness
+        and contrast; for sides below 16, shifts of a pixel, and no crops. None for smaller images.
+        """
+        if side < 8:
+            return None
+        crop = round(3 * side / 32) if side >= 16 else 0
+        return cls(shift=2 if side >= 16 else 1, crop=crop, gain=2.0)
 
     def transforms(self) -> list[Transform]:
         """Return the transforms in the order of preference between equally distant ones."""

@@ -1,6 +1,7 @@
 from . import audit_figures as audit_figures
 from . import denoiser_curves as denoiser_curves
 from . import pairs as pairs
+from . import ratios as ratios
 from . import scaling as scaling
 from . import style as style
 from . import swap as swap

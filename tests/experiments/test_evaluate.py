@@ -10,10 +10,15 @@ from PIL import Image
 
 from geomem import data
 from geomem.experiments import evaluate
-from geomem.experiments.evaluate import Config
+from geomem.experiments.common import command_line
+from geomem.experiments.evaluate import Config, generated
 from geomem.plots import pairs
 
-SMALL = {"dataset": "digits", "num_train": 64, "num_heldout": 200}
+SMALL = {"dataset": "digits", "num_train": 64, "num_heldout": 200, "no_self_test": True}
+COLUMNS = [
+    *("sample", "file", "nearest", "nearest_file", "distance", "ratio"),
+    *("aligned_ratio", "transform", "group", "strict", "copy"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +38,28 @@ def planted(tmp_path_factory):
 
 
 def test_report_counts_planted_copies(planted):
-    _, (report, scores, _) = planted
+    _, result = planted
+    report, scores = result.report, result.frechet
     assert 20 <= report.memorized.count < 30
     assert report.without_noise.count in (29, 30)
     assert report.memorized_heldout.count <= 1
-    assert report.copied == report.memorized.count
+    assert result.summary["copies"].count >= report.memorized.count
+    assert result.summary["copied"] == result.copies.copy.sum()
     assert set(scores) == {"train", "heldout"}
     assert scores["train"].features == "pixels"
 
 
 def test_files_hold_the_result(planted):
-    _, (report, scores, folder) = planted
+    _, (report, copies, _, scores, folder, _) = planted
     assert {path.name for path in folder.iterdir()} == {
         "report.json",
         "samples.csv",
         "pairs.png",
         "pairs.pdf",
+        "ratios.png",
+        "ratios.pdf",
         "run.json",
+        "evaluation.html",
     }
     saved = json.loads((folder / "report.json").read_text())
     assert saved["memorized"]["count"] == report.memorized.count
@@ -57,9 +67,11 @@ def test_files_hold_the_result(planted):
     with open(folder / "samples.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["nearest"]) for row in rows[:30]] == list(range(30))
-    assert [int(row["memorized"]) for row in rows] == report.samples.memorized.astype(int).tolist()
-    noise = [float(row["noise"]) for row in rows[:20]]
-    assert np.median(noise) == pytest.approx(0.03, rel=0.25)
+    assert list(rows[0]) == COLUMNS
+    assert [int(row["copy"]) for row in rows] == copies.copy.astype(int).tolist()
+    assert [int(row["strict"]) for row in rows] == report.strict_memorized.astype(int).tolist()
+    assert (rows[3]["file"], rows[3]["nearest_file"]) == ("samples.npz:3", "digits:3")
+    assert np.median(report.noise[:20]) == pytest.approx(0.03, rel=0.25)
     assert json.loads((folder / "run.json").read_text())["data"]["train"]["count"] == 64
     with Image.open(folder / "pairs.png") as page:
         assert page.size[0] == 2100  # a page's 7 inches at 300 dpi
@@ -67,20 +79,20 @@ def test_files_hold_the_result(planted):
 
 def test_reads_folder_of_8_bit_images(planted, tmp_path):
     """Quantized to 8 bits, the same samples copy the same images."""
-    path, (report, _, _) = planted
+    path, result = planted
+    report = result.report
     images = np.load(path)["images"][..., 0]
     folder = tmp_path / "samples"
     folder.mkdir()
     for i, image in enumerate(images):
         pixels = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+        Image.fromarray(pixels).save(folder / f"{i}.png")  # 10.png comes after 9.png
     config = Config(samples=str(folder), out=str(tmp_path / "out"), **SMALL)
     found = evaluate.run(config)
     np.testing.assert_array_equal(found.report.samples.index[:30, 0], report.samples.index[:30, 0])
     assert abs(found.report.memorized.count - report.memorized.count) <= 2
     # --resize then applies only to the samples: named data sets have a fixed size.
     enlarged = dataclasses.replace(config, resize=16)
-    assert evaluate._load_data(enlarged).train.shape == (64, 8, 8, 1)
     with pytest.raises(
         ValueError, match=r"samples must have the shape \(8, 8, 1\).* got \(16, 16, .\)"
     ):
@@ -107,11 +119,12 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
         out=str(tmp_path / "out"),
         num_train=32,
         num_heldout=8,
+        no_self_test=True,
     )
-    report, scores, _ = evaluate.run(config)
-    assert report.samples.index[:, 0].tolist() == [3, 7]
-    assert report.memorized.count == 2
-    assert scores == {}
+    result = evaluate.run(config)
+    assert result.copies.nearest.tolist() == [3, 7]
+    assert result.summary["copies"].count == 2
+    assert result.frechet == {}
     # Weights that the user names are used, or the error names the mistake.
     monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match=r"inception must be .* no weights at .*absent\.pth"):
@@ -171,3 +184,92 @@ def test_rejects_other_bad_input(planted, tmp_path):
         Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
     with pytest.raises(ValueError, match=r"samples must have images of one size, got 2 sizes"):
         evaluate.run(Config(**{**config, "samples": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("heldout", [None, 0.2])
+def test_every_training_image_is_found(heldout, tmp_path):
+    """Without --heldout, no image of an array is left out, and no false alarms are counted."""
+    images = data.load("digits").train[:100]
+    np.save(tmp_path / "train.npy", images)
+    config = Config(
+        samples=str(tmp_path / "train.npy"),
+        dataset=str(tmp_path / "train.npy"),
+        heldout=heldout,
+        no_self_test=True,
+        out=str(tmp_path / "out"),
+    )
+    if heldout is None:
+        summary = evaluate.run(config).summary
+        assert (summary["copies"].count, summary["copies"].total) == (100, 100)
+        assert summary["copies_heldout"] is None
+        return
+    inputs = generated.load(config)
+    np.save(tmp_path / "kept.npy", inputs.dataset.train)
+    result = evaluate.run(dataclasses.replace(config, samples=str(tmp_path / "kept.npy")))
+    assert result.summary["copies"].rate == 1
+    assert result.summary["copies_heldout"].total == 20
+
+
+def test_names_the_change_of_each_copy(tmp_path):
+    """Mirrored, shifted and brightened photographs, and near-duplicates in the training set."""
+    train = data.load("cifar10_sample").train[:64]
+    doubled = np.concatenate([train, train[:4] + np.float32(0.004)])
+    samples = np.concatenate(
+        [
+            np.flip(train[8:12], 2),
+            np.roll(train[16:20], 2, 1),
+            0.7 * train[24:28] - 0.2,
+            train[:4] + 0.02 * np.random.default_rng(0).standard_normal(train[:4].shape),
+        ]
+    ).astype(np.float32)
+    for name, images in (("train", np.clip(doubled, -1, 1)), ("samples", samples)):
+        np.save(tmp_path / f"{name}.npy", images)
+    config = Config(
+        samples=str(tmp_path / "samples.npy"),
+        dataset=str(tmp_path / "train.npy"),
+        out=str(tmp_path / "out"),
+        fail_above=0.5,
+    )
+    result = evaluate.run(config)
+    assert result.copies.copy.all()
+    assert result.copies.nearest[:12].tolist() == [*range(8, 12), *range(16, 20), *range(24, 28)]
+    assert result.copies.transform[:8] == 4 * ["flip"] + 4 * ["shift -2 +0"]
+    assert result.copies.transform[8:] == 4 * ["brightness"] + 4 * ["none"]
+    assert not result.report.strict_memorized[12:].any()  # the definition without groups
+    assert result.exit_code == 1
+    recall = result.summary["self_test"]
+    assert recall["flip"]["pixels"].rate < 0.2 < 0.9 < recall["flip"]["verdict"].rate
+    assert recall["rotation by 10 degrees"]["verdict"].rate < 0.5
+    assert "rotation by 10 degrees" in " ".join(result.summary["verdict"])
+
+
+def test_latents_are_compared_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    train = 5 * rng.standard_normal((40, 4, 4, 16)).astype(np.float32)
+    np.savez(tmp_path / "latents.npz", train=train[:30], test=train[30:])
+    np.save(tmp_path / "samples.npy", train[:3] + 0.1)
+    config = Config(
+        samples=str(tmp_path / "samples.npy"),
+        dataset=str(tmp_path / "latents.npz"),
+        features="none",
+        out=str(tmp_path / "out"),
+    )
+    result = evaluate.run(config)
+    assert result.copies.copy.all()
+    assert list(result.summary["detectors"]) == ["pixels"]
+    assert result.summary["self_test"] == {}
+
+
+def test_fails_above_a_rate(planted, tmp_path, monkeypatch):
+    path, _ = planted
+    words = ["--samples", str(path), "--dataset", "digits", "--num-train", "64"]
+    words += ["--no-self-test", "--num-heldout", "200"]
+    for limit, code in (("0.5", 1), ("0.9", 0)):
+        command = ["evaluate", *words, "--fail-above", limit, "--out", str(tmp_path / limit)]
+        monkeypatch.setattr("sys.argv", command)
+        if code:
+            with pytest.raises(SystemExit) as end:
+                command_line.main(Config, evaluate.run)
+            assert end.value.code == code
+        else:
+            command_line.main(Config, evaluate.run)

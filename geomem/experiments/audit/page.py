@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geomem.experiments.audit import recipes
-from geomem.experiments.audit.html import code, facts, image, paragraphs, pictures, steps, table
 from geomem.experiments.audit.verdict import answers, count, headline, trend
+from geomem.experiments.common.html import code, facts, image, paragraphs, pictures, steps, table
 
 __all__ = ["ABREAST", "GROUPS", "render"]
 

@@ -34,6 +34,7 @@ def main(
 
     Exits with code 2 and one line on stderr if the configuration, the data or a file is invalid or
     memory runs out, with code 130 on Ctrl-C, and with code 143 if SIGTERM stopped a training run.
+    Otherwise exits with the result's `exit_code`, if it has one: 1 if --fail-above was exceeded.
 
     With GEOMEM_DISTRIBUTED=1 in the environment, this process is one of several that run the same
     command, and `jax.distributed.initialize` finds the others (on a TPU slice or under Slurm). Only
@@ -73,6 +74,8 @@ def main(
                 print(f"wrote {path}")
         if getattr(result, "finished", True) is False:
             sys.exit(interruption.STOPPED)
+        if code := getattr(result, "exit_code", 0):
+            sys.exit(code)
     except KeyboardInterrupt as interrupt:
         text = str(interrupt) or _last_words(parsed, resumes)
         interruption.on_interruption(lambda: text)

@@ -72,6 +72,8 @@ def load(config: ImageFlags) -> data.Dataset:
         heldout_count=config.num_heldout,
         seed=config.subset_seed,
     )
+    if len(dataset.test_split) == 0:
+        return dataset
     shape, heldout_shape = dataset.train_split.shape[1:], dataset.test_split.shape[1:]
     if shape != heldout_shape:
         raise ValueError(

@@ -117,10 +117,14 @@ def environment() -> dict[str, Any]:
 
 def dataset_facts(dataset: data.Dataset) -> dict[str, Any]:
     """Return the name, the sizes and the SHA-256 of the images and indices in use."""
+    train, test = (
+        {"count": len(split), "sha256": split.sha256() if len(split) else None}
+        for split in (dataset.train_split, dataset.test_split)
+    )
     return {
         "name": pathlib.Path(dataset.name).name,
-        "train": {"count": len(dataset.train_split), "sha256": dataset.train_split.sha256()},
-        "test": {"count": len(dataset.test_split), "sha256": dataset.test_split.sha256()},
+        "train": train,
+        "test": test,
         "image_shape": list(dataset.train_split.shape[1:]),
     }
 

@@ -11,6 +11,7 @@ import pytest
 
 from geomem import data
 from geomem.experiments import evaluate
+from geomem.experiments.evaluate import representation
 from geomem.metrics import frechet
 from geomem.metrics.inception import network, weights
 
@@ -109,7 +110,7 @@ def test_finds_weights_by_argument_environment_and_cache(tensors, tmp_path, monk
     weight = tensors[f"{name}.conv.weight"]  # [out, in, height, width]
     np.testing.assert_allclose(kernel[2, 0, 5], weight[:, 5, 2, 0] * scale, rtol=1e-6)
     for kind in ("auto", "inception"):
-        chosen = evaluate._features(evaluate.Config(samples="", features=kind), (32, 32, 3))
+        chosen = representation.extractor(kind, (32, 32, 3))
         assert chosen.name == network.NAME
 
 
@@ -138,7 +139,11 @@ def test_evaluate_uses_the_weights_it_finds(tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(network, "features", narrow)
     np.savez(tmp_path / "samples.npz", images=data.load("cifar10_sample").train[:8])
     config = evaluate.Config(
-        samples=str(tmp_path / "samples.npz"), out=str(tmp_path), num_train=8, num_heldout=8
+        samples=str(tmp_path / "samples.npz"),
+        out=str(tmp_path),
+        num_train=8,
+        num_heldout=8,
+        no_self_test=True,
     )
     scores = evaluate.run(config).frechet
     assert scores["train"].features == "inception-2015 feat_64"

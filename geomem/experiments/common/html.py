@@ -1,4 +1,4 @@
-"""The HTML elements of an audit's page; all texts are escaped."""
+"""The HTML elements of the pages that commands write; all texts are escaped."""
 
 from __future__ import annotations
 

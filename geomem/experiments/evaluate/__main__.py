@@ -1,0 +1,9 @@
+"""`python -m geomem.experiments.evaluate --samples SAMPLES --dataset DATA`."""
+
+from geomem.experiments.common import command_line
+from geomem.experiments.evaluate.evaluation import FROM_RUN, Config, run
+
+__all__ = []
+
+if __name__ == "__main__":
+    command_line.main(Config, run, excludes={"run": FROM_RUN})
