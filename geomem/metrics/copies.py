@@ -19,7 +19,7 @@ from geomem.metrics.memorization import Memorization
 
 __all__ = ["PROVED", "Copies", "align", "judge"]
 
-PROVED = 0.75  # ratios of aligned distances below it are exact
+PROVED = 0.6  # ratios of aligned distances below it are exact
 _SIDE = 32  # images of at least twice this side are reduced before they are aligned
 
 Images = Float[Array | np.ndarray, "images height width channels"]
@@ -44,7 +44,10 @@ class Copies(NamedTuple):
 
 
 def align(
-    samples: Images, train: Images, group: Int[np.ndarray, " images"] | None = None
+    samples: Images,
+    train: Images,
+    group: Int[np.ndarray, " images"] | None = None,
+    threshold: float = 0.5,
 ) -> tuple[Aligned, Alignment] | tuple[None, None]:
     """Return the aligned neighbors of samples and the transforms, or Nones for tiny images.
 
@@ -54,13 +57,15 @@ def align(
 
     Args:
       samples, train, group: as in `aligned.nearest`.
+      threshold: ratios below it, and below PROVED, are exact.
     """
     factor = max(1, min(train.shape[1:3]) // _SIDE)
     samples, train = (_reduced(np.asarray(images), factor) for images in (samples, train))
     alignment = Alignment.wide(min(train.shape[1:3]))
     if alignment is None:
         return None, None
-    found = aligned.nearest(samples, train, alignment, group=group, exact_below=PROVED)
+    exact = max(PROVED, threshold)
+    found = aligned.nearest(samples, train, alignment, group=group, exact_below=exact)
     return found._replace(distance=found.distance * factor), alignment
 
 

@@ -127,7 +127,9 @@ def detect(
             detectors["features"] = memorization.measure(part, features.train, group=group)
     alignment = None
     if dataset.is_images and train.ndim == 4:
-        nearest, alignment = copies.align(np.concatenate(parts), train, group)
+        nearest, alignment = copies.align(
+            np.concatenate(parts), train, group, thresholds["aligned"]
+        )
     if alignment is not None:
         ends = np.cumsum([len(part) for part in parts])
         for detectors, stop, part in zip(found, ends, parts, strict=True):
