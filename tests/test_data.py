@@ -352,7 +352,16 @@ def test_rejects_resize_without_folder(folder, tmp_path):
     assert dataset.test.shape == (12, 32, 32, 3)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
+def test_holds_out_no_training_image_on_request(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((5, 4, 4, 1), np.uint8))
+    loaded = data.load(str(tmp_path / "images.npy"), heldout=0).subset(count=5)
+    assert (len(loaded.train), len(loaded.test_split)) == (5, 0)
+    assert len(data.load("digits", heldout=0).test) == 897  # the source's own test images
+    with pytest.raises(ValueError, match=r"\(--num-heldout\) must be left out without held-out"):
+        loaded.subset(heldout_count=3)
+
+
+@pytest.mark.parametrize("fraction", [1.0, -0.5, float("nan")])
 def test_rejects_bad_fractions(fraction):
     with pytest.raises(ValueError, match=r"heldout must be a fraction between 0 and 1"):
         data.load("digits", heldout=fraction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import pathlib
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ def load(
       ValueError: onnxruntime is missing, or the file is not such a network.
     """
     try:
-        import onnxruntime
+        onnxruntime = importlib.import_module("onnxruntime")
     except ImportError:
         raise ValueError(
             "embedding needs the package onnxruntime: pip install 'geomem[onnx]'."
@@ -66,7 +67,7 @@ def load(
         raise ValueError(f"embedding_size must be {fixed}, as in {path}, got {side}.")
     kind = np.float16 if "float16" in entry.type else np.float32
     prepare = functools.partial(_prepared, side=side or fixed or _SIDE, channels_first=first)
-    constants = np.float32(mean), np.float32(std)
+    constants = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def extract(images):
         inputs = np.asarray(prepare(to_float(np.asarray(images)), *constants), kind)

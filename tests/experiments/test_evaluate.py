@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from geomem import data
 from geomem.experiments import evaluate
 from geomem.experiments.common import command_line
 from geomem.experiments.evaluate import Config, generated
+from geomem.metrics import planted as planted_copies
 from geomem.plots import pairs
 
 SMALL = {"dataset": "digits", "num_train": 64, "num_heldout": 200, "no_self_test": True}
@@ -196,6 +198,7 @@ def test_every_training_image_is_found(heldout, tmp_path):
         dataset=str(tmp_path / "train.npy"),
         heldout=heldout,
         no_self_test=True,
+        features="none",
         out=str(tmp_path / "out"),
     )
     if heldout is None:
@@ -212,7 +215,7 @@ def test_every_training_image_is_found(heldout, tmp_path):
 
 def test_names_the_change_of_each_copy(tmp_path):
     """Mirrored, shifted and brightened photographs, and near-duplicates in the training set."""
-    train = data.load("cifar10_sample").train[:64]
+    train = data.load("cifar10_sample").train[:40]
     doubled = np.concatenate([train, train[:4] + np.float32(0.004)])
     samples = np.concatenate(
         [
@@ -263,7 +266,7 @@ def test_latents_are_compared_as_they_are(tmp_path):
 def test_fails_above_a_rate(planted, tmp_path, monkeypatch):
     path, _ = planted
     words = ["--samples", str(path), "--dataset", "digits", "--num-train", "64"]
-    words += ["--no-self-test", "--num-heldout", "200"]
+    words += ["--no-self-test", "--num-heldout", "200", "--features", "none"]
     for limit, code in (("0.5", 1), ("0.9", 0)):
         command = ["evaluate", *words, "--fail-above", limit, "--out", str(tmp_path / limit)]
         monkeypatch.setattr("sys.argv", command)
@@ -273,3 +276,79 @@ def test_fails_above_a_rate(planted, tmp_path, monkeypatch):
             assert end.value.code == code
         else:
             command_line.main(Config, evaluate.run)
+
+
+def test_searches_in_given_features(planted, tmp_path):
+    """Features of a file, in which only the last two samples are copies."""
+    path, _ = planted
+    samples = np.load(path)["images"][-4:]
+    np.save(tmp_path / "samples.npy", samples)
+    rng = np.random.default_rng(0)
+    train, heldout = rng.normal(size=(64, 5)), rng.normal(size=(200, 5))
+    features = np.concatenate([heldout[:2], train[7:9] + 1e-3]).astype(np.float32)
+    np.savez(tmp_path / "features.npz", samples=features, train=train, heldout=heldout)
+    config = Config(
+        samples=str(tmp_path / "samples.npy"),
+        features=str(tmp_path / "features.npz"),
+        out=str(tmp_path / "out"),
+        **SMALL,
+    )
+    result = evaluate.run(config)
+    assert result.copies.copy.tolist() == [False, False, True, True]
+    assert result.copies.nearest[2:].tolist() == [7, 8]
+    assert result.summary["detectors"]["features"]["copies_heldout"].total == 200
+    np.savez(tmp_path / "features.npz", samples=features, train=train)
+    with pytest.raises(ValueError, match="features must hold samples, train, heldout, got"):
+        evaluate.run(config)
+    with pytest.raises(ValueError, match=r"features must be auto, .* got pixel \(it is not"):
+        evaluate.run(dataclasses.replace(config, features="pixel"))
+
+
+def test_embedding_finds_and_is_tested_by_planted_copies(tmp_path):
+    pytest.importorskip("onnxruntime")
+    train = data.load("cifar10_sample").train[:32, ::2, ::2]
+    np.save(tmp_path / "train.npy", train)
+    np.save(tmp_path / "samples.npy", train[:4] + np.float32(0.01))
+    config = Config(
+        samples=str(tmp_path / "samples.npy"),
+        dataset=str(tmp_path / "train.npy"),
+        embedding=str(pathlib.Path(__file__).parents[1] / "data" / "blocks.onnx"),
+        out=str(tmp_path / "out"),
+    )
+    summary = evaluate.run(config).summary
+    assert summary["detectors"]["features"]["copies"].count == 4
+    assert summary["self_test"]["exact"]["features"].rate == 1
+    assert summary["self_test"]["flip"]["features"].rate < 0.5
+    assert summary["quality"]["train"]["frechet"].features == "blocks.onnx"
+
+
+@pytest.mark.slow
+def test_finds_planted_copies_among_photographs(tmp_path):
+    """Every kind of copy of CIFAR-10 images, some of which have a near-duplicate in training."""
+    dataset, rng = data.load("cifar10_sample"), np.random.default_rng(0)
+    train = dataset.train
+    near = train[:60].copy()
+    near[:20, 5, 5] = np.clip(near[:20, 5, 5] + 2 / 255, -1, 1)  # a pixel by a gray level
+    near[20:40] = planted_copies.plant("JPEG 75", near[20:40])
+    near[40:] = np.clip(near[40:] + 0.02 * rng.standard_normal(near[40:].shape), -1, 1)
+    kinds = [kind for kind in planted_copies.kinds((32, 32, 3)) if "all" not in kind][:10]
+    assert len(kinds) == 10
+    parts = [train[:60] + 0.02 * rng.standard_normal((60, 32, 32, 3))]
+    source = [np.arange(60)]
+    for kind in kinds:
+        source.append(rng.choice(1000, 20, replace=False))
+        parts.append(planted_copies.plant(kind, train[source[-1]]))
+    np.savez(tmp_path / "train.npz", train=np.concatenate([train, near]), test=dataset.test[:500])
+    np.save(tmp_path / "samples.npy", np.float32(np.concatenate(parts)))
+    config = Config(
+        samples=str(tmp_path / "samples.npy"),
+        dataset=str(tmp_path / "train.npz"),
+        no_self_test=True,
+        out=str(tmp_path / "out"),
+    )
+    result = evaluate.run(config)
+    found = result.copies.copy & (result.copies.nearest % 1000 == np.concatenate(source))
+    assert (found[:60].reshape(3, 20).sum(axis=1) >= 19).all()
+    assert (found[60:].reshape(10, 20).sum(axis=1) >= 19).all()
+    assert result.summary["copies_heldout"].count <= 1
+    assert result.report.strict_memorized[:20].sum() == 0  # the paper's definition finds none

@@ -18,7 +18,8 @@ def measure(features: Representation, dataset_name: str) -> dict[str, dict[str, 
     """Return the measures by comparison: "train", "heldout" and "floor".
 
     "train" and "heldout" compare the samples with these images. "floor" compares the training
-    images with the held-out images: copies of the training set score about the same.
+    images with the held-out images: copies of the training set score about the same. Precision and
+    recall are measured against the held-out images if there are any.
     """
     name = pathlib.Path(dataset_name).name
     pairs = {"train": (features.samples, features.train)}
@@ -27,13 +28,18 @@ def measure(features: Representation, dataset_name: str) -> dict[str, dict[str, 
         pairs["floor"] = features.train, features.heldout
     fewest = {key: min(map(len, pair)) for key, pair in pairs.items()}
     return {
-        key: _compare(*pair, f"{name} {key.replace('floor', 'heldout')}", features.name)
+        key: _compare(
+            *pair,
+            f"{name} {key.replace('floor', 'heldout')}",
+            features.name,
+            overlap=key != "train" or features.heldout is None,
+        )
         for key, pair in pairs.items()
         if fewest[key] >= 2
     }
 
 
-def _compare(samples, reference, name, features):
+def _compare(samples, reference, name, features, overlap):
     moments = [frechet.statistics(rows) for rows in (samples, reference)]
     value = frechet.distance(*moments)
     measures = {
@@ -42,7 +48,7 @@ def _compare(samples, reference, name, features):
         "overlap": None,
     }
     some = [_some(rows) for rows in (samples, reference)]
-    if min(map(len, some)) > _K:
+    if overlap and min(map(len, some)) > _K:
         measures["overlap"] = precision_recall.precision_recall(*some, k=_K)
     return measures
 
