@@ -17,6 +17,7 @@ __all__ = ["PER_PAGE", "pairs"]
 _PAGE = (7.0, 9.4)  # inches; fits letter and A4 with margins
 _COLUMNS, _ROWS = 6, 12  # the rows fit images that are at least as wide as high
 PER_PAGE = _COLUMNS * _ROWS
+_TILE = 64  # least pixels of an image's side on the page
 
 
 def pairs(
@@ -37,21 +38,26 @@ def pairs(
     """
     count = min(len(samples), PER_PAGE)
     rows = -(-count // _COLUMNS)
-    row = _PAGE[1] / (_ROWS + 1)
+    width, row = _PAGE[0] / _COLUMNS, _PAGE[1] / (_ROWS + 1)
+    height, side = samples.shape[1:3]
+    factor = -(-_TILE // side)  # one picture of enlarged pixels is drawn faster than many
+    inch = factor * side / (0.47 * width)  # pixels
+    page = np.full((round((rows + 1) * row * inch), round(_PAGE[0] * inch), 3), 255, np.uint8)
     with sheet(_PAGE[0], row * (rows + 1)) as figure:
-        figure.set_layout_engine("none")  # a single axes in inches is faster for many images
+        figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        width, side = _PAGE[0] / _COLUMNS, 0.47 * _PAGE[0] / _COLUMNS
         for i in range(count):
             left, top = i % _COLUMNS * width + 0.02 * width, (1 + i // _COLUMNS) * row
-            for image, x in ((samples[i], left), (nearest[i], left + 1.03 * side)):
-                height = side * image.shape[0] / image.shape[1]
-                extent = (x, x + side, top + height, top)
-                axes.imshow(_shown(image), interpolation="nearest", extent=extent)
+            y, x = round(top * inch), round(left * inch)
+            for image in (samples[i], nearest[i]):
+                tile = _shown(image).repeat(factor, axis=0).repeat(factor, axis=1)
+                page[y : y + factor * height, x : x + factor * side] = tile[: len(page) - y]
+                x += round(1.03 * factor * side)
             color = COLORS["vermillion"] if marked[i] else COLORS["gray"]
-            position = left + 1.015 * side, top - 0.03
+            position = left + 0.477 * width, top - 0.03
             axes.text(*position, captions[i], fontsize=6, color=color, ha="center", va="bottom")
+        axes.imshow(page, interpolation="nearest", extent=(0, _PAGE[0], row * (rows + 1), 0))
         axes.set(xlim=(0, _PAGE[0]), ylim=(row * (rows + 1), 0), aspect="equal")
         if title:
             axes.text(_PAGE[0] / 2, 0.1, title, fontsize=8, ha="center", va="top")

@@ -48,6 +48,6 @@ def ratios(
                 label = f"calibrated {calibrated[name]:.3g}"
                 axes.axvline(calibrated[name], color=COLORS["blue"], lw=0.8, ls="-.", label=label)
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=name)
-            axes.legend(loc="upper left")
+            axes.legend(loc="lower right")
         panels[0].set_ylabel("fraction of images below")
     return figure

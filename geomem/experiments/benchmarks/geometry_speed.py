@@ -15,7 +15,8 @@ from geomem.experiments.benchmarks.timing import median_seconds, peak_growth, pr
 from geomem.experiments.common import results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves, posterior, shells
-from geomem.metrics import memorization
+from geomem.metrics import aligned, copies, memorization
+from geomem.metrics.alignment import Alignment
 from geomem.points import neighbours
 
 _SIGMAS = np.float32(
@@ -24,7 +25,7 @@ _SIGMAS = np.float32(
 _DRAWS_COVERAGE, _DRAWS_WEIGHT, _SHELL_C = 8, 4, 5.0
 _DIM = 3072
 
-Part = Literal["peak", "curves", "nearest", "memorization", "denoise", "scaling"]
+Part = Literal["peak", "curves", "nearest", "memorization", "aligned", "denoise", "scaling"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Config:
     """Time the geometry against plain NumPy, FAISS and the device's matrix-product peak."""
 
     only: tuple[Part, ...] = ("peak", "curves", "nearest", "memorization", "denoise", "scaling")
-    """Parts to run."""
+    """Parts to run; aligned needs CIFAR-10 from TFDS, because images of noise are another case."""
     repeats: int = 5
     """Timed runs after one warm-up; their median is reported. Slow baselines run once."""
     points: int = 50_000
@@ -182,6 +183,29 @@ def _memorization_rows(config, peak):
         yield Row(what, ours, None, "")
 
 
+def _aligned_rows(config, peak):
+    """Time `aligned.nearest` of photographs with flips and shifts, compilation included."""
+    dataset, times = data.load("cifar10"), []
+    samples, train = dataset.test, dataset.train[: config.points]
+    transforms = len(Alignment().transforms())
+
+    def search():
+        times.append(seconds(lambda: aligned.nearest(samples, train, exact_below=copies.PROVED)))
+
+    growth = peak_growth(search)
+    if not times:
+        search()
+    what = f"aligned, {transforms} transforms: {len(samples):,} samples against {len(train):,}"
+    if growth is not None:
+        yield Row("its memory beyond the data, resident at the peak", 0, growth / 2**20, "MB")
+    flat = train.reshape(len(train), -1), samples.reshape(len(samples), -1)
+    if faiss_seconds := _faiss_seconds(*flat, 1):
+        ratio = faiss_seconds * transforms / times[0]
+        yield Row(what, times[0], ratio, f"FAISS IndexFlatL2 times {transforms}")
+    else:
+        yield Row(what, times[0], None, "")
+
+
 def _faiss_seconds(points, queries, repeats):
     """The median time of an exact FAISS search for two neighbors; None without FAISS."""
     try:
@@ -235,6 +259,7 @@ _PARTS = {
     "curves": _curves_rows,
     "nearest": _nearest_rows,
     "memorization": _memorization_rows,
+    "aligned": _aligned_rows,
     "denoise": _denoise_rows,
     "scaling": _scaling_rows,
 }

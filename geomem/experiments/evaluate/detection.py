@@ -23,6 +23,7 @@ _MEASURES = (
     *("memorized", "memorized_heldout", "strict", "noise_mean", "noise_median"),
     *("without_noise", "without_noise_heldout", "adaptive", "adaptive_heldout"),
 )
+_FEWEST = 4  # images that show the spectrum of images without noise
 _PLANTED = 100  # copies of each kind, of different images
 
 
@@ -104,6 +105,10 @@ def detect(
     """
     dataset, samples = inputs.dataset, inputs.samples
     train, heldout = dataset.train, dataset.test if len(dataset.test_split) else None
+    if heldout is None and len(train) < _FEWEST:
+        raise ValueError(
+            f"dataset must hold {_FEWEST} or more images if none are held out, got {len(train)}."
+        )
     settings = {"threshold": thresholds["pixels"], "group": group}
     report = memorization.report(samples, train, heldout, **settings)
     parts, found = [samples], [{"pixels": report.samples}]
