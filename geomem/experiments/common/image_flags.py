@@ -1,11 +1,13 @@
 """Flags that select images and noise levels, and what they select."""
 
 import dataclasses
+import pathlib
 from typing import Literal
 
 import numpy as np
 
-from geomem import data
+from geomem import data, paths
+from geomem.data import folders, sources
 from geomem.experiments.common.dataclass_flags import flag
 
 
@@ -80,6 +82,15 @@ def load(config: ImageFlags) -> data.Dataset:
             f"heldout must have images of shape {shape} like training, got {heldout_shape}."
         )
     return dataset
+
+
+def file_names(source: str, split: data.Split) -> list[str]:
+    """Return the file of each image, relative to its folder, or NAME:POSITION in other sources."""
+    if not sources.is_folder(source):
+        return [f"{pathlib.Path(source).name}:{i}" for i in split.index]
+    folder = paths.as_path(source)
+    files = folders.image_paths(folder)
+    return [files[i].relative_to(folder).as_posix() for i in split.index]
 
 
 def level_range(config: CurveFlags, scale: float = 1.0) -> tuple[float, float]:

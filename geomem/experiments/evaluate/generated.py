@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from geomem import data, paths
-from geomem.data import folders, sources
+from geomem import data
+from geomem.data import sources
 from geomem.experiments.common import image_flags
 from geomem.experiments.train import configuration, run_folder
 
@@ -68,7 +68,7 @@ def load(config) -> Inputs:
             chosen["resize"] = None
         dataset = image_flags.load(dataclasses.replace(config, **chosen))
     samples, files = _samples(config, dataset)
-    train_files = _names(source, dataset.train_split)
+    train_files = image_flags.file_names(source, dataset.train_split)
     names = pathlib.Path(config.samples).name, pathlib.Path(source).name
     return Inputs(dataset, samples, files, train_files, *names)
 
@@ -76,22 +76,13 @@ def load(config) -> Inputs:
 def _samples(config, dataset):
     try:
         split, _, _ = sources.open_source(config.samples, config.resize)
-        names = _names(config.samples, split)
+        names = image_flags.file_names(config.samples, split)
         order = sorted(range(len(names)), key=lambda i: _natural(names[i]))
         split = split.take(np.array(order, int))
         pixels = split.read(split.index)
     except ValueError as error:
         raise ValueError(re.sub(r"\Adataset\b", "samples", str(error))) from None
     return _checked(pixels, dataset, config.samples), [names[i] for i in order]
-
-
-def _names(source, split):
-    """The file of each image, relative to its folder, or its position in an array."""
-    if not sources.is_folder(source):
-        return [f"{pathlib.Path(source).name}:{i}" for i in split.index]
-    folder = paths.as_path(source)
-    files = folders.image_paths(folder)
-    return [files[i].relative_to(folder).as_posix() for i in split.index]
 
 
 def _natural(name):
