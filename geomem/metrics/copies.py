@@ -7,7 +7,7 @@ features. A sample is a copy if any of these ratios is below the threshold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -87,16 +87,17 @@ def judge(
         np.stack([getattr(found, field)[:, 0] for found in detectors.values()])[best, rows]
         for field in ("index", "distance")
     )
-    copies = (strengths < 1).any(axis=0)
+    strength = strengths.min(axis=0)
+    copies = np.asarray(strength < 1)
     transform = ["none"] * len(rows)
     if alignment is not None:
-        place, found = list(detectors).index("aligned"), detectors["aligned"]
+        place, found = list(detectors).index("aligned"), cast(Aligned, detectors["aligned"])
         names = [str(t) for t in alignment.transforms()]
         for i in np.flatnonzero(best == place):
             # Only a change of brightness hides an unmoved copy from the pixels.
             unmoved = "brightness" if copies[i] and strengths[0, i] >= 1 else "none"
             transform[i] = names[found.transform[i, 0]].replace("none", unmoved)
-    return Copies(copies, strengths.min(axis=0), nearest, distance, transform)
+    return Copies(copies, strength, nearest, distance, transform)
 
 
 def _reduced(images, factor):
