@@ -18,10 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from geomem.geometry._posterior_derivatives import (
+    log_weights_derivative,
+    mean_derivative,
+    moment,
+)
 from geomem.points.exact import CHUNK, as_queries, as_rows, decode, log_weight_ratios
 from geomem.points.softmax_search import Softmax, softmax_search
 from geomem.points.visit import PlacedPoints, Points, as_points
@@ -140,7 +144,7 @@ def covariance_product(
     if directions.shape != rows.shape:
         raise ValueError(f"v must have the shape of y, {np.shape(y)}, got {np.shape(v)}.")
     mean = _mean.__wrapped__(chunk, placed, rows, sigma)
-    product = _moment("along", chunk, placed, rows, sigma, mean, directions)
+    product = moment("along", chunk, placed, rows, sigma, mean, directions)
     return product.reshape(np.shape(y))
 
 
@@ -158,7 +162,7 @@ def covariance_trace(
     """
     placed, rows, sigma = _arguments(y, points, sigma, chunk)
     mean = _mean.__wrapped__(chunk, placed, rows, sigma)
-    return _moment("squared_spread", chunk, placed, rows, sigma, mean)[:, 0]
+    return moment("squared_spread", chunk, placed, rows, sigma, mean)[:, 0]
 
 
 def max_weight(
@@ -301,61 +305,16 @@ def _arguments(y, points, sigma, chunk):
     return placed, *_queries(y, np.shape(points), sigma)
 
 
-def _search(placed, *queries, chunk, moment=None, top=0) -> Softmax:
-    return placed.run(softmax_search(len(placed), moment=moment, top=top), queries, chunk=chunk)
+def _search(placed, *queries, chunk, top) -> Softmax:
+    return placed.run(softmax_search(len(placed), moment=None, top=top), queries, chunk=chunk)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _mean(chunk, placed, y, sigma):
-    return _search(placed, y, sigma, chunk=chunk, moment="mean").moment
+    return moment("mean", chunk, placed, y, sigma)
 
 
-def _mean_jvp(chunk, primals, tangents):
-    """dm = Cov_w(x) dy / sigma^2 - 2 Cov_w(b, x) dsigma / sigma^3, with logits b_j / sigma^2."""
-    placed, y, sigma = primals
-    d_placed, dy, d_sigma = tangents
-    mean = _mean.__wrapped__(chunk, *primals)
-    tangent = jnp.zeros_like(mean)
-    placed, y, sigma, center = _differentiated_once((placed, y, sigma, mean))
-    variance = (sigma**2)[:, None]
-    if not isinstance(dy, SymbolicZero):
-        tangent += _along(chunk, placed, y, sigma, center, dy) / variance
-    if not isinstance(d_sigma, SymbolicZero):
-        sums = _moment("with_log_weight", chunk, placed, y, sigma, center)
-        product, offset, b = jnp.split(sums, [y.shape[1], 2 * y.shape[1]], axis=1)
-        covariance = product - b * offset  # of b and x
-        tangent -= 2 * covariance / (variance * sigma[:, None]) * d_sigma[:, None]
-    if not isinstance(d_placed.rows, SymbolicZero):  # forward mode only
-        of_points = functools.partial(_mean.__wrapped__, chunk, y=y, sigma=sigma)
-        tangent += jax.jvp(of_points, (placed,), (d_placed,))[1]
-    return mean, tangent
-
-
-_mean.defjvp(_mean_jvp, symbolic_zeros=True)
-
-
-@jax.custom_jvp
-def _differentiated_once(values):
-    return values
-
-
-@_differentiated_once.defjvp
-def _refuse(primals, tangents):
-    raise NotImplementedError("denoise must be differentiated only once, got a second derivative.")
-
-
-def _moment(moment, chunk, placed, *queries):
-    return _search(placed, *queries, chunk=chunk, moment=moment).moment
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _along(chunk, placed, y, sigma, mean, v):
-    """Cov_w v. The search cannot be transposed; as the solution of a symmetric system it can."""
-
-    def solve(_, v):
-        return _moment("along", chunk, placed, y, sigma, mean, v)
-
-    return lax.custom_linear_solve(lambda v: v, v, solve, symmetric=True)
+_mean.defjvp(mean_derivative, symbolic_zeros=True)
 
 
 @jax.custom_jvp
@@ -372,26 +331,4 @@ def _log_weights(y, sigma, points):
     return lax.map(one_query, (y, sigma))
 
 
-def _log_weights_jvp(primals, tangents):
-    """d log w_j = a_j - sum_k w_k a_k, with a_j the derivative of the logit of x_j."""
-    y, sigma, points = primals
-    log_weight, rows = _log_weights(*primals), decode(points)
-    dy, d_sigma, d_rows = (None if isinstance(d, SymbolicZero) else d for d in tangents)
-
-    @jax.checkpoint  # keep no [N, d] array of a query for reverse mode
-    def one_query(query):
-        y, sigma, log_weight, dy, d_sigma = query
-        change = jnp.zeros_like(log_weight)
-        if dy is not None:
-            best = rows[log_weight.argmax()]  # differences of near copies are exact
-            change += jnp.sum((rows - best) * dy, axis=1) / sigma**2
-        if d_sigma is not None:
-            change -= 2 * log_weight * d_sigma / sigma
-        if d_rows is not None:
-            change += jnp.sum((y - rows) * d_rows, axis=1) / sigma**2
-        return change - jnp.sum(jnp.exp(log_weight) * change)
-
-    return log_weight, lax.map(one_query, (y, sigma, log_weight, dy, d_sigma))
-
-
-_log_weights.defjvp(_log_weights_jvp, symbolic_zeros=True)
+_log_weights.defjvp(functools.partial(log_weights_derivative, _log_weights), symbolic_zeros=True)

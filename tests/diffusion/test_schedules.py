@@ -156,9 +156,8 @@ def test_reads_zone_files(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             configuration.read_zone(path)
-    with pytest.raises(
-        ValueError, match=r"gap_from must be a readable file, got nowhere\.json \(No such file"
-    ):
+    message = r"gap_from must be a JSON file with low and high, got nowhere\.json \(no such file"
+    with pytest.raises(ValueError, match=message):
         configuration.read_zone("nowhere.json")
 
 

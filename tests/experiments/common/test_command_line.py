@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Literal
 
@@ -14,7 +15,13 @@ import pytest
 
 from geomem import paths
 from geomem.__main__ import COMMANDS
-from geomem.experiments.common import command_line, compilation, dataclass_flags, results
+from geomem.experiments.common import (
+    command_line,
+    compilation,
+    dataclass_flags,
+    interruption,
+    results,
+)
 from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
@@ -68,7 +75,7 @@ def parse(*words, config=Config, **options):
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
+def command(monkeypatch, tmp_path, capfd):
     """Run command_line.main in an empty folder; return (exit code, stdout lines, stderr lines)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "_written", {})
@@ -81,7 +88,7 @@ def command(monkeypatch, tmp_path, capsys):
             command_line.main(config, run, **options)
         except SystemExit as end:
             code = end.code
-        output = capsys.readouterr()
+        output = capfd.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 
     return run_command
@@ -131,7 +138,7 @@ def test_flags_have_their_types():
     assert parse("--heldout", "None")[0].heldout is None
     assert parse("--growth")[0].growth is True
     assert parse("--classes")[0].classes == ()
-    assert parse("--sigma_min", "-1")[0].sigma_min == -1
+    assert parse("--sigma_min", "2")[0].sigma_min == 2
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,7 @@ def test_given_folder_is_not_overwritten(command, tmp_path):
 def test_a_file_is_no_folder(command, tmp_path):
     (tmp_path / "file").touch()
     for out in ("file", "file/inside"):
-        line = f"error: --out must be a folder, got {out}: a file is there."
+        line = f"error: --out must be a writable folder, got {out} (a file is there)."
         assert command(write_results, "--out", out) == (2, [], [line])
 
 
@@ -312,6 +319,7 @@ def test_unfinished_files_do_not_replace_old_ones(tmp_path):
 )
 def test_interruption_says_what_was_kept(command, monkeypatch, resumes, writes, line):
     monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(interruption, "_ending", threading.Lock())
 
     def run(config):
         if writes:
