@@ -15,6 +15,7 @@ from . import onnx_features as onnx_features
 from . import planted as planted
 from . import precision_recall as precision_recall
 from . import residual_noise as residual_noise
+from . import watch as watch
 from .alignment import Alignment as Alignment
 from .denoising import denoising_error as denoising_error
 from .denoising import membership_auc as membership_auc
@@ -28,3 +29,4 @@ from .intervals import Mean as Mean
 from .intervals import Rate as Rate
 from .memorization import Memorization as Memorization
 from .memorization import Report as Report
+from .watch import Observation as Observation

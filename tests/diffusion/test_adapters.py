@@ -155,6 +155,27 @@ def test_ddim_is_the_euler_sampler(pipelines):
     assert np.abs(x * np.sqrt(last) - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
+def test_heun_is_that_of_diffusers(pipelines):
+    import diffusers
+    import torch
+
+    folder, network, schedulers = pipelines
+    scheduler = diffusers.HeunDiscreteScheduler.from_config(
+        schedulers["epsilon"].config, clip_sample=False
+    )
+    scheduler.set_timesteps(timesteps=[999, 800, 600, 450, 300, 200, 100, 40, 10])
+    sigmas = list(dict.fromkeys(scheduler.sigmas.tolist()))  # it lists inner levels twice
+    start = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32) * sigmas[0]
+    x = torch.tensor(start).movedim(-1, 1).contiguous().float()
+    with torch.inference_mode():
+        for timestep in scheduler.timesteps:
+            out = network(scheduler.scale_model_input(x, timestep), timestep).sample
+            x = scheduler.step(out, timestep, x).prev_sample
+    expected = x.movedim(1, -1).numpy()
+    ours = sampler.solve(adapters.from_diffusers(folder / "epsilon"), start, sigmas)
+    assert np.abs(ours - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
 def test_an_exact_empirical_network_in_pytorch_only_copies(rng):
     torch = pytest.importorskip("torch")
     images = rng.uniform(-1, 1, (20, 4, 4, 1)).astype(np.float32)

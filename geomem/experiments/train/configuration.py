@@ -83,6 +83,11 @@ class Config(image_flags.ImageFlags):
     """Steps between checkpoints, a multiple of --log-every."""
     keep_checkpoints: int = flag(3, "output")
     """Number of newest checkpoints to keep."""
+    watch: bool = flag(False, "output")
+    """Look for copies at each checkpoint: memorized fraction, distance and error on training
+    against held-out images, and quality. Goes to metrics.jsonl and TensorBoard."""
+    watch_samples: int = flag(256, "output", least=2, most=2**16)
+    """Number of images that --watch samples."""
     log_every: int = flag(100, "output")
     """Steps per line of metrics.jsonl; a line holds means over its steps."""
 
@@ -106,6 +111,7 @@ MAY_CHANGE = {
     for name in (
         *("out", "resume", "dataset", "heldout", "heldout_seed", "num_heldout", "kimg", "samples"),
         *("checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "distributed"),
+        *("watch", "watch_samples"),
     )
 }
 _POSITIVE = (

@@ -20,13 +20,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from geomem import paths
+from geomem import data, paths
 from geomem.data.datasets import warn
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
 from geomem.experiments.common import image_flags, output, results
 from geomem.experiments.train import configuration, run_folder
 from geomem.experiments.train.configuration import Config
 from geomem.experiments.train.metrics_log import MetricsLog
+from geomem.metrics import watch
 
 
 class Result(NamedTuple):
@@ -45,9 +46,14 @@ class _Session(NamedTuple):
     denoiser: preconditioning.EDMDenoiser
     recipe: training_step.Recipe
     image_shape: tuple[int, int, int]
-    is_images: bool
+    dataset: data.Dataset
     folder: pathlib.Path
     saved: checkpoints.Checkpoints
+
+    @property
+    def sampling_grid(self) -> np.ndarray:
+        """The noise levels to sample with, which skip the gap."""
+        return grids.skip_gaps(grids.edm_grid(18), self.recipe.schedule)
 
 
 def run(config: Config) -> Result:
@@ -86,8 +92,7 @@ def run(config: Config) -> Result:
                 f"{first:,} to {config.steps:,}, {config.batch} images each"
             )
             images = training_step.load_images(dataset.train_split.pixels)
-            is_images = dataset.is_images
-            session = _Session(config, denoiser, recipe, shape, is_images, folder, saved)
+            session = _Session(config, denoiser, recipe, shape, dataset, folder, saved)
             with phases("train"), StopSignal() as stopping:
                 last, speed = _train(session, update, state, images, first, stopping)
         result = Result(folder, last, last == config.steps, speed)
@@ -176,6 +181,7 @@ def _train(session, update, state, images, step, stopping):
     ) as bar:
         stop, speeds, clock = False, [], (step, time.perf_counter())
         while step < config.steps and not stop:
+            _watch(session, log, state, step)  # after a resumption too, if the stop came before it
             # One step at a time where the usual number would cross the end of a window.
             count = usual if step % usual == 0 and step + usual <= config.steps else 1
             state = update(state, images, count)
@@ -191,6 +197,8 @@ def _train(session, update, state, images, step, stopping):
                     log.write(step, metrics, {"images_per_second": speeds[-1]})
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 _save(session, state, step, draw=first_process and not stop)
+        if not stop:
+            _watch(session, log, state, step)
     if log:
         log.close()
     return step, statistics.median(speeds[1:]) if speeds[1:] else None
@@ -221,15 +229,36 @@ def _save(session, state, step, draw):
     session.saved.save(step, host)
     if draw and session.config.samples:
         seeds = range(session.config.samples)
-        sigmas = grids.skip_gaps(grids.edm_grid(18), session.recipe.schedule)
         denoiser = session.denoiser.bind(host.ema)
-        images = sampler.generate(denoiser, seeds, session.image_shape, sigmas)
-        if session.is_images:
+        images = sampler.generate(denoiser, seeds, session.image_shape, session.sampling_grid)
+        if session.dataset.is_images:
             path = session.folder / f"samples_{step:07d}.png"
             results.write_image_grid(path, sampler.to_uint8(images))
         else:
             with paths.open_whole(session.folder / f"samples_{step:07d}.npy") as file:
                 np.save(file, images)
+
+
+def _watch(session, log, state, step):
+    """At a checkpoint, log what `watch` observes, once, and say when copying starts."""
+    config, dataset = session.config, session.dataset
+    regular = step and (step % config.checkpoint_every == 0 or step == config.steps)
+    if not (config.watch and log and regular) or step in (seen := log.values("watch/copying")):
+        return
+    observation = watch.observe(
+        session.denoiser.bind(training_step.unreplicate(state).ema),
+        dataset.train,
+        dataset.test,
+        count=config.watch_samples,
+        sigmas=session.sampling_grid,
+    )
+    metrics = {"kimg": step * config.batch / 1000, **observation.metrics()}
+    log.write(step, metrics | {"watch/copying": int(observation.copying)}, {})
+    _say(f"step {step:,}: {observation}")
+    if observation.copying and not any(seen.values()):
+        before = max([*filter(step.__gt__, session.saved.steps())], default=None)
+        older = "no checkpoint" if before is None else f"checkpoint {before}"
+        _say(f"step {step:,}: copying has started; {older} was saved before")
 
 
 @contextlib.contextmanager
@@ -250,7 +279,7 @@ def _claimed(config, facts):
 
 def _say(text):
     if jax.process_index() == 0:
-        print(text, flush=True)
+        tqdm.write(text)
 
 
 def _write(folder, config, phases, record):

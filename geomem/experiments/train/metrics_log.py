@@ -34,6 +34,11 @@ class MetricsLog:
         for name, value in {**metrics, **speed}.items():
             self._events.add_scalar(name, value, step)
 
+    def values(self, name: str) -> dict[int, float]:
+        """Return the values of a metric by step."""
+        lines = map(json.loads, self._text.splitlines())
+        return {line["step"]: line[name] for line in lines if name in line}
+
     def close(self) -> None:
         """Close the TensorBoard events."""
         self._events.close()

@@ -15,6 +15,7 @@ from geomem.diffusion import training_step as steps
 from geomem.experiments import sample
 from geomem.experiments.train import PRESETS, configuration, loop, run_folder
 from geomem.experiments.train.metrics_log import MetricsLog
+from geomem.metrics import watch
 
 TINY = dataclasses.replace(
     PRESETS["digits"],
@@ -25,6 +26,8 @@ TINY = dataclasses.replace(
     log_every=4,
     checkpoint_every=8,
     samples=4,
+    watch=True,
+    watch_samples=8,
 )
 
 
@@ -78,14 +81,28 @@ def interrupted(tmp_path_factory):
 
 def test_resumed_run_is_bitwise_identical(finished, interrupted):
     assert _metrics(interrupted) == _metrics(finished)
-    assert [json.loads(line)["step"] for line in _metrics(finished).splitlines()] == [
-        *range(4, 21, 4)
-    ]
+    lines = [json.loads(line) for line in _metrics(finished).splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [*range(4, 21, 4)]
+    assert [line["step"] for line in lines if "watch/memorized" in line] == [8, 16, 20]
     for average in (True, False):
         ours, theirs = (
             run_folder.load(folder, average=average)[1] for folder in (interrupted, finished)
         )
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_says_when_copying_starts(tmp_path, monkeypatch, capsys):
+    def observe(denoiser, train, heldout, **settings):
+        calls.append(settings["count"])
+        return observed(None, train, heldout, samples=train if len(calls) > 1 else heldout)
+
+    calls, observed = [], watch.observe
+    monkeypatch.setattr(watch, "observe", observe)
+    loop.run(_config(tmp_path / "run", samples=0))
+    text = capsys.readouterr().out
+    assert calls == [8, 8, 8]
+    assert text.count("copying has started") == 1
+    assert "step 16: copying has started; checkpoint 8 was saved before" in text
 
 
 def test_run_folder_holds_documented_files(finished):
