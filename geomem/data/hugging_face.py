@@ -34,7 +34,11 @@ class _Row(NamedTuple):
         value = self.table[self.index][self.column]
         if value is None or (value["bytes"] is None and not value["path"]):
             raise ValueError("it holds no image")
-        return open(value["path"], mode) if value["bytes"] is None else io.BytesIO(value["bytes"])
+        if value["bytes"] is not None:
+            return io.BytesIO(value["bytes"])
+        if not pathlib.Path(value["path"]).is_file():  # a pipe would wait for a writer
+            raise ValueError(f"{value['path']} is not a file")
+        return open(value["path"], mode)
 
 
 def open_table(

@@ -171,15 +171,23 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
         network = diffusers.UNet2DModel.from_pretrained(
             str(folder / "unet"), local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} must be a saved diffusers pipeline: {reason}") from None
-    network = from_torch(network.to(device).eval(), device)
-    if "FlowMatch" in scheduler.get("_class_name", ""):
+        name, kind = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
         times = float(scheduler.get("num_train_timesteps", 1000))
-        return adapt(network, "velocity", flow_input(times))
-    abar = diffusers.DDPMScheduler.from_config(scheduler).alphas_cumprod.numpy()
-    return adapt(network, scheduler.get("prediction_type", "epsilon"), ddpm_input(abar))
+        if "FlowMatch" in name:
+            given, kind = flow_input(times), "velocity"
+        else:
+            steps = diffusers.DDPMScheduler.from_config(scheduler)
+            given = ddpm_input(steps.alphas_cumprod.numpy())
+    except MemoryError:
+        raise
+    except Exception as error:  # diffusers and safetensors raise errors of many types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"denoiser must be package.module:name or a saved diffusers pipeline, got {folder} "
+            f"({reason})."
+        ) from None
+    network = from_torch(network.to(device).eval(), device)
+    return adapt(network, kind, given)
 
 
 def load(name: str, device: str = "cpu") -> Denoiser:
@@ -193,8 +201,9 @@ def load(name: str, device: str = "cpu") -> Denoiser:
         return from_diffusers(name, device)
     try:
         denoiser = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"denoiser must be package.module:name, got {name}: {error}.") from None
+    except Exception as error:  # a module may raise anything when it is imported
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"denoiser must be package.module:name, got {name} ({reason}).") from None
     if not callable(denoiser):
         raise ValueError(f"denoiser must be a function of (x, sigma), got {name}: {denoiser!r}.")
     return cast(Denoiser, denoiser)

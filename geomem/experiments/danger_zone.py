@@ -30,6 +30,10 @@ __all__ = ["Config", "Result", "run", "sigma_grid"]
 _PAPER_TRIALS, _PAPER_SUBSET, _PAPER_COVERAGE_DRAWS = 350, 1000, 10  # App. E.2
 _PAPER_BASE_POINTS, _PAPER_WEIGHT_DRAWS = 100, 400  # App. E.3
 _PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
+_OF_PROTOCOL = (
+    *("num_sigmas", "sigma_min", "sigma_max", "sigmas"),
+    *("num_base", "draws_coverage", "draws_weight"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,10 @@ def run(config: Config) -> Result | None:
         style.save(figure, config.plot_only)
         return None
     sigma_grid(config)  # bad flags end the run before the images are read
+    if config.protocol == "paper":
+        for name in _OF_PROTOCOL:
+            if getattr(config, name) != getattr(Config, name):
+                raise ValueError(f"{name} must be left out with the paper's protocol.")
     danger_zone.check_threshold(config.threshold)
     record = results.Run(config)
     with record.phase("data"):
@@ -271,4 +279,9 @@ def _print(curves, zone):
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    command_line.main(
+        Config,
+        run,
+        excludes={"sigmas": ("num_sigmas", "sigma_min", "sigma_max", "grid", "rho")},
+        needs={"radius": ("band",), "rho": ("grid", "protocol")},
+    )

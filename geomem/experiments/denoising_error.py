@@ -93,4 +93,4 @@ def _summarize(errors, auc):
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    command_line.main(Config, run, excludes=denoisers.EXCLUDES, needs=denoisers.NEEDS)

@@ -69,4 +69,4 @@ def _summarize(gaps):
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    command_line.main(Config, run, excludes=denoisers.EXCLUDES, needs=denoisers.NEEDS)

@@ -67,4 +67,4 @@ def _summarize(rates):
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    command_line.main(Config, run, excludes=denoisers.EXCLUDES, needs=denoisers.NEEDS)

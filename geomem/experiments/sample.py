@@ -7,14 +7,15 @@ and `seeds`), a grid of the first 256 (samples.png), and the settings (samples.j
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from geomem import paths
-from geomem.diffusion import adapters, edm_weights, grids, sampler
-from geomem.experiments.common import command_line, results
+from geomem import memory, paths
+from geomem.diffusion import edm_weights, grids, sampler
+from geomem.experiments.common import command_line, denoisers, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import run_folder
 
@@ -96,7 +97,8 @@ def run(config: Config) -> Result:
     output = results.Run(config)
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     if config.denoiser is not None:
-        denoiser, image_shape = adapters.load(config.denoiser), config.image_shape
+        image_shape = config.image_shape
+        denoiser = denoisers.load_network(config.denoiser, image_shape)
     elif config.weights is not None:
         network, params = edm_weights.load(config.weights)
         denoiser, image_shape = network.bind(params), edm_weights.image_shape(params)
@@ -109,6 +111,7 @@ def run(config: Config) -> Result:
         full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, full_grid):
             print("Skipping the noise levels that training left out (--over-gap False keeps them).")
+    memory.check("count", 4 * config.count * math.prod(image_shape), config.count)
     seeds = np.arange(config.seed, config.seed + config.count)
     with output.phase("sample"):
         images = sampler.generate(
@@ -138,4 +141,5 @@ def run(config: Config) -> Result:
 
 
 if __name__ == "__main__":
-    command_line.main(Config, run)
+    of_run = "step", "average", "over_gap"
+    command_line.main(Config, run, excludes={"weights": of_run, "denoiser": of_run})

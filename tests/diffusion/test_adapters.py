@@ -206,6 +206,6 @@ def test_rejects_a_folder_that_is_no_pipeline(pipelines, missing, tmp_path):
     broken = shutil.copytree(pipelines[0] / "epsilon", tmp_path / "pipeline")
     path = broken / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(ValueError, match=r"must be a saved diffusers pipeline") as error:
+    with pytest.raises(ValueError, match=r"a saved diffusers pipeline, got") as error:
         adapters.from_diffusers(broken)
     assert "\n" not in str(error.value)

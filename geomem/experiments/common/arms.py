@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,8 +174,9 @@ class _EvaluationCache:
         self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
         self._settings = [settings.samples, settings.method, settings.inception]
         self._rows = {}
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):  # an interrupted write
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
                 entry = json.loads(line)
                 self._rows[json.dumps(entry["at"])] = entry["found"]
 
@@ -192,8 +194,11 @@ class _EvaluationCache:
     def has_samples(self, key):
         if not self._samples.exists():
             return False
-        with self._samples.open("rb") as file, np.load(file) as archive:
-            return "at" in archive and str(archive["at"]) == key
+        try:
+            with self._samples.open("rb") as file, np.load(file) as archive:
+                return "at" in archive and str(archive["at"]) == key
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):  # damaged: sampled again
+            return False
 
     def put_samples(self, key, images, report):
         nearest = report.samples._asdict()

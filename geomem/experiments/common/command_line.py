@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, NoReturn, TypeVar
 
@@ -29,6 +29,7 @@ def main(
     about: Mapping[str, str] | None = None,
     resumes: bool = False,
     excludes: Mapping[str, Collection[str]] | None = None,
+    needs: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Parse `config` from the command line, run it, and list the files that it wrote.
 
@@ -46,7 +47,9 @@ def main(
       presets, about: as in `dataclass_flags.parse`.
       resumes: whether the same command resumes an interrupted run. If so, `run` checks the output
         folder itself. Other commands never overwrite the results of another run.
-      excludes: for a flag, the other flags that it determines and that must then be left out.
+      excludes: for a flag, the other flags that would be ignored and must then be left out;
+        --plot-only excludes all.
+      needs: for a flag, the others without any of which it would be ignored.
     """
     parsed: Any = None
     interruption.install()
@@ -61,10 +64,7 @@ def main(
         parsed, given = dataclass_flags.parse(
             config, sys.argv[1:], _program(), presets=presets, about=about, switches=switches
         )
-        for flag, others in (excludes or {}).items():
-            if flag in given and (both := sorted(given.intersection(others))):
-                left_out, flag = map(dataclass_flags.option, (both[0], flag))
-                raise ValueError(f"{left_out} must be left out with {flag}, which determines it.")
+        _check_together(given, {"plot_only": {*names, "overwrite"}} | (excludes or {}), needs or {})
         _check_buckets(parsed)
         compilation.enable_cache()
         with _joined(), compilation.announced():
@@ -129,6 +129,18 @@ def _last_words(config, resumes):
         kept = f"{len(files)} files were written, last {files[-1]}"
         return f"interrupted; {kept}; the same command starts over."
     return "interrupted; nothing was kept."
+
+
+def _check_together(given, excludes, needs):
+    """Raise a ValueError if a flag would be ignored."""
+    option = dataclass_flags.option
+    for flag, others in excludes.items():
+        if flag in given and (both := sorted(given.intersection(others) - {flag})):
+            raise ValueError(f"{option(both[0])} must be left out with {option(flag)}.")
+    for flag, others in needs.items():
+        if flag in given and not given.intersection(others):
+            either = " or ".join(map(option, others))
+            raise ValueError(f"{option(flag)} must be left out without {either}.")
 
 
 def _program():

@@ -10,6 +10,7 @@ import collections
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem import paths
+from geomem import memory, paths
 from geomem.diffusion import adapters, sampler
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import image_flags, interruption, results
@@ -67,6 +68,10 @@ class ComparisonFlags:
     seed: int = flag(0, "advanced")
     """Seed of the noise."""
 
+
+# Flags that are ignored with another one, and without it.
+EXCLUDES = {"denoiser": ("run", "runs", "preset"), "run": ("runs", "preset")}
+NEEDS = {"num_train": ("denoiser",), "heldout": ("denoiser",)}
 
 # The same recipe on two training sets: one small enough to be memorized, and one too large.
 PRESET_RUNS = {
@@ -213,20 +218,36 @@ def load_other(name: str, images: image_flags.ImageFlags) -> TrainedRun:
     Raises:
       ValueError: no such denoiser, or it cannot denoise these images.
     """
-    dataset, denoiser = image_flags.load(images), sampler.as_pytree(adapters.load(name))
-    image = dataset.train_split.take(slice(0, 1)).images
+    dataset = image_flags.load(images)
+    denoiser = load_network(name, dataset.train_split.shape[1:])
+    label = paths.as_path(name).name
+    return _trained_run(label, denoiser, dataset, {"run": label, "denoiser": name})
+
+
+def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
+    """Return `adapters.load(name)` as a pytree, tried on one image.
+
+    Raises:
+      ValueError: no such denoiser, or it cannot denoise images of this shape.
+    """
+    memory.check("image_shape", 16 * math.prod(image_shape), image_shape)
+    image = np.zeros((1, *image_shape), np.float32)
     try:
+        denoiser = sampler.as_pytree(adapters.load(name))
         shape = np.shape(denoiser(image, np.ones(1, np.float32)))
-    except Exception as error:  # whatever somebody's network raises
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever somebody's code raises
+        if str(error).startswith("denoiser "):
+            raise
         reason = str(error).strip().splitlines()[-1:]
         raise ValueError(
-            f"denoiser must denoise images of shape {image.shape[1:]}, got {name}: "
+            f"denoiser must denoise images of shape {image_shape}, got {name}: "
             f"{type(error).__name__}{': '.join(['', *reason])}"
         ) from error
     if shape != image.shape:
         raise ValueError(f"denoiser must return shape {image.shape} like its input, got {shape}.")
-    label = paths.as_path(name).name
-    return _trained_run(label, denoiser, dataset, {"run": label, "denoiser": name})
+    return denoiser
 
 
 def _trained_run(name, network, dataset, facts):
