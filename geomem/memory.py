@@ -7,23 +7,27 @@ import pathlib
 __all__ = ["check", "free", "limit"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_UNLIMITED = 2**62
+_RESERVE = 2**28  # for compiled programs and small arrays
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
+# Files of a control group with its limit and its use, version 2 and 1.
+_GROUP_FILES = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def limit() -> int:
-    """Return the bytes that the machine, the control group and `ulimit -v` allow this process."""
-    return min(_machine("MemTotal"), _group("memory.max"), _address_space()[0])
+    """Return the bytes that the machine, the control group and `ulimit` allow this process."""
+    return min(_machine("MemTotal"), *(allowed for allowed, _ in [*_groups(), *_resources()]))
 
 
 def free() -> int:
     """Return the bytes that this process may still take."""
-    allowed, used = _address_space()
-    group = _group("memory.max") - _group("memory.current", 0)
-    return max(0, min(_machine("MemAvailable"), group, allowed - used))
+    rest = (allowed - used for allowed, used in [*_groups(), *_resources()])
+    return max(0, min(_machine("MemAvailable"), *rest))
 
 
 def check(argument: str, needed: int, source: object) -> None:
     """Raise a ValueError that names `argument` and `source` if so many bytes are not free."""
-    if needed > (available := free()):
+    if needed + _RESERVE > (available := free()):
         raise ValueError(
             f"{argument} must fit in memory, got {source}, which needs {needed / 1e9:.3g} GB of "
             f"{available / 1e9:.3g} GB that are free; use fewer or smaller images."
@@ -38,20 +42,42 @@ def _machine(name):
     return _PAGE * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
 
 
-def _group(name, unknown=2**62):
-    """A number of bytes from this process's control group (Linux, version 2)."""
-    with contextlib.suppress(OSError, ValueError):
-        own = pathlib.Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        return int(pathlib.Path("/sys/fs/cgroup", own, name).read_text())
-    return unknown
+def _groups():
+    """The limits and the use of this process's control group and of those above it (Linux)."""
+    found = [(_UNLIMITED, 0)]
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, own = line.split(":", 2)
+            if kind not in ("", "memory"):
+                continue
+            top = _GROUPS / kind
+            for folder in (top / own[1:], *(top / own[1:]).parents):
+                if folder.is_relative_to(top):  # in a container, the top is its own group
+                    found += _group(folder)
+    return found
 
 
-def _address_space():
-    """The limit of the address space, and how much of it is in use."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
+def _group(folder):
+    for allowed, used in _GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            bytes_allowed = int((folder / allowed).read_text())
+            # Files that the system keeps in memory make room when it is needed.
+            lines = (folder / "memory.stat").read_text().splitlines()
+            counts = {name: int(count) for name, count in map(str.split, lines)}
+            cache = sum(
+                counts.get(f"total_{kind}", counts.get(kind, 0))
+                for kind in ("inactive_file", "active_file")
+            )
+            yield bytes_allowed, int((folder / used).read_text()) - cache
+
+
+def _resources():
+    """The limits of the address space and of the data segment, and how much of them is in use."""
+    with contextlib.suppress(ImportError, OSError):
         import resource
 
-        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if allowed != resource.RLIM_INFINITY:
-            return allowed, int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * _PAGE
-    return 2**62, 0
+        pages = pathlib.Path("/proc/self/statm").read_text().split()
+        for name, column in (("RLIMIT_AS", 0), ("RLIMIT_DATA", 5)):
+            allowed = resource.getrlimit(getattr(resource, name))[0]
+            if allowed != resource.RLIM_INFINITY:
+                yield allowed, int(pages[column]) * _PAGE

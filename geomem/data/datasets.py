@@ -27,7 +27,7 @@ __all__ = [
     "warn",
 ]
 
-_KEPT = 2**31  # bytes; a split of at most this size stays in memory
+_KEPT = min(2**31, memory.limit() // 8)  # bytes; a smaller split stays in memory
 _BLOCK = 4096  # images of a larger split in memory at once
 
 Pixels = TypeVar("Pixels", np.ndarray, "Array")

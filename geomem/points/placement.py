@@ -9,7 +9,6 @@ x / 127.5 - 1 on the device, chunk by chunk.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from geomem import memory
 from geomem.points.exact import CHUNK, decode
 from geomem.points.streaming import Stream, open_rows
 from geomem.points.visit import Points
@@ -114,7 +114,7 @@ def _default_mesh(mesh):
 
 
 def _memory(device):
-    """Bytes of a device's memory; for a CPU, whose devices share it, the machine's memory."""
+    """Bytes of a device's memory; for a CPU, whose devices share it, what this process may use."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(memory.limit(), 2 * memory.free())
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)

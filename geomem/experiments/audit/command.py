@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem import paths
+from geomem import memory, paths
 from geomem.diffusion import conventions
 from geomem.experiments.audit import findings, page, verdict
 from geomem.experiments.common import image_flags, results
@@ -158,6 +158,10 @@ def _bars():
 
 def _find_duplicates(config, dataset):
     """Duplicates among training and held-out images together."""
+    count = len(dataset.train_split) + len(dataset.test_split)
+    # As read, side by side, and on the device.
+    needed = 3 * count * dataset.train_split.at(slice(0, 1)).nbytes
+    memory.check("dataset", needed, f"{count} images of {dataset.train_split.shape[1:]}")
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
     _say(f"duplicates: comparing every pair of {len(train) + len(heldout):,} images")
     both = np.concatenate([train, heldout])
