@@ -66,7 +66,7 @@ def read_npz(
         entries = {name: e for name, e in entries.items() if only is None or name in only}
         unpacked = sum(entry.file_size for entry in entries.values())
         packed = path.stat().st_size
-        largest = float(os.environ.get("GEOMEM_MAX_GB", _UNPACKED / 1e9)) * 1e9
+        largest = memory.setting("GEOMEM_MAX_GB", _UNPACKED / 1e9) * 1e9
         if unpacked > max(largest, _RATIO * packed):
             raise ValueError(
                 f"its {packed / 1e6:.3g} MB unpack to {unpacked / 1e9:.3g} GB; the environment "

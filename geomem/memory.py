@@ -1,14 +1,16 @@
-"""How much memory this process may take, and a check before taking much of it."""
+"""How much memory this process may take, a check before taking much of it, and other limits."""
 
 import contextlib
+import math
 import os
 import pathlib
 
-__all__ = ["check", "free", "limit"]
+__all__ = ["check", "free", "limit", "setting"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _UNLIMITED = 2**62
 _RESERVE = 2**28  # for compiled programs and small arrays
+_OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 # Files of a control group with its limit and its use, version 2 and 1.
 _GROUP_FILES = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -34,6 +36,19 @@ def check(argument: str, needed: int, source: object) -> None:
         )
 
 
+def setting(name: str, default: float) -> float:
+    """Return the positive number in an environment variable that raises a limit.
+
+    Raises:
+      ValueError: it is not a positive number.
+    """
+    text = os.environ.get(name, str(default))
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)) and value > 0:
+            return value
+    raise ValueError(f"{name} in the environment must be a positive number, got {text!r}.")
+
+
 def _machine(name):
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
@@ -46,7 +61,7 @@ def _groups():
     """The limits and the use of this process's control group and of those above it (Linux)."""
     found = [(_UNLIMITED, 0)]
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _OWN_GROUPS.read_text().splitlines():
             _, kind, own = line.split(":", 2)
             if kind not in ("", "memory"):
                 continue

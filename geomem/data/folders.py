@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from geomem import paths
+from geomem import memory, paths
 from geomem.data.datasets import Split, warn
 
 __all__ = ["ImageFile", "image_paths", "open_files", "open_folder", "square", "square_gray"]
@@ -186,7 +186,7 @@ def _opened(path, argument):
 
 
 def _most_pixels():
-    return int(os.environ.get("GEOMEM_MAX_PIXELS", _MOST_PIXELS))
+    return int(memory.setting("GEOMEM_MAX_PIXELS", _MOST_PIXELS))
 
 
 def _read(path, mode, resize, argument):

@@ -68,6 +68,8 @@ def from_state_dict(
         for name, tensor in tensors.items()
         if (match := _MODULE.fullmatch(name))
     }
+    if empty := [name for name, tensor in tensors.items() if not tensor.size]:
+        raise ValueError(f"{empty[0]} is empty")
     network, image_shape = _architecture(tensors, compute)
     denoiser = preconditioning.EDMDenoiser(network)
     try:

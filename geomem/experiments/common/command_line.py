@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, NoReturn, TypeVar
 
-from geomem import paths
+from geomem import memory, paths
 from geomem.experiments.common import compilation, dataclass_flags, interruption
 
 Config = TypeVar("Config")
@@ -92,8 +92,11 @@ def main(
     except Exception as error:
         import jax  # not at the top, so that `geomem --help` starts fast
 
-        # Out of memory on the device, or a process that the system killed, usually for its memory.
-        if not isinstance(error, (MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError)):
+        # Out of memory on the device, a process that the system killed, usually for its memory, or
+        # a device that JAX_PLATFORMS names and this machine lacks.
+        lacks_device = isinstance(error, RuntimeError) and "initialize backend" in str(error)
+        known = MemoryError, BrokenExecutor, jax.errors.JaxRuntimeError
+        if not isinstance(error, known) and not lacks_device:
             raise
         fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
@@ -172,7 +175,7 @@ def _claim(config, given, resumes):
 
 def _check_buckets(config):
     """Raise a ValueError if a bucket in a flag does not answer in GEOMEM_BUCKET_SECONDS (30)."""
-    seconds = float(os.environ.get("GEOMEM_BUCKET_SECONDS", "30"))
+    seconds = memory.setting("GEOMEM_BUCKET_SECONDS", 30)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         for text in value if isinstance(value, tuple) else (value,):

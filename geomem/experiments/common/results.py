@@ -187,7 +187,8 @@ def check_outside(config: Any) -> None:
         folder = getattr(config, name, None)
         if not out or not isinstance(folder, str) or not sources.is_folder(folder):
             continue
-        if paths.as_path(out).resolve().is_relative_to(paths.as_path(folder).resolve()):
+        inner, outer = (os.path.realpath(paths.as_path(path)) for path in (out, folder))
+        if pathlib.Path(inner).is_relative_to(outer):
             raise ValueError(f"out must be outside the folder of images {folder}, got {out}.")
 
 

@@ -50,8 +50,8 @@ def _until(path, step):
     def is_kept(line):
         try:
             return line.endswith("\n") and json.loads(line)["step"] <= step
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     return "".join(itertools.takewhile(is_kept, lines))

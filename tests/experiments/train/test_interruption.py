@@ -101,7 +101,7 @@ def test_killed_runs_resume_bitwise(reference, cache, tmp_path):
     _assert_same(tmp_path, reference)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save_and_exit_cleanly(reference, cache, tmp_path, number, code):
     process = _start(tmp_path, cache)
     while process.poll() is None and _lines(tmp_path) < 5:

@@ -1,0 +1,63 @@
+"""How much memory a process may take."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from geomem import memory
+
+ROOT = pathlib.Path(memory.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/a/b", "a", ("memory.max", "memory.current")),
+        ("0::/a/b", "", ("memory.max", "memory.current")),
+        ("4:memory:/a", "memory/a", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("4:memory:/of/the/host", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+    ids=["above", "container", "version 1", "container, version 1"],
+)
+def test_control_groups_limit_memory_without_their_page_cache(
+    line, folder, names, tmp_path, monkeypatch
+):
+    own, place = tmp_path / "own", tmp_path / "groups" / folder
+    own.write_text(f"3:cpuset:/x\n{line}\n")
+    place.mkdir(parents=True)
+    for name, value in zip(names, ("200000000", "150000000"), strict=True):
+        (place / name).write_text(value)
+    (place / "memory.stat").write_text("anon 9\nactive_file 30000000\ninactive_file 20000000\n")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", own)
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    assert memory.limit() == 200_000_000
+    assert memory.free() == 100_000_000
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_ulimit_limits_memory(name):
+    pytest.importorskip("resource")
+    code = (
+        f"import resource; resource.setrlimit(resource.{name}, (2**31, 2**31))\n"
+        "from geomem import memory; print(memory.limit(), memory.free())"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    limit, free = map(int, process.stdout.split())
+    assert limit == 2**31
+    assert 2**30 < free < 2**31
+
+
+@pytest.mark.parametrize("text", ["", "abc", "0", "-1", "nan", "inf"])
+def test_rejects_bad_settings(text, monkeypatch):
+    monkeypatch.setenv("GEOMEM_MAX_GB", text)
+    with pytest.raises(ValueError, match="GEOMEM_MAX_GB in the environment must be a positive"):
+        memory.setting("GEOMEM_MAX_GB", 4)
