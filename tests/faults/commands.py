@@ -32,3 +32,8 @@ def refuses(monkeypatch, capfd, tmp_path):
         return f"{words}: {lines[0]} lacks {missing}" if missing else None
 
     return check
+
+
+def check_all(refuses, rows):
+    failures = [failure for words, *expected in rows if (failure := refuses(words, *expected))]
+    assert not failures, "\n".join([f"{len(failures)} of {len(rows)}", *failures[:30]])

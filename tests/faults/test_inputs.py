@@ -8,18 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from faults import files
-from faults.commands import refuses  # noqa: F401
+from faults.commands import check_all, refuses  # noqa: F401
 from safetensors.numpy import save_file
 
 from geomem.experiments import danger_zone, train
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 SMALL = ["--num-sigmas", "3", "--bootstrap", "2"]
-
-
-def check_all(refuses, rows):  # noqa: F811
-    failures = [failure for words, *expected in rows if (failure := refuses(words, *expected))]
-    assert not failures, "\n".join([f"{len(failures)} of {len(rows)}", *failures[:30]])
 
 
 @pytest.fixture(scope="module")
