@@ -89,7 +89,8 @@ def parse(
     if presets is not None:
         name, *words = _check_preset(config, words, prog, presets, about or {})
         base, prog = presets[name], f"{prog} {name}"
-    values, extra = build(config, prog, base, switches).parse_known_args(words)
+    about_flags = bool({"-h", "--help"} & set(words))  # parsing the sources takes a while
+    values, extra = build(config, prog, base, switches, help=about_flags).parse_known_args(words)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(values).items()}
     positional = _positional(config)
     if positional and extra and not extra[0].startswith("-"):
@@ -110,9 +111,17 @@ def parse(
 
 
 def build(
-    config: type, prog: str, base: Any = None, switches: Mapping[str, str] | None = None
+    config: type,
+    prog: str,
+    base: Any = None,
+    switches: Mapping[str, str] | None = None,
+    *,
+    help: bool = True,
 ) -> Parser:
-    """Return a parser of a configuration's flags, in groups, with the defaults of `base`."""
+    """Return a parser of a configuration's flags, in groups, with the defaults of `base`.
+
+    Without `help`, it has no help texts.
+    """
     positional = _positional(config)
     place = f" [{positional.upper()}]" if positional else ""
     parser = Parser(
@@ -125,7 +134,7 @@ def build(
         add_help=False,
     )
     groups = {heading: parser.add_argument_group(heading) for heading in GROUPS}
-    kinds, texts = typing.get_type_hints(config), field_help(config)
+    kinds, texts = typing.get_type_hints(config), field_help(config) if help else {}
     for field in dataclasses.fields(config):
         default = field.default if base is None else getattr(base, field.name)
         text = texts.get(field.name, "")
