@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import pathlib
 import re
 from typing import IO, Any, NamedTuple
@@ -60,6 +61,9 @@ def open_table(
         raise ValueError(
             f"{argument} hf:PATH needs the package datasets: pip install 'geomem[hf]'."
         ) from None
+    log = logging.getLogger("datasets")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it logs what it raises
     try:
         tables = _tables(datasets, path)
     except Exception as error:  # Arrow and datasets raise errors of many types
@@ -67,6 +71,8 @@ def open_table(
         raise ValueError(
             f"{argument} must be a saved data set or Parquet files, got hf:{path} ({reason})."
         ) from None
+    finally:
+        log.setLevel(level)
     train = tables.get("train") or next(iter(tables.values()))
     names = ("test", "validation", "valid", "val")
     test = next((tables[name] for name in names if tables.get(name)), None)

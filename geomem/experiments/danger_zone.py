@@ -66,11 +66,11 @@ class Config(image_flags.CurveFlags):
     """Only draw the figure of this finished run again."""
     num_base: int | None = flag(None, "advanced")
     """Number of training images that are noised for the max weight; default: all."""
-    draws_coverage: int = flag(8, "advanced")
+    draws_coverage: int = flag(8, "advanced", most=100_000)
     """Noise draws for each held-out image."""
-    draws_weight: int = flag(4, "advanced")
+    draws_weight: int = flag(4, "advanced", most=100_000)
     """Noise draws for each training image."""
-    bootstrap: int = flag(500, "advanced")
+    bootstrap: int = flag(500, "advanced", most=100_000)
     """Number of bootstrap replicates for bands and intervals."""
     rho: float = flag(7.0, "advanced", least=0.1, most=1000)
     """Exponent of the EDM grid."""
@@ -139,6 +139,7 @@ def run(config: Config) -> Result | None:
         whole = dataclasses.replace(config, num_train=None)
         dataset = image_flags.load(whole if config.protocol == "paper" else config)
         sigmas = sigma_grid(config, dataset.noise_scale)
+        _check_data(config, dataset.train_split.shape)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
@@ -156,6 +157,16 @@ def run(config: Config) -> Result | None:
     record.finish(data=facts, dimensions=train.shape[1])
     _print(curves, zone)
     return Result(curves, zone, record.folder)
+
+
+def _check_data(config, shape):
+    """Raise a ValueError if flags do not fit training images of this shape [N, ...]."""
+    if shape[0] < 2:
+        raise ValueError(f"num_train must leave at least 2 training images, got {shape[0]}.")
+    if not (config.num_base or 1) <= shape[0]:
+        raise ValueError(f"num_base must be between 1 and {shape[0]}, got {config.num_base}.")
+    if config.band is not None and len(shape) != 4:
+        raise ValueError(f"band must be left out unless data are [N, H, W, C], got {shape}.")
 
 
 def _train_points(dataset, config):

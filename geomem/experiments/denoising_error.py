@@ -28,7 +28,7 @@ class Config(denoisers.ComparisonFlags):
     smallest possible training error, and with the Gaussian denoiser of these images.
     """
 
-    draws: int = flag(4, "evaluation")
+    draws: int = flag(4, "evaluation", most=100_000)
     """Noise draws for each image and noise level, the same for all denoisers."""
     out: str = flag("runs/denoising_error", "output")
     """Folder for errors.csv, auc.csv, run.json, figure.png and figure.pdf."""

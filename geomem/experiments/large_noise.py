@@ -28,7 +28,7 @@ class Config(denoisers.ComparisonFlags):
     images.
     """
 
-    draws: int = flag(4, "evaluation")
+    draws: int = flag(4, "evaluation", most=100_000)
     """Noise draws for each image and noise level, the same for all denoisers."""
     out: str = flag("runs/large_noise", "output")
     """Folder for gaps.csv, run.json, figure.png and figure.pdf."""

@@ -8,6 +8,8 @@ from faults import files
 from faults.commands import check_all, refuses  # noqa: F401
 
 from geomem import memory
+from geomem.experiments import danger_zone
+from geomem.experiments.common import dataclass_flags
 
 DENOISERS = """
 def same(x, sigma): return x
@@ -47,13 +49,15 @@ digits --sigmas 1 2 --sigma-min 0.5 | --sigma-min
 digits --sigma-min 5 --sigma-max 1 | --sigma-min
 digits --sigma-min 90 | --sigma-m
 digits --threshold 1.5 | --threshold
+digits --draws-coverage 2147483647 | --draws-coverage
+digits --bootstrap 2147483647 | --bootstrap
 digits --radius 3 | --radius must be left out without --band
 digits --rho 3 | --rho must be left out without --grid or --protocol
 digits --protocol paper --num-sigmas 5 | --num-sigmas must be left out with the paper's
 digits --protocol paper --draws-weight 5 | --draws-weight must be left out with the paper's
 digits --protocol paper --num-train 50 | --num-train
-digits --num-base 100000 | --num-base
-digits --num-train 1 | --num-train
+digits --num-base 100000 | --num-base must be between 1 and 900
+digits --num-train 1 | --num-train must leave at least 2
 digits --classes 0 zero | --classes
 digits --layout NHWC | --layout
 digits --scale 1 | --scale
@@ -205,3 +209,10 @@ def test_images_beyond_the_memory_are_refused(tmp_path, monkeypatch, refuses):  
         (["train", "digits", "large.npy"], "--dataset must fit in memory"),
     ]
     check_all(refuses, rows)
+
+
+def test_range_may_be_zero_or_negative():
+    for values in ((0, 1), (-1, 1), (-300, -1)):
+        words = ["--range", *map(str, values)]
+        config, _ = dataclass_flags.parse(danger_zone.Config, words, "geomem")
+        assert config.range == values

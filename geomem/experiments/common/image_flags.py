@@ -31,7 +31,7 @@ class ImageFlags:
     """Crop the images to their center square and resize them to this side."""
     layout: Literal["NHWC", "NCHW"] | None = flag(None, "data")
     """Order of the axes of an array; needed where it could be either."""
-    range: tuple[float, float] | None = flag(None, "data")
+    range: tuple[float, float] | None = flag(None, "data", least=-1e12)
     """The values of a float array that stand for black and white; default: -1 and 1."""
     scale: float | None = flag(None, "data")
     """Take the array as latents or vectors, and multiply its values by this factor."""
