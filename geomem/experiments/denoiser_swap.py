@@ -9,6 +9,7 @@ memorization shows which part of the sampling trajectory decides it.
 
 import dataclasses
 import pathlib
+import re
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -137,9 +138,13 @@ def run(config: Config) -> Result:
 
 def _load_runs(config):
     """The memorizing and the generalizing run; those of the preset are trained if necessary."""
-    given = [  # loaded first, so that a wrong folder is reported before any training
-        folder and denoisers.load_run(folder) for folder in (config.memorizing, config.generalizing)
-    ]
+    given = []  # loaded first, so that a wrong folder is reported before any training
+    for name in ("memorizing", "generalizing"):
+        folder = getattr(config, name)
+        try:
+            given.append(folder and denoisers.load_run(folder))
+        except ValueError as error:
+            raise ValueError(re.sub(r"\Arun\b", name, str(error))) from None
     recipes = _RUNS[config.preset].items()
     return [
         run or denoisers.train_and_load(config.runs, *recipe)

@@ -89,7 +89,6 @@ hf:images.npy | --dataset
 tfds: | --dataset
 tfds:../x | --dataset
 /dev/null | --dataset
-images.npy/ | --dataset
 loop | --dataset
 loop/x.npy | --dataset
 """
@@ -116,8 +115,8 @@ sample --denoiser denoisers:same --image-shape 8 8 1 --count 2000000000 | --coun
 denoiser-swap --medium 3 2 | --medium
 denoiser-swap --medium 0 18 | --medium
 denoiser-swap --threshold 1 | --threshold
-denoiser-swap --memorizing images.npy | images.npy
-denoiser-swap --generalizing nowhere | nowhere
+denoiser-swap --memorizing images.npy | --memorizing
+denoiser-swap --generalizing nowhere | --generalizing
 gap-training --arms nope | --arms
 gap-training --kimg 1e12 | --kimg
 gap-training --inception images.npy | --inception
@@ -156,7 +155,7 @@ COMPARISON = """
 --run x --plot-only y | --run must be left out with --plot-only
 --plot-only images.npy | --plot-only
 --sigma-min 9 --sigma-max 1 | --sigma-min
---runs images.npy | images.npy
+--runs images.npy | --runs
 """
 
 
@@ -167,6 +166,7 @@ def test_contradictions_are_refused(images, refuses):  # noqa: F811
         given = [] if {"--sigmas", "--num-sigmas", "--plot-only"} & set(words) else small
         rows.append((["danger-zone", *words, *given], expected))
     rows += split(OTHERS)
+    rows.append((["danger-zone", "x" * 3000, *small], "File name too long"))
     for command in ("denoising-error", "large-noise", "noise-level-memorization"):
         rows += [([command, *words], expected) for words, expected in split(COMPARISON)]
     check_all(refuses, rows)

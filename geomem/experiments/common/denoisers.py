@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -188,7 +189,10 @@ def load_runs(config: ComparisonFlags) -> list[TrainedRun]:
 def train_and_load(runs: paths.AnyPath, name: str, recipe: configuration.Config) -> TrainedRun:
     """Return the run `name` in the folder `runs`; train it first if it is missing or unfinished."""
     folder = paths.as_path(runs) / name
-    result = loop.run(dataclasses.replace(recipe, out=str(folder)))
+    try:
+        result = loop.run(dataclasses.replace(recipe, out=str(folder)))
+    except ValueError as error:
+        raise ValueError(re.sub(r"\Aout\b", "runs", str(error))) from None
     if not result.finished:
         raise interruption.Stopped(
             f"{folder} was stopped at step {result.step}; the same command finishes it."
