@@ -59,12 +59,15 @@ def run(config: Config) -> Result:
       ValueError: an invalid configuration, an unknown arm, or images without a danger zone.
     """
     preset = gap_study.resolve(config)
+    base = configuration.base_schedule(preset.train)
+    # Unknown names end the run before the zones are measured.
+    any_zones = [(1.0, 2.0)] * len(preset.thresholds)
+    _select_arms(make_arms(base, any_zones, preset.thresholds), config.arms)
     output = results.Run(config)
     with output.phase("zone"):
         dataset = image_flags.load(preset.train)
         _, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
-    base = configuration.base_schedule(preset.train)
     all_arms = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
     chosen = _select_arms(all_arms, config.arms)
     with output.phase("arms"):
@@ -162,6 +165,8 @@ def _select_arms(all_arms, names):
     by_name = {arm.name: arm for arm in all_arms}
     if unknown := [name for name in names if name not in by_name]:
         raise ValueError(f"arms must be among {', '.join(by_name)}, got {unknown[0]!r}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"arms must be different, got {' '.join(names)}.")
     return [by_name[name] for name in names] or all_arms
 
 

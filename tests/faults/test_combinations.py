@@ -117,7 +117,8 @@ denoiser-swap --medium 0 18 | --medium
 denoiser-swap --threshold 1 | --threshold
 denoiser-swap --memorizing images.npy | --memorizing
 denoiser-swap --generalizing nowhere | --generalizing
-gap-training --arms nope | --arms
+gap-training --arms nope | --arms must be among baseline
+gap-training --arms baseline baseline | --arms must be different
 gap-training --kimg 1e12 | --kimg
 gap-training --inception images.npy | --inception
 gap-training --inception . | --inception
