@@ -36,11 +36,11 @@ class Config(gap_study.StudyFlags):
 
     arms: Literal["all", "positions", "variants", "prediction"] = "all"
     """The arms to train."""
-    positions: int = flag(5, "noise")
+    positions: int = flag(5, "noise", most=1000)
     """Number of gaps along the noise levels for each width."""
     masses: tuple[float, ...] = flag((0.15, 0.3), "noise")
     """Widths of the gaps, as fractions of the training noise that they remove."""
-    seeds: int = flag(1, "training")
+    seeds: int = flag(1, "training", most=10_000)
     """Number of training runs of each arm."""
     samples: int | None = flag(None, "evaluation")
     """Number of images sampled from each checkpoint and for the prediction; default: the

@@ -119,7 +119,9 @@ denoiser-swap --memorizing images.npy | --memorizing
 denoiser-swap --generalizing nowhere | --generalizing
 gap-training --arms nope | --arms must be among baseline
 gap-training --arms baseline baseline | --arms must be different
-gap-training --kimg 1e12 | --kimg
+gap-training --kimg 1e12 | --kimg must give fewer
+gap-training --seeds 2000000000 | --seeds
+gap-sweep --positions 2000000000 | --positions
 gap-training --inception images.npy | --inception
 gap-training --inception . | --inception
 gap-training --out images.npy | --out
@@ -129,7 +131,7 @@ gap-sweep --arms none | --arms
 gap-sweep --out loop | --out
 train | PRESET is required
 train digits digits digits | unexpected argument
-train digits vectors.npy | --dataset
+train digits vectors.npy --num-train 4 | --dataset
 train digits --gap 1 | --gap
 train digits --gap-from /dev/zero | --gap-from
 train digits --gap-from . | --gap-from

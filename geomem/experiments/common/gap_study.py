@@ -26,7 +26,7 @@ class StudyFlags:
     preset: Literal["digits", "cifar10"] = "digits"
     """The scale. digits trains on 128 digits in minutes on two CPU cores; cifar10 trains on the
     paper's 2,000 car images and needs a GPU or a TPU slice."""
-    seeds: int | None = flag(None, "training")
+    seeds: int | None = flag(None, "training", most=10_000)
     """Number of training runs of each arm; default: the preset's."""
     kimg: float | None = flag(None, "training")
     """Length of each training run in thousands of images; default: the preset's."""
@@ -37,7 +37,7 @@ class StudyFlags:
     default, cifar10 uses GEOMEM_INCEPTION or the cached weights if there are any."""
     out: str = flag("runs/gap_study", "output")
     """Folder for the runs, the tables and the figures. Finished runs in it are not repeated."""
-    jobs: int | None = flag(None, "advanced")
+    jobs: int | None = flag(None, "advanced", most=1024)
     """Number of runs at the same time; default: one per core on a CPU, else one."""
 
 
@@ -79,6 +79,7 @@ def resolve(config: StudyFlags) -> Preset:
         train = dataclasses.replace(train, kimg=config.kimg)
         windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))
         train = dataclasses.replace(train, checkpoint_every=windows * train.log_every)
+    configuration.resolve(train)  # too long a training ends the run before any work
     inception = config.inception
     if inception is None and config.preset == "cifar10":
         inception = weights.find()

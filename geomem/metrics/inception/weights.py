@@ -56,7 +56,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
     try:
         return from_tensors(load_tensors(path))
     except ValueError as error:
-        raise ValueError(f"cannot load inception weights from {path}: {error}") from None
+        raise ValueError(f"inception must be a file of weights, got {path}: {error}") from None
 
 
 def find() -> pathlib.Path | None:
