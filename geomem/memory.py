@@ -32,7 +32,7 @@ def check(argument: str, needed: int, source: object) -> None:
     if needed + _RESERVE > (available := free()):
         raise ValueError(
             f"{argument} must fit in memory, got {source}, which needs {needed / 1e9:.3g} GB of "
-            f"{available / 1e9:.3g} GB that are free; use fewer or smaller images."
+            f"{available / 1e9:.3g} GB that are free."
         )
 
 

@@ -210,6 +210,8 @@ def test_images_beyond_the_memory_are_refused(tmp_path, monkeypatch, refuses):  
         (["audit", "large.npy"], "--dataset must fit in memory"),
         (["evaluate", "--samples", "large.npy", *small], "--samples must fit in memory"),
         (["train", "digits", "large.npy"], "--dataset must fit in memory"),
+        (["train", "digits", "--channels", "16384"], "--channels must fit in memory"),
+        (["train", "digits", "--batch", "1048576"], "--batch must fit in memory"),
     ]
     check_all(refuses, rows)
 

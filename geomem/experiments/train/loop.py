@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from geomem import data, paths
+from geomem import data, memory, paths
 from geomem.data.datasets import warn
 from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
 from geomem.experiments.common import image_flags, output, results
@@ -77,6 +77,7 @@ def run(config: Config) -> Result:
     update = training_step.make_update(denoiser, recipe)
     template = run_folder.state_template(facts)
     shape = tuple(facts["data"]["image_shape"])
+    _check_memory(config, shape, template)
     with _claimed(config, facts) as folder:
         with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
             with phases("start"):
@@ -125,6 +126,17 @@ def _check_values(config, dataset):
             f"{config.sigma_data:g}: pass --scale {config.sigma_data / deviation:.3g}, or "
             f"--sigma-data {deviation:.3g} --noise-mean {mean:.3g}"
         )
+
+
+def _check_memory(config, shape, template):
+    """Raise a ValueError if the host cannot hold the state, or a CPU a step's activations."""
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    memory.check("channels", state, config.channels)
+    if jax.default_backend() == "cpu":
+        # A lower limit: four activations of each block of the first level, kept for the gradient.
+        positions = math.prod(shape[:2]) // config.patch**2
+        kept = 4 * (2 * config.blocks + 1)
+        memory.check("batch", 4 * config.batch * positions * config.channels * kept, config.batch)
 
 
 class StopSignal:
