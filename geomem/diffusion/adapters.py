@@ -12,7 +12,7 @@ It predicts out = p eps + q x_0, so x_0 = (p x_t - b out) / (p a - q b) (`PREDIC
 from __future__ import annotations
 
 import importlib
-import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -165,12 +165,19 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
     """
     diffusers = _require("diffusers")
     folder = paths.as_path(folder)
-    config = folder / "scheduler" / "scheduler_config.json"
+    log = logging.getLogger("diffusers")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it logs what is checked here
     try:
-        scheduler = json.loads(config.read_text())
-        network = diffusers.UNet2DModel.from_pretrained(
-            str(folder / "unet"), local_files_only=True, use_safetensors=True
+        scheduler = paths.read_json(folder / "scheduler" / "scheduler_config.json")
+        network, loaded = diffusers.UNet2DModel.from_pretrained(
+            str(folder / "unet"),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        if missing := loaded["missing_keys"]:  # diffusers would draw them at random
+            raise ValueError(f"unet/ lacks {len(missing)} weights, such as {min(missing)}")
         name, kind = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
         times = float(scheduler.get("num_train_timesteps", 1000))
         if "FlowMatch" in name:
@@ -186,6 +193,8 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
             f"denoiser must be package.module:name or a saved diffusers pipeline, got {folder} "
             f"({reason})."
         ) from None
+    finally:
+        log.setLevel(level)
     network = from_torch(network.to(device).eval(), device)
     return adapt(network, kind, given)
 

@@ -238,7 +238,7 @@ def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
     image = np.zeros((1, *image_shape), np.float32)
     try:
         denoiser = sampler.as_pytree(adapters.load(name))
-        shape = np.shape(denoiser(image, np.ones(1, np.float32)))
+        clean = np.asarray(denoiser(image, np.ones(1, np.float32)), np.float32)
     except MemoryError:
         raise
     except Exception as error:  # whatever somebody's code raises
@@ -249,8 +249,12 @@ def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
             f"denoiser must denoise images of shape {image_shape}, got {name}: "
             f"{type(error).__name__}{': '.join(['', *reason])}"
         ) from error
-    if shape != image.shape:
-        raise ValueError(f"denoiser must return shape {image.shape} like its input, got {shape}.")
+    if clean.shape != image.shape:
+        raise ValueError(
+            f"denoiser must return shape {image.shape} like its input, got {clean.shape}."
+        )
+    if not np.isfinite(clean).all():
+        raise ValueError(f"denoiser must return finite values, got NaN or infinity from {name}.")
     return denoiser
 
 
