@@ -61,9 +61,10 @@ def open_table(
         raise ValueError(
             f"{argument} hf:PATH needs the package datasets: pip install 'geomem[hf]'."
         ) from None
-    log = logging.getLogger("datasets")
+    log, hidden = logging.getLogger("datasets"), datasets.are_progress_bars_disabled()
     level = log.level
     log.setLevel(logging.CRITICAL)  # it logs what it raises
+    datasets.disable_progress_bars()
     try:
         tables = _tables(datasets, path)
     except Exception as error:  # Arrow and datasets raise errors of many types
@@ -73,6 +74,8 @@ def open_table(
         ) from None
     finally:
         log.setLevel(level)
+        if not hidden:
+            datasets.enable_progress_bars()
     train = tables.get("train") or next(iter(tables.values()))
     names = ("test", "validation", "valid", "val")
     test = next((tables[name] for name in names if tables.get(name)), None)
