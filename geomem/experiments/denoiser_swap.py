@@ -51,7 +51,7 @@ class Config:
     """Folder of a training run that memorizes; default: the preset's."""
     generalizing: str | None = None
     """Folder of a training run that generalizes; default: the preset's."""
-    medium: tuple[int, int] | None = flag(None, "noise")
+    medium: tuple[int, int] | None = flag(None, "noise", least=0)
     """First and last medium step, counted from 0 at the largest noise; default: the preset's."""
     threshold: float | None = flag(None, "noise")
     """Value that both curves reach inside the danger zone; default: the preset's."""

@@ -113,7 +113,7 @@ sample --run x --weights y.npz | --run
 sample --denoiser denoisers:same --image-shape 50000 50000 3 | --image-shape must fit in memory
 sample --denoiser denoisers:same --image-shape 8 8 1 --count 2000000000 | --count must fit in
 denoiser-swap --medium 3 2 | --medium
-denoiser-swap --medium 0 18 | --medium
+denoiser-swap --medium 0 18 | --medium must be two steps from 0 to 17
 denoiser-swap --threshold 1 | --threshold
 denoiser-swap --memorizing images.npy | --memorizing
 denoiser-swap --generalizing nowhere | --generalizing
