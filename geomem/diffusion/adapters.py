@@ -177,7 +177,7 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
             output_loading_info=True,
         )
         if missing := loaded["missing_keys"]:  # diffusers would draw them at random
-            raise ValueError(f"unet/ lacks {len(missing)} weights, such as {min(missing)}")
+            raise ValueError(f"unet/ lacks {len(missing)} of the weights, such as {min(missing)}")
         name, kind = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
         times = float(scheduler.get("num_train_timesteps", 1000))
         if "FlowMatch" in name:

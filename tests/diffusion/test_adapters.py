@@ -209,3 +209,18 @@ def test_rejects_a_folder_that_is_no_pipeline(pipelines, missing, tmp_path):
     with pytest.raises(ValueError, match=r"a saved diffusers pipeline, got") as error:
         adapters.from_diffusers(broken)
     assert "\n" not in str(error.value)
+
+
+def test_rejects_a_pipeline_without_all_its_weights(pipelines, tmp_path):
+    """Diffusers draws missing weights at random and goes on."""
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    broken = shutil.copytree(pipelines[0] / "epsilon", tmp_path / "pipeline")
+    (path,) = (broken / "unet").glob("*.safetensors")
+    tensors = load_file(path)
+    del tensors["conv_in.weight"]
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"lacks 1 of the weights, such as conv_in\.weight"):
+        adapters.from_diffusers(broken)
