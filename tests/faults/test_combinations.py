@@ -183,8 +183,9 @@ def test_bad_denoisers_are_refused(command, images, tmp_path, monkeypatch, refus
     (tmp_path / "wrong.py").write_text("def (")
     names = ["raises:f", "wrong:f", "nowhere:f", "a..b:f", ":f", "denoisers:", "denoisers:number"]
     names += [f"denoisers:{name}" for name in ("nowhere", "one", "fails", "smaller", "text", "nan")]
-    names += ["nowhere", "images.npy", "."]
-    for name, content in files.JSON.items():
+    # One command is enough for those that import diffusers.
+    names += ["nowhere", "images.npy", "."] if command == "sample" else []
+    for name, content in files.JSON.items() if command == "sample" else ():
         folder = pathlib.Path(f"pipeline-{name}", "scheduler")
         folder.mkdir(parents=True)
         (folder / "scheduler_config.json").write_bytes(content)
