@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import re
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from geomem import data
+from geomem import data, memory
 from geomem.data import sources
 from geomem.experiments.common import image_flags
 from geomem.experiments.train import configuration, run_folder
@@ -76,6 +77,9 @@ def load(config) -> Inputs:
 def _samples(config, dataset):
     try:
         split, _, _ = sources.open_source(config.samples, config.resize)
+        # Floats, and two copies on the way to the distances.
+        needed = 3 * 4 * math.prod(split.shape)
+        memory.check("samples", needed, f"{len(split)} images of {split.shape[1:]}")
         names = image_flags.file_names(config.samples, split)
         order = sorted(range(len(names)), key=lambda i: _natural(names[i]))
         split = split.take(np.array(order, int))
