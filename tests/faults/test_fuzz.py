@@ -122,7 +122,7 @@ def test_mutated_files_are_read_or_refused(number, tmp_path, executed):
     for _ in range(COUNT):
         mutated = mutate(rng, content)
         path.write_bytes(mutated)
-        start = time.perf_counter()
+        start = time.process_time()
         executed[:] = ["reading"]
         try:
             read(path)
@@ -134,7 +134,7 @@ def test_mutated_files_are_read_or_refused(number, tmp_path, executed):
         assert executed == ["reading"], mutated
         executed.clear()
         assert "\n" not in message, mutated
-        assert time.perf_counter() - start < SECONDS, mutated
+        assert time.process_time() - start < SECONDS, mutated
     taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert taken < BYTES
 
@@ -169,12 +169,12 @@ def test_hostile_pickles_end_soon(name, tmp_path):
     (tmp_path / "zip.pth").write_bytes(files.npz(**{"archive/data__pkl": content}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for path in (tmp_path / "zip.pth", tmp_path / "legacy.pth"):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             message = str(load_tensors(path))
         except ValueError as error:
             message = str(error)
         assert "\n" not in message
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
     taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert taken < BYTES

@@ -213,7 +213,8 @@ def test_damaged_results_are_not_drawn(zone, tmp_path, refuses):  # noqa: F811
     check_all(refuses, rows)
 
 
-def test_other_results_are_kept(zone, tmp_path, refuses):  # noqa: F811
+def test_other_results_are_kept(zone, tmp_path, monkeypatch, refuses):  # noqa: F811
+    monkeypatch.setenv("GEOMEM_BUCKET_SECONDS", "0.1")
     command = ["danger-zone", "digits", *SMALL, "--num-train", "60", "--out"]
     (tmp_path / "file").touch()
     rows = [

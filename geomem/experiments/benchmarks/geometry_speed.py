@@ -57,6 +57,8 @@ def run(config: Config) -> list[Row]:
     Raises:
       ValueError: fewer than 1 repeat or 4096 points.
     """
+    if not config.only:
+        raise ValueError("only must name at least one part, got none.")
     if config.repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
     if config.points < 4096:

@@ -17,6 +17,7 @@ from geomem import data
 from geomem.experiments.benchmarks.timing import fastest_seconds, peak_memory, product_peak
 from geomem.experiments.common import results
 from geomem.experiments.common.dataclass_flags import flag
+from geomem.experiments.common.output import make_folder
 from geomem.geometry import posterior
 from geomem.plots import scaling
 from geomem.points import neighbours, placement
@@ -127,6 +128,8 @@ def run(config: Config) -> list[Row]:
             f"counts must ascend from at least {config.queries} (the queries), got {counts}."
         )
     posterior.check_sigma(config.sigma)
+    if config.temporary is not None:
+        make_folder(config.temporary, "temporary")
     recorded = dataclasses.replace(config, temporary=None)  # a path on this machine
     output = results.Run(recorded)
     rows = []

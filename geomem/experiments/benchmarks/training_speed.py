@@ -68,6 +68,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     Raises:
       ValueError: a batch or image side that the preset cannot use.
     """
+    if not config.compute:
+        raise ValueError("compute must name at least one precision, got none.")
     output = results.Run(config)
     rows = []
     for compute in config.compute:
