@@ -123,7 +123,7 @@ def test_paper_protocol_at_small_scale(tmp_path, monkeypatch):
     """The paper's protocol with smaller counts: fresh subsets and base points, 40 EDM levels."""
     monkeypatch.setattr(danger_zone, "_PAPER_TRIALS", 40)
     monkeypatch.setattr(danger_zone, "_PAPER_WEIGHT_DRAWS", 8)
-    config = small(tmp_path, protocol="paper", num_train=120, num_heldout=40)
+    config = small(tmp_path, protocol="paper", num_train=120, num_sigmas=32)
     result = danger_zone.run(config)
     levels = np.linspace(0.002 ** (1 / 7), 80 ** (1 / 7), 40) ** 7
     np.testing.assert_allclose(result.curves.sigma, levels, rtol=1e-5)
