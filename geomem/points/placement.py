@@ -116,5 +116,5 @@ def _default_mesh(mesh):
 def _memory(device):
     """Bytes of a device's memory; for a CPU, whose devices share it, what this process may use."""
     if device.platform == "cpu":
-        return min(memory.limit(), 2 * memory.free())
+        return min(memory.limit(), memory.free())
     return (device.memory_stats() or {}).get("bytes_limit", 2**33)
