@@ -6,6 +6,7 @@ For i = 0..S-1 and S steps, with sigma_S = 0 (Karras et al. 2022, eq. 5 and tabl
 """
 
 import math
+import numbers
 
 import numpy as np
 from jaxtyping import Float64
@@ -27,16 +28,29 @@ def edm_grid(
       rho: how strongly the levels crowd toward sigma_min.
 
     Raises:
-      ValueError: fewer than 2 steps, or not 0 < sigma_min < sigma_max.
+      ValueError: fewer than 2 steps, not 0 < sigma_min < sigma_max, or a rho that is not positive
+        or gives levels that are not finite and descending.
     """
+    if not isinstance(steps, int | np.integer):
+        raise ValueError(f"steps must be an integer, got {steps!r}.")
     if steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("rho", rho)):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number, got {value!r}.")
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got "
             f"{sigma_min} and {sigma_max}."
         )
-    return np.append(np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho, 0.0)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}.")
+    with np.errstate(all="ignore"):
+        roots = np.float64([sigma_max, sigma_min]) ** (1 / rho)
+        sigmas = np.append(np.linspace(*roots, steps) ** rho, 0.0)
+    if not (np.diff(sigmas) < 0).all():
+        raise ValueError(f"rho must give finite and descending levels, got {rho}.")
+    return sigmas
 
 
 def skip_gaps(

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from geomem import data
-from geomem.experiments.common import command_line, image_flags, results
+from geomem.experiments.common import command_line, curve_sets, image_flags, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, frequency_bands
@@ -60,6 +60,14 @@ class Config(image_flags.CurveFlags):
     """Boundary between the bands, in cycles per image."""
     seed: int = flag(0, "curves")
     """Seed of the noise and the bootstrap."""
+    by_class: bool = flag(False, "curves")
+    """Also estimate the curves of each class alone, as a class-conditional model sees them."""
+    subsets: int | None = flag(None, "curves", least=3, most=1000)
+    """Also estimate the curves of this many disjoint random subsets of the training images, each of
+    --num-train images, and predict the curves of another training set of that size."""
+    images: bool = flag(False, "output")
+    """Also write images.csv and images.png: up to which noise level each training image is exposed,
+    its copies, and its nearest neighbor."""
     out: str = flag("runs/danger_zone", "output")
     """Folder for curves.csv, zone.json, run.json, figure.png and figure.pdf."""
     plot_only: str | None = flag(None, "output")
@@ -133,6 +141,8 @@ def run(config: Config) -> Result | None:
             if getattr(config, name) != getattr(Config, name):
                 raise ValueError(f"{name} must be left out with the paper's protocol.")
     danger_zone.check_threshold(config.threshold)
+    if config.protocol == "paper" and (config.images or config.by_class or config.subsets):
+        raise ValueError("protocol must be standard with images, by_class or subsets, got 'paper'.")
     record = results.Run(config)
     with record.phase("data"):
         # The paper's protocol draws its own subsets from all training images.
@@ -140,6 +150,7 @@ def run(config: Config) -> Result | None:
         dataset = image_flags.load(whole if config.protocol == "paper" else config)
         sigmas = sigma_grid(config, dataset.noise_scale)
         _check_data(config, dataset.train_split.shape)
+        sets = _sets(config, dataset)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
@@ -151,11 +162,14 @@ def run(config: Config) -> Result | None:
         record.write_json("zone.json", zone._asdict())
         facts = results.dataset_facts(dataset)
         facts |= {"duplicate_train_images": duplicates, "heldout_images_in_train": shared}
+    title = _title({"data": facts, "config": dataclasses.asdict(config)})
+    sentences = _write_extras(config, record, dataset, sets, sigmas, curves, zone, title)
     with record.phase("figure"):
-        title = _title({"data": facts, "config": dataclasses.asdict(config)})
         record.write_figure("figure", zone_plot.danger_zone(curves, zone, title))
     record.finish(data=facts, dimensions=train.shape[1])
     _print(curves, zone)
+    for sentence in sentences:
+        print(sentence)
     return Result(curves, zone, record.folder)
 
 
@@ -167,6 +181,51 @@ def _check_data(config, shape):
         raise ValueError(f"num_base must be between 1 and {shape[0]}, got {config.num_base}.")
     if config.band is not None and len(shape) != 4:
         raise ValueError(f"band must be left out unless data are [N, H, W, C], got {shape}.")
+
+
+def _sets(config, dataset):
+    """The other sets of images whose curves are wanted: {kind: {name: Dataset}}."""
+    sets = {}
+    if config.by_class:
+        sets["class"] = curve_sets.classes(dataset)
+    if config.subsets is not None:
+        whole = image_flags.load(dataclasses.replace(config, num_train=None, subset_seed=None))
+        sets["subset"] = curve_sets.random_subsets(
+            whole, config.subsets, config.num_train, config.subset_seed or 0
+        )
+    return sets
+
+
+def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):
+    """Write what --images, --by-class and --subsets ask for; return sentences about it."""
+    sentences = []
+    if config.images:
+        with record.phase("images"):
+            columns, figure = curve_sets.exposed_images(
+                dataset, config.dataset, curves.exposure, zone, title
+            )
+            record.write_columns("images.csv", columns)
+            record.write_figure("images", figure)
+        first, last = (columns["image"][at] for at in (0, -1))
+        low, high = (columns["exposed_up_to"][at] for at in (-1, 0))
+        sentences.append(
+            f"Image {first} is exposed up to the most noise, {high:.3g}, image {last} up to the "
+            f"least, {low:.3g}."
+        )
+
+    def estimate(part):
+        return _estimate(config, _train_points(part, config), _points(part.test, config), sigmas)
+
+    for kind, parts in sets.items():
+        with record.phase(kind):
+            found = curve_sets.estimate(parts, kind, estimate, config.threshold)
+            record.write_rows(f"{kind}_zones.csv", found.zones)
+            record.write_rows(f"{kind}_curves.csv", found.curves)
+            another = curve_sets.another_set(found) if kind == "subset" else None
+            if another is not None:
+                record.write_json("another_set.json", another)
+            sentences += curve_sets.sentences(found, kind, another)
+    return sentences
 
 
 def _train_points(dataset, config):

@@ -1,4 +1,4 @@
-"""The results of `curves`: the curves with their bands, and the bootstrap that gives the bands."""
+"""The results of `curves`: the curves with their bands, and what gives the bands."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
-from scipy import special
+from scipy import linalg, special
 
-__all__ = ["Curves", "Estimate", "Refinement", "bootstrap_fraction", "bootstrap_mean"]
+from geomem.geometry.exposure import Exposure
+from geomem.points.exact import check_count
+
+__all__ = [
+    "Curves",
+    "Estimate",
+    "Refinement",
+    "bootstrap_fraction",
+    "bootstrap_mean",
+    "stratified_mean",
+]
 
 _CONFIDENCE = 0.95
+_FEW = 5.0  # differences between draws that are too few to tell their variance
+_NORMALS = 2**24  # most random numbers drawn at once
 
 
 class Estimate(NamedTuple):
@@ -21,8 +33,8 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: the estimate.
-      low, high: 95% interval: `bootstrap_fraction` for coverage, else the bootstrap's.
-      replicates: bootstrap replicates of the mean.
+      low, high: 95% interval, of `bootstrap_fraction`, `stratified_mean` or `bootstrap_mean`.
+      replicates: random replicates of the mean.
     """
 
     mean: Float[Array, " levels"]
@@ -57,13 +69,17 @@ class Curves(NamedTuple):
 
     Attributes:
       sigma: noise levels, ascending.
-      coverage: Estimate of C, over held-out points and noise.
+      coverage: Estimate of C; its band is over held-out points and noise.
       coverage_lower_bound, coverage_upper_bound: certified, sampling-free bounds on the coverage of
         these held-out points: the means of max_i P_i and of min(1, sum_i P_i).
-      max_weight: Estimate of W, over training points and noise.
+      max_weight: Estimate of W; its band is over noise, for these training points.
       own_weight: estimate of E w_1, the expected weight of the point that was noised; at most W.
       own_weight_lower_bound, own_weight_upper_bound: bounds on E w_1 from distances alone.
       coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
+      entropy: Estimate of the expected entropy of the posterior in nats, 0 to log N, or None.
+      effective_size: Estimate of the expected effective number of points, 1 / sum_j w_j^2, or None.
+        With k copies of each point it is about k where W is about 1 / k.
+      exposure: Exposure of the noised training points, or None.
     """
 
     sigma: Float[Array, " levels"]
@@ -76,6 +92,9 @@ class Curves(NamedTuple):
     own_weight_upper_bound: Float[Array, " levels"]
     coverage_refinement: Refinement | None = None
     max_weight_refinement: Refinement | None = None
+    entropy: Estimate | None = None
+    effective_size: Estimate | None = None
+    exposure: Exposure | None = None
 
     def columns(self) -> dict[str, Float[np.ndarray, " levels"]]:
         """Return the curves on the grid as the columns of curves.csv."""
@@ -93,6 +112,9 @@ class Curves(NamedTuple):
             "own_weight_lower_bound": self.own_weight_lower_bound,
             "own_weight_upper_bound": self.own_weight_upper_bound,
         }
+        for name in ("entropy", "effective_size"):
+            if (curve := getattr(self, name)) is not None:
+                fields |= {name: curve.mean, f"{name}_low": curve.low, f"{name}_high": curve.high}
         return {name: np.asarray(values) for name, values in fields.items()}
 
     def __repr__(self) -> str:
@@ -105,11 +127,7 @@ def bootstrap_mean(
     key: Key[Array, ""], values: Float[ArrayLike, "rows levels"], count: int
 ) -> Estimate:
     """Return the Estimate of the mean of `values`, with `count` resamples of its rows."""
-    if count < 1:
-        raise ValueError(f"bootstrap must be at least 1, got {count}.")
-    # In NumPy, because compiling this would take longer than running it.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    values = np.asarray(values)
+    rng, values = _rng(key, count), np.asarray(values)
     rows = len(values)
     times = [np.bincount(rng.integers(rows, size=rows), minlength=rows) for _ in range(count)]
     replicates = np.array(times, np.float32) @ values / np.float32(rows)
@@ -148,3 +166,85 @@ def bootstrap_fraction(
     low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-9), misses + 1, tail), 0)
     high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1e-9), 1 - tail), 1)
     return estimate._replace(low=jnp.asarray(low, jnp.float32), high=jnp.asarray(high, jnp.float32))
+
+
+def stratified_mean(
+    key: Key[Array, ""],
+    values: Float[ArrayLike, "points draws levels"],
+    count: int,
+    share: float = 1.0,
+) -> Estimate:
+    """Return the Estimate of the mean over a fixed set of points, from some draws for each point.
+
+    Values are in [0, 1]. Only the draws vary, so that differences between points do not widen the
+    band. Where only a `share` of the points is used, their random choice varies too.
+
+    The interval is that of a beta distribution with the variance of the mean, a Student's t factor
+    for its error (Satterthwaite), and one additional draw of value 0 or 1, which stands for values
+    not seen yet (Gaffke). For values 0 and 1 it is Clopper and Pearson's. The additional draw
+    counts less, the more the variance is spread over the draws. With one draw for each point, the
+    variation of points and of noise cannot be told apart, and the band includes both.
+
+    Source: Satterthwaite (1946); Gaffke (2005); the combination is geomem's.
+    """
+    values = np.asarray(values, np.float64)
+    points, draws, levels = values.shape
+    share = share if draws > 1 else 0.0
+    mean = values.mean(axis=(0, 1))
+    differences = _differences(values - mean, share)
+    variance, fourth = (differences**2).sum(axis=0), (differences**4).sum(axis=0)
+    # As many squares of normal variables with these two moments; few if few differences dominate.
+    freedom = np.divide(3 * variance**2, fourth, out=np.zeros(levels), where=fourth > 0)
+    unseen = _FEW / (_FEW + freedom)
+    tail = (1 - _CONFIDENCE) / 2
+    factor = special.stdtrit(np.clip(freedom, 1, None), 1 - tail) / special.ndtri(1 - tail)
+    number = 1 / ((1 - share) / points + share / (points * draws))
+    largest = np.maximum(mean * (1 - mean) / number, variance)  # if all values were 0 or 1
+    variance = np.minimum(variance * factor**2, largest)
+    high = _beta_quantile(mean, variance, number, unseen, 1 - tail)
+    low = 1 - _beta_quantile(1 - mean, variance, number, unseen, 1 - tail)
+    replicates = np.clip(mean + _random_sums(_rng(key, count), differences, count), 0, 1)
+    return Estimate(*(jnp.asarray(field, jnp.float32) for field in (mean, low, high, replicates)))
+
+
+def _differences(deviations, share):
+    """Independent differences [K, S]; the sum of their squares estimates the mean's variance."""
+    points, draws, levels = deviations.shape
+    parts = []
+    if share < 1:
+        between = deviations.mean(axis=1)
+        parts.append(between * np.sqrt((1 - share) / (points * max(points - 1, 1))))
+    if share > 0:
+        within = np.einsum("pdl,kd->pkl", deviations, linalg.helmert(draws))
+        within *= np.sqrt(share / (draws * (draws - 1))) / points
+        parts.append(within.reshape(-1, levels))
+    return np.concatenate(parts)
+
+
+def _beta_quantile(mean, variance, number, unseen, level):
+    """The quantile of (1 - w) R + w; R has the given moments, w is beta(unseen, number)."""
+    weight = unseen / (number + unseen)
+    spread = weight * (1 - weight) / (number + unseen + 1)
+    # The factor makes the result exact for a beta distribution of R.
+    variance = ((1 - weight) ** 2 + spread) * variance * number / (number + 1)
+    variance += spread * (1 - mean) ** 2
+    mean = mean + weight * (1 - mean)
+    size = np.clip(mean * (1 - mean) / np.maximum(variance, 1e-30) - 1, 1e-9, 1e12)
+    a, b = np.maximum(mean * size, 1e-12), np.maximum((1 - mean) * size, 1e-12)
+    return special.betaincinv(a, b, level)
+
+
+def _rng(key, count):
+    """NumPy's random numbers: compiling JAX's for this would take longer than running it."""
+    check_count("bootstrap", count)
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def _random_sums(rng, rows, count):
+    """`count` sums of rows [K, S] with standard normal factors: [count, S]."""
+    sums = np.zeros((count, rows.shape[1]))
+    step = max(1, _NORMALS // count)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].astype(np.float32)
+        sums += rng.standard_normal((count, len(block)), np.float32) @ block
+    return sums

@@ -22,7 +22,7 @@ from geomem.points.neighbours import squared_distances
 from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums
 from geomem.points.visit import Pass, Points
 
-__all__ = ["coverage_sweep", "weight_sweep"]
+__all__ = ["WeightSweep", "coverage_sweep", "weight_sweep"]
 
 _DELTAS = np.array([1e-3, 1e-2, 1e-1], np.float32)  # failure probabilities of the own-weight bounds
 _TAILS = (0.25, 0.5)  # (1 - q) / delta of the upper bound
@@ -166,6 +166,28 @@ def _coverage_pass(draws: int, rank: int) -> Pass:
     return Pass(start, empty, update, combine, result)
 
 
+class WeightSweep(NamedTuple):
+    """The posterior of noised points.
+
+    Attributes:
+      largest: float32 [B, draws, S], the largest weight.
+      own: float32 [B, draws, S], the weight of the point that was noised.
+      entropy: float32 [B, draws, S], -sum_j w_j log w_j.
+      effective_size: float32 [B, draws, S], 1 / sum_j w_j^2.
+      copies: int32 [B], how many points equal the one that was noised, itself included.
+      lower: float32 [B, C, S], lower bounds on the expected own weight, for several constants.
+      upper: float32 [B, C', S], upper bounds.
+    """
+
+    largest: jax.Array
+    own: jax.Array
+    entropy: jax.Array
+    effective_size: jax.Array
+    copies: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+
+
 def weight_sweep(
     key: jax.Array,
     index: jax.Array,
@@ -174,8 +196,8 @@ def weight_sweep(
     sigmas: jax.Array,
     draws: int,
     chunk: int = CHUNK,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return the largest and the own posterior weight of noised points, and bounds on the latter.
+) -> WeightSweep:
+    """Return what the posterior of noised points looks like, and bounds on their own weight.
 
     Args:
       key: PRNG key; a query's noise depends only on the key and the query's index.
@@ -186,8 +208,7 @@ def weight_sweep(
       chunk: points per matrix product.
 
     Returns:
-      Largest and own weight, averaged over draws, float32 [B, S] each; lower bounds [B, C, S] and
-      upper bounds [B, C', S] on the expected own weight, for several constants each.
+      WeightSweep.
     """
     sweep = _weight_pass(draws, frame.rank, len(frame.points))
     return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
@@ -196,7 +217,9 @@ def weight_sweep(
 class _Weights(NamedTuple):
     """Partial results of the weights: sums of exponentials, and the ingredients of the bounds."""
 
-    sums: LogSums  # [draws, S, B]
+    sums: LogSums  # [draws, S, B], with the moment sum_j exp(l_j) l_j
+    doubled: LogSums  # [draws, S, B], sum_j exp(2 l_j)
+    copies: jax.Array  # int32 [B]
     terms: jax.Array  # [S, deltas, B], sums of the union bound's terms
     within: jax.Array  # int32 [radii, B], number of points within each radius
     nearest: jax.Array  # [B], distance to the nearest other point
@@ -212,7 +235,9 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
         levels, count = len(context.sigmas), len(state.index)
         shape = (draws, levels, count)
         return _Weights(
+            LogSums(jnp.full(shape, LOWEST), jnp.zeros(shape), jnp.zeros(shape)),
             LogSums(jnp.full(shape, LOWEST), jnp.zeros(shape), None),
+            jnp.zeros(count, jnp.int32),
             jnp.zeros((levels, len(_DELTAS), count)),
             jnp.zeros((_RADII, count), jnp.int32),
             jnp.full(count, jnp.inf),
@@ -238,7 +263,11 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
                     logit = -(squares / (2 * sigma) + inner) / sigma
                     logit = jnp.where(valid, logit, -jnp.inf)
                     peak = jnp.maximum(logit.max(axis=1), LOWEST)
-                    return LogSums(peak, jnp.exp(logit - peak[:, None]).sum(axis=1), None)
+                    terms = jnp.exp(logit - peak[:, None])
+                    moment = jnp.where(terms > 0, terms * logit, 0).sum(axis=1)
+                    sums = LogSums(peak, terms.sum(axis=1), moment)
+                    doubled = jnp.maximum(2 * peak, LOWEST)
+                    return sums, LogSums(doubled, (terms**2).sum(axis=1), None)
 
                 return lax.map(level, sigmas)
 
@@ -251,11 +280,13 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
 
                 return lax.map(failure, _DELTAS)
 
-            sums = lax.map(draw, (state.noise, state.own))
+            sums, doubled = lax.map(draw, (state.noise, state.own))
             within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
             nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
             return _Weights(
                 sums=add_log_sums(partial.sums, sums),
+                doubled=add_log_sums(partial.doubled, doubled),
+                copies=partial.copies + jnp.sum((squares == 0) & valid, axis=1),
                 terms=partial.terms + lax.map(union, sigmas),
                 within=partial.within + within,
                 nearest=jnp.minimum(partial.nearest, nearest),
@@ -264,21 +295,34 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
         return add
 
     def combine(partial, group):
-        peak = group.max(partial.sums.peak)
-        sums = group.sum(partial.sums.total * jnp.exp(partial.sums.peak - peak))
+        def whole(sums):
+            peak = group.max(sums.peak)
+            scale = jnp.exp(sums.peak - peak)
+            return LogSums(peak, *jax.tree.map(lambda x: group.sum(x * scale), sums[1:]))
+
         return _Weights(
-            LogSums(peak, sums, None),
+            whole(partial.sums),
+            whole(partial.doubled),
+            group.sum(partial.copies),
             group.sum(partial.terms),
             group.sum(partial.within),
             -group.max(-partial.nearest),
         )
 
     def result(context, state, partial, group):
-        own = (jnp.exp(-partial.sums.peak) / partial.sums.total).mean(axis=0).T
-        largest = (1 / partial.sums.total).mean(axis=0).T
+        peak, total, moment = partial.sums
+        log_total = peak + jnp.log(total)
+        log_doubled = partial.doubled.peak + jnp.log(partial.doubled.total)
+        by_draw = (
+            1 / total,
+            jnp.exp(-peak) / total,
+            jnp.maximum(log_total - moment / total, 0),
+            jnp.exp(2 * log_total - log_doubled),
+        )
         lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
-        return largest, own, lower, upper
+        by_draw = (values.transpose(2, 0, 1) for values in by_draw)
+        return WeightSweep(*by_draw, partial.copies, lower, upper)
 
     return Pass(start, empty, update, combine, result)
 

@@ -12,15 +12,21 @@ N = 1,000 and d = 3,072 this takes a third of the random numbers and products.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import tqdm
 
-from geomem.points.exact import center, inner_products
+from geomem.points.exact import center, decode, inner_products
 from geomem.points.visit import Pass, PlacedPoints, Points, as_points
 
-__all__ = ["Frame", "direct_frame", "reduced_frame", "with_coordinates"]
+__all__ = ["Frame", "direct_frame", "frame", "in_blocks", "reduced_frame", "with_coordinates"]
+
+_QUERIES = 1024  # most queries noised at once
+_NOISE = 2**26  # most random numbers drawn at once (256 MB)
 
 
 class Frame(NamedTuple):
@@ -77,6 +83,25 @@ def with_coordinates(rows: Any, origin: jax.Array) -> tuple[jax.Array, jax.Array
     return rows if isinstance(rows, tuple) else (rows, rows - origin)
 
 
+def frame(points: PlacedPoints, heldout: Any, noised: int) -> Frame:
+    """Return the cheaper frame for this many noised copies of `heldout`, or None, and the points.
+
+    Raises:
+      ValueError: fewer than 2 points, or held-out points of another dimension.
+    """
+    if len(points) < 2:
+        raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
+    heldout = points.take(jnp.arange(1)) if heldout is None else decode(heldout)
+    if heldout.shape[1] != points.shape[1]:
+        columns = f"{points.shape[1]} columns like train"
+        raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
+    # The reduction's factorization costs about as much as the products of 2 N noised copies.
+    worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
+    if worth_it and isinstance(points, Points) and points.mesh is None:
+        return reduced_frame(decode(points.rows), heldout)
+    return direct_frame(points, heldout)
+
+
 def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
     """Return the frame of all d dimensions for points [N, d] and queries [M, d]."""
     points = as_points(points)
@@ -122,3 +147,20 @@ _REACH = Pass(
     combine=lambda partial, group: group.max(partial),
     result=lambda origin, state, partial, group: 2 * jnp.sqrt(partial),
 )
+
+
+def in_blocks(
+    index: np.ndarray, frame: Frame, draws: int, kernel: Callable, label: str | None
+) -> list[np.ndarray]:
+    """Return `kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
+    size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
+    starts = range(0, len(index), size)
+    blocks = []
+    for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):
+        # The last block is filled up, so that there is one shape, one compilation.
+        at = np.minimum(np.arange(start, start + size), len(index) - 1)
+        blocks.append(kernel(jnp.asarray(index[at]), frame))
+        if len(blocks) > 2:  # let the device run ahead of the bar, but not far
+            jax.block_until_ready(blocks[-3])
+    # NumPy from here on: each small operation of JAX would be one more program to compile.
+    return [np.concatenate(parts)[: len(index)] for parts in zip(*blocks, strict=True)]

@@ -7,13 +7,16 @@ few levels more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
+from geomem.points.exact import check_count
 from geomem.points.visit import PlacedPoints
 
-__all__ = ["pilot_coverage", "pilot_max_weight", "refined_sigmas"]
+__all__ = ["pilot_coverage", "pilot_max_weight", "refined_grid", "refined_sigmas"]
 
 _IMAGES = 64  # noised in the pilot
 _POINTS = 20_000  # of all points, at most, in the pilot
@@ -74,6 +77,17 @@ def _products(rng, points, queries):
     squares = (queries**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * queries @ points.T
     inner = (z * queries).sum(axis=1)[:, None] - z @ points.T
     return np.maximum(squares, 0), inner, (z**2).sum(axis=1)[:, None]
+
+
+def refined_grid(
+    sigmas: Float32[np.ndarray, " levels"], count: int, pilot: Callable[[], np.ndarray]
+) -> Float32[np.ndarray, " more"]:
+    """Return the grid, and after it `count` more levels where the pilot's curve changes most."""
+    check_count("refine", count, 0)
+    sigmas = np.asarray(sigmas)
+    if count == 0 or len(sigmas) == 1:
+        return sigmas
+    return np.concatenate([sigmas, refined_sigmas(sigmas, pilot(), count)])
 
 
 def refined_sigmas(

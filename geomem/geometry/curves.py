@@ -8,28 +8,27 @@ at a time. `estimate` computes both curves on a whole grid from one matrix produ
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Shaped
 
-from geomem.geometry import _curve_kernels, _noise_coordinates, posterior, shells
+from geomem.geometry import _curve_kernels, _noise_coordinates, exposure, posterior, shells
 from geomem.geometry._bands import (
     Curves,
     Estimate,
     Refinement,
     bootstrap_fraction,
     bootstrap_mean,
+    stratified_mean,
 )
-from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_sigmas
+from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_grid
 from geomem.geometry.posterior import check_sigma
-from geomem.points.exact import as_rows, check_image_shape, decode
-from geomem.points.visit import PlacedPoints, Points, as_points
+from geomem.points.exact import as_rows, check_count, check_image_shape, check_key, decode
+from geomem.points.visit import PlacedPoints, as_points
 
 __all__ = [
     "Curves",
@@ -45,8 +44,6 @@ __all__ = [
     "plain_max_weight",
 ]
 
-_QUERIES = 1024  # most queries noised at once
-_NOISE = 2**26  # most random numbers drawn at once (256 MB)
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
 
@@ -68,7 +65,9 @@ def plain_max_weight(
 
     Source: paper, Def. 4.1.
     """
-    points = jnp.asarray(points)
+    check_key(key)
+    check_sigma(sigma)
+    points = decode(as_rows(points, "points"))
 
     def draw(key):
         y = points + sigma * jax.random.normal(key, points.shape)
@@ -108,6 +107,7 @@ def estimate_curves(
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
     sigmas = _default_sigmas(train) if sigmas is None else sigmas
+    check_count("seed", seed, 0)
     return estimate(jax.random.key(seed), train, heldout, sigmas, **options)
 
 
@@ -134,7 +134,7 @@ def estimate(
     refine: int = 8,
     progress: bool = False,
 ) -> Curves:
-    """Estimate C(sigma) and W(sigma) on a grid, with bootstrap bands and sampling-free bounds.
+    """Estimate C(sigma) and W(sigma) on a grid, with 95% bands and sampling-free bounds.
 
     Args:
       key: PRNG key.
@@ -146,10 +146,9 @@ def estimate(
       draws_coverage: noise draws for each held-out point.
       draws_weight: noise draws for each training point.
       shell_c: concentration c of the shells.
-      bootstrap: number of replicates. Images are resampled together with their draws, so the
-        replicates reflect the variation of both. They give the band of W and the intervals of the
-        zone's edges; the band of C is from `bootstrap_fraction`. All are conditional on the
-        training set.
+      bootstrap: number of replicates, which give the intervals of the zone's edges. Those of C vary
+        the held-out images and their noise. Those of W vary the noise, and with num_base < N the
+        choice of the noised points. All are conditional on the training set.
       refine: number of additional levels for each curve, placed where it changes fastest, so that
         the edges of the danger zone hardly depend on the grid; 0 for none.
       progress: show a tqdm bar.
@@ -162,19 +161,19 @@ def estimate(
 
     Source: paper, Def. 4.1 (W), Def. 4.6 (C).
     """
+    check_key(key)
     sigmas = check_sigmas(sigmas)
     coverage_key, weight_key = jax.random.split(key)
     points, queries = _both(train, heldout)
     num_base = len(points) if num_base is None else num_base
-    frame = _frame(points, queries, len(queries) * draws_coverage + num_base * draws_weight)
-    coverage, coverage_refinement, lower, upper = _coverage(
+    frame = _noise_coordinates.frame(
+        points, queries, len(queries) * draws_coverage + num_base * draws_weight
+    )
+    coverage = _coverage(
         coverage_key, frame, sigmas, draws_coverage, shell_c, bootstrap, refine, progress
     )
-    weight, weight_refinement, own, own_lower, own_upper = _weight(
-        weight_key, frame, sigmas, num_base, draws_weight, bootstrap, refine, progress
-    )
-    bounded = sigmas, coverage, lower, upper, weight, own, own_lower, own_upper
-    return Curves(*bounded, coverage_refinement, weight_refinement)
+    weight = _weight(weight_key, frame, sigmas, num_base, draws_weight, bootstrap, refine, progress)
+    return Curves(sigma=sigmas, **coverage, **weight)
 
 
 def estimate_coverage(
@@ -189,13 +188,12 @@ def estimate_coverage(
     progress: bool = False,
 ) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"]]:
     """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
+    check_key(key)
     sigmas = check_sigmas(sigmas)
     points, queries = _both(train, heldout)
-    frame = _frame(points, queries, len(queries) * draws)
-    coverage, _, lower, upper = _coverage(
-        key, frame, sigmas, draws, shell_c, bootstrap, 0, progress
-    )
-    return coverage, lower, upper
+    frame = _noise_coordinates.frame(points, queries, len(queries) * draws)
+    found = _coverage(key, frame, sigmas, draws, shell_c, bootstrap, 0, progress)
+    return found["coverage"], found["coverage_lower_bound"], found["coverage_upper_bound"]
 
 
 def estimate_weight(
@@ -209,77 +207,99 @@ def estimate_weight(
     progress: bool = False,
 ) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"], Float[Array, " levels"]]:
     """Estimate W(sigma), with the own weight and its bounds; arguments as in `estimate`."""
+    check_key(key)
     sigmas = check_sigmas(sigmas)
     points = as_points(_rows("train", train))
     num_base = len(points) if num_base is None else num_base
-    frame = _frame(points, None, num_base * draws)
-    weight, _, *own = _weight(key, frame, sigmas, num_base, draws, bootstrap, 0, progress)
-    return weight, own[0], own[1], own[2]
+    frame = _noise_coordinates.frame(points, None, num_base * draws)
+    found = _weight(key, frame, sigmas, num_base, draws, bootstrap, 0, progress)
+    own = (found[f"own_weight{name}"] for name in ("", "_lower_bound", "_upper_bound"))
+    return found["max_weight"], *own
 
 
 def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
-    """(Estimate, Refinement or None, lower bound, upper bound)."""
-    _check_count("draws_coverage", draws)
+    """The fields of Curves that are about coverage."""
+    check_count("draws_coverage", draws)
     noise_key, bootstrap_key = jax.random.split(key)
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
     limits = np.array(shells.radii(dim, shell_c), np.float32) ** 2
+    pilot = functools.partial(
+        pilot_coverage, _rng(noise_key), frame.points, frame.queries, sigmas, limits
+    )
+    levels = refined_grid(sigmas, refine, pilot)
     kernel = functools.partial(
         _curve_kernels.coverage_sweep,
         noise_key,
+        sigmas=levels,
         limits=jnp.asarray(limits),
         table=shells.probability_table(dim, float(shell_c)),
         draws=draws,
     )
-    in_blocks = functools.partial(_in_blocks, np.arange(len(frame.queries)), frame, draws)
-    label = "coverage" if progress else None
-    mean = functools.partial(bootstrap_fraction, bootstrap_key, draws=draws, count=bootstrap)
-    pilot = functools.partial(
-        pilot_coverage, _rng(noise_key), frame.points, frame.queries, sigmas, limits
+    index = np.arange(len(frame.queries))
+    covered, *bounds = _noise_coordinates.in_blocks(
+        index, frame, draws, kernel, "coverage" if progress else None
     )
-    estimate, refinement, lower, upper = _refined(
-        kernel, in_blocks, sigmas, mean, refine, pilot, label
-    )
-    return estimate, refinement, jnp.asarray(lower.mean(axis=0)), jnp.asarray(upper.mean(axis=0))
+    lower, upper = (jnp.asarray(bound[:, : len(sigmas)].mean(axis=0)) for bound in bounds)
+    whole = bootstrap_fraction(bootstrap_key, covered, draws, bootstrap)
+    return _split("coverage", whole, levels, len(sigmas)) | {
+        "coverage_lower_bound": lower,
+        "coverage_upper_bound": upper,
+    }
 
 
 def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
-    """(Estimate, Refinement or None, own weight, its lower bound, its upper bound)."""
-    _check_count("draws_weight", draws)
-    if not 1 <= num_base <= len(frame.points):
-        raise ValueError(f"num_base must be between 1 and {len(frame.points)}, got {num_base}.")
+    """The fields of Curves that are about the posterior."""
+    check_count("draws_weight", draws)
+    total, count = len(frame.points), len(sigmas)
+    check_count("num_base", num_base, 0)
+    if not 1 <= num_base <= total:
+        raise ValueError(f"num_base must be between 1 and {total}, got {num_base}.")
     noise_key, bootstrap_key, sample_key = jax.random.split(key, 3)
-    kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, draws=draws)
-    index = np.arange(len(frame.points))
-    if num_base < len(index):
+    index = np.arange(total)
+    if num_base < total:
         index = np.sort(_rng(sample_key).permutation(index)[:num_base])
-    in_blocks = functools.partial(_in_blocks, index, frame.of_points(), draws)
-    label = "max weight" if progress else None
-    mean = functools.partial(bootstrap_mean, bootstrap_key, count=bootstrap)
     pilot = functools.partial(pilot_max_weight, _rng(noise_key), frame.points, sigmas)
-    estimate, refinement, own, lower, upper = _refined(
-        kernel, in_blocks, sigmas, mean, refine, pilot, label
+    levels = refined_grid(sigmas, refine, pilot)
+    kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, sigmas=levels, draws=draws)
+    label = "max weight" if progress else None
+    sweep = _curve_kernels.WeightSweep(
+        *_noise_coordinates.in_blocks(index, frame.of_points(), draws, kernel, label)
     )
+
+    def mean(values, low=0.0, high=1.0):
+        """Estimate of the mean of values between `low` and `high`."""
+        unit = np.clip((values - low) / (high - low), 0, 1)
+        estimate = stratified_mean(bootstrap_key, unit, bootstrap, num_base / total)
+        return Estimate(*(low + (high - low) * field for field in estimate))
+
+    own = sweep.own[..., :count]
     # Each constant bounds the expectation; take the best.
-    bounds = own.mean(axis=0), lower.mean(axis=0).max(axis=0), upper.mean(axis=0).min(axis=0)
-    return estimate, refinement, *map(jnp.asarray, bounds)
+    lower = sweep.lower[..., :count].mean(axis=0).max(axis=0)
+    upper = sweep.upper[..., :count].mean(axis=0).min(axis=0)
+    return _split("max_weight", mean(sweep.largest), levels, count) | {
+        "own_weight": jnp.asarray(own.mean(axis=(0, 1))),
+        "own_weight_lower_bound": jnp.asarray(lower),
+        "own_weight_upper_bound": jnp.asarray(upper),
+        "entropy": mean(sweep.entropy[..., :count], 0, np.log(total)),
+        "effective_size": mean(sweep.effective_size[..., :count], 1, total),
+        "exposure": _exposure(index, levels, sweep),
+    }
 
 
-def _refined(kernel, in_blocks, sigmas, mean, refine, pilot, label):
-    """(Estimate, Refinement or None, and the other results of the kernel [M, ..., S])."""
-    if refine < 0:
-        raise ValueError(f"refine must not be negative, got {refine}.")
-    count, levels = len(sigmas), sigmas
-    if refine > 0 and count > 1:
-        extra = refined_sigmas(np.asarray(sigmas), pilot(), refine)
-        levels = jnp.asarray(np.concatenate([sigmas, extra]))
-    values, *others = in_blocks(functools.partial(kernel, sigmas=levels), label)
-    whole = mean(values=values)
+def _exposure(index, levels, sweep):
+    order = np.argsort(np.asarray(levels))
+    own = sweep.own[..., order]
+    return exposure.exposure(index, np.asarray(levels)[order], own, sweep.copies - 1)
+
+
+def _split(name, whole, levels, count):
+    """The Estimate on the grid, and the Refinement at the levels after it."""
     refinement = None
     if len(levels) > count:
         refinement = Refinement(levels[count:], whole.mean[count:], whole.replicates[:, count:])
-    on_grid = [other[..., :count] for other in others]
-    return Estimate(*(field[..., :count] for field in whole)), refinement, *on_grid
+    on_grid = Estimate(*(field[..., :count] for field in whole))
+    return {name: on_grid, f"{name}_refinement": refinement}
 
 
 def _rng(key):
@@ -303,47 +323,27 @@ def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Float[Array, " levels"]
     return jnp.asarray(values)
 
 
-def _check_count(name, value):
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
 def _rows(name, points):
     """Images [N, ...] as rows [N, d], uint8 or float32; placed points as they are."""
-    return points if isinstance(points, PlacedPoints) else as_rows(points, name)
+    if isinstance(points, PlacedPoints):
+        return points
+    rows = as_rows(points, name)
+    if rows.dtype != jnp.uint8:
+        low, high = (float(value) for value in _range(rows))
+        if not np.isfinite([low, high]).all():
+            raise ValueError(f"{name} must be finite, got NaN or inf.")
+        if np.ndim(points) > 2 and low >= 0 and 2 < high <= 255:
+            raise ValueError(
+                f"{name} must be uint8 or floats in [-1, 1], got floats from {low:g} to {high:g}; "
+                "scale 8-bit images by x / 127.5 - 1."
+            )
+    return rows
+
+
+_range = jax.jit(lambda rows: (rows.min(), rows.max()))
 
 
 def _both(train, heldout):
     """(placed training points, rows of held-out points) of images in the same layout."""
     check_image_shape(heldout, np.shape(train), "heldout", "train")
     return as_points(_rows("train", train)), as_rows(heldout, "heldout")
-
-
-def _frame(points, heldout, noised):
-    """The cheaper frame for this many noised copies."""
-    if len(points) < 2:
-        raise ValueError(f"train must hold at least 2 points, got {len(points)}.")
-    heldout = points.take(jnp.arange(1)) if heldout is None else decode(heldout)
-    if heldout.shape[1] != points.shape[1]:
-        columns = f"{points.shape[1]} columns like train"
-        raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
-    # The reduction's factorization costs about as much as the products of 2 N noised copies.
-    worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
-    if worth_it and isinstance(points, Points) and points.mesh is None:
-        return _noise_coordinates.reduced_frame(decode(points.rows), heldout)
-    return _noise_coordinates.direct_frame(points, heldout)
-
-
-def _in_blocks(index: np.ndarray, frame: Any, draws: int, kernel: Callable, label: str | None):
-    """Return `kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
-    size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
-    starts = range(0, len(index), size)
-    blocks = []
-    for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):
-        # The last block is filled up, so that there is one shape, one compilation.
-        at = np.minimum(np.arange(start, start + size), len(index) - 1)
-        blocks.append(kernel(jnp.asarray(index[at]), frame))
-        if len(blocks) > 2:  # let the device run ahead of the bar, but not far
-            jax.block_until_ready(blocks[-3])
-    # NumPy from here on: each small operation of JAX would be one more program to compile.
-    return [np.concatenate(parts)[: len(index)] for parts in zip(*blocks, strict=True)]

@@ -7,6 +7,7 @@ are used too.
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -184,6 +185,8 @@ def crossings(curves: Curves, threshold: float = 0.8) -> tuple[float, float]:
 
 def check_threshold(threshold: float) -> None:
     """Raise a ValueError unless `threshold` is in (0, 1)."""
+    if not isinstance(threshold, numbers.Real):
+        raise ValueError(f"threshold must be a number between 0 and 1, got {threshold!r}.")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}.")
 

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from geomem.geometry.posterior import Sigma
+from geomem.geometry.posterior import Sigma, check_sigma
+from geomem.points.exact import as_queries, as_rows, decode
 
 __all__ = ["Gaussian", "fit_gaussian", "gaussian_denoise"]
 
@@ -31,29 +33,40 @@ class Gaussian(NamedTuple):
     variance: Float[Array, " rank"]
 
 
+def fit_gaussian(points: Shaped[ArrayLike, "points ..."]) -> Gaussian:
+    """Return the normal distribution with the mean and the covariance (1/N) of `points`.
+
+    Args:
+      points: vectors [N, d] or images [N, H, W, C], floats or uint8 as stored.
+    """
+    return _fit(decode(as_rows(points, "points")))
+
+
 @jax.jit
-def fit_gaussian(points: Float[ArrayLike, "points dim"]) -> Gaussian:
-    """Return the normal distribution with the mean and the covariance (1/N) of `points`."""
-    points = jnp.asarray(points)
+def _fit(points):
     mean = points.mean(axis=0)
     _, singular, basis = jnp.linalg.svd(points - mean, full_matrices=False)
     return Gaussian(mean, basis.T, singular**2 / len(points))
 
 
-@jax.jit
 def gaussian_denoise(
-    y: Float[ArrayLike, "queries dim"], gaussian: Gaussian, sigma: Sigma
-) -> Float[Array, "queries dim"]:
+    y: Shaped[ArrayLike, "queries ..."], gaussian: Gaussian, sigma: Sigma
+) -> Float[Array, "queries ..."]:
     """Return mu + S (S + sigma^2 I)^-1 (y - mu), the posterior mean of a normal prior.
 
     Args:
-      y: noised points.
+      y: noised points, vectors or images.
       gaussian: the prior.
       sigma: noise level, > 0, one or one for each y.
 
     Source: paper, Theorems 4.9 and 4.10 (the denoiser at large sigma).
     """
-    y = jnp.asarray(y)
+    rows = as_queries(y, (1, len(gaussian.mean)), "y")
+    return _denoise(rows, gaussian, check_sigma(sigma)).reshape(np.shape(y))
+
+
+@jax.jit
+def _denoise(y, gaussian, sigma):
     variance = jnp.broadcast_to(jnp.asarray(sigma, y.dtype) ** 2, (len(y),))[:, None]
     precision = jax.lax.Precision.HIGHEST
     coordinates = jnp.matmul(y - gaussian.mean, gaussian.basis, precision=precision)

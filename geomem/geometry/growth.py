@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import tqdm
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
 from geomem.geometry.curves import Curves
+from geomem.points.exact import as_rows, check_key
 
 __all__ = ["Closing", "Growth", "extrapolate", "measure"]
 
@@ -99,7 +99,8 @@ def measure(
     Raises:
       ValueError: a subsample of fewer than 2 images.
     """
-    train, heldout = jnp.asarray(train), jnp.asarray(heldout)
+    check_key(key)
+    train, heldout = as_rows(train, "train"), as_rows(heldout, "heldout")
     order_key, noise_key = jax.random.split(key)
     order = jax.random.permutation(order_key, len(train))
     parts, rows = [], []

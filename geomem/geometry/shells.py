@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Float64, Key
 
 from geomem.geometry.posterior import Sigma, check_sigma
-from geomem.points.exact import as_queries, as_rows, decode, map_rows
+from geomem.points.exact import as_queries, as_rows, check_key, decode, map_rows
 from geomem.points.neighbours import squared_distances
 
 __all__ = [
@@ -121,6 +121,7 @@ def coverage(
 
     Source: paper, Def. 4.6.
     """
+    check_key(key)
     check_sigma(sigma)
     heldout = as_queries(heldout, np.shape(points), "heldout")
     points = decode(as_rows(points, "points"))

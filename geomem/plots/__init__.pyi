@@ -1,5 +1,6 @@
 from . import audit_figures as audit_figures
 from . import denoiser_curves as denoiser_curves
+from . import exposed as exposed
 from . import pairs as pairs
 from . import ratios as ratios
 from . import scaling as scaling

@@ -12,7 +12,7 @@ from geomem.plots.style import COLORS, sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PER_PAGE", "pairs"]
+__all__ = ["PER_PAGE", "pairs", "shown"]
 
 _PAGE = (7.0, 9.4)  # inches; fits letter and A4 with margins
 _COLUMNS, _ROWS = 6, 12  # the rows fit images that are at least as wide as high
@@ -51,7 +51,7 @@ def pairs(
             left, top = i % _COLUMNS * width + 0.02 * width, (1 + i // _COLUMNS) * row
             y, x = round(top * inch), round(left * inch)
             for image in (samples[i], nearest[i]):
-                tile = _shown(image).repeat(factor, axis=0).repeat(factor, axis=1)
+                tile = shown(image).repeat(factor, axis=0).repeat(factor, axis=1)
                 page[y : y + factor * height, x : x + factor * side] = tile[: len(page) - y]
                 x += round(1.03 * factor * side)
             color = COLORS["vermillion"] if marked[i] else COLORS["gray"]
@@ -64,7 +64,10 @@ def pairs(
     return figure
 
 
-def _shown(image):
+def shown(
+    image: Shaped[np.ndarray, "height width channels"],
+) -> Shaped[np.ndarray, "height width 3"]:
+    """Return an image as 8-bit color: uint8, or floats that are clipped to [-1, 1]."""
     image = np.asarray(image)
     image = image if image.dtype == np.uint8 else to_uint8(image)
     if image.shape[-1] == 3:

@@ -24,7 +24,9 @@ __all__ = [
     "as_queries",
     "as_rows",
     "center",
+    "check_count",
     "check_image_shape",
+    "check_key",
     "decode",
     "fold_rows",
     "gather_block",
@@ -94,6 +96,23 @@ def check_image_shape(array: Any, shape: tuple[int, ...], name: str, other: str)
         raise ValueError(
             f"{name} must be images of shape {expected} like {other}, got an array of shape {own}."
         )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise a ValueError that names the argument unless it is an integer of at least `least`."""
+    if not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be an integer, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_key(key: Any) -> None:
+    """Raise a ValueError unless `key` is a single PRNG key, of the new or the old style."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (shape == () if typed else dtype == jnp.uint32 and shape == (2,)):
+        given = repr(key) if shape is None else f"{dtype} of shape {shape}"
+        raise ValueError(f"key must be a PRNG key, such as jax.random.key(0), got {given}.")
 
 
 def _without_ones(shape):

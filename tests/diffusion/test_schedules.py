@@ -174,6 +174,10 @@ def test_reads_zone_files(tmp_path):
         (lambda: BASE.quantile(1), "^probability must be between 0 and 1, got 1"),
         (lambda: schedules.lognormal(std=0), "^std must be positive, got 0"),
         (lambda: grids.edm_grid(1), "^steps must be at least 2, got 1"),
+        (lambda: grids.edm_grid("18"), "^steps must be an integer, got '18'"),
+        (lambda: grids.edm_grid(18, rho=0), "^rho must be positive and finite, got 0"),
+        (lambda: grids.edm_grid(18, rho="7"), "^rho must be a number, got '7'"),
+        (lambda: grids.edm_grid(18, rho=1e-9), "^rho must give finite and descending levels"),
         (
             lambda: grids.edm_grid(18, 80, 0.002),
             "^sigma_min and sigma_max must .*, got 80 and 0.002",

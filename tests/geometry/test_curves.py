@@ -173,9 +173,10 @@ def test_both_frames_match_direct_noising(small, rng, reduced):
     assert (np.abs(covered.mean(axis=0) - direct) <= 4.5 * error).all()
     assert 0.05 < direct[1] < 0.95  # the comparison says something
 
-    largest, own, _, _ = _curve_kernels.weight_sweep(
+    sweep = _curve_kernels.weight_sweep(
         jax.random.key(3), jnp.arange(30), frame.of_points(), sigmas=SMALL_SIGMAS, draws=draws
     )
+    largest, own = sweep.largest.mean(axis=1), sweep.own.mean(axis=1)
     plain = [
         curves.plain_max_weight(jax.random.key(4), train, sigma, draws=200).mean()
         for sigma in SMALL_SIGMAS
@@ -255,7 +256,7 @@ def test_result_is_independent_of_block_size(small, monkeypatch):
     train, heldout = small
     key = jax.random.key(0)
     whole = curves.estimate(key, train, heldout, SMALL_SIGMAS)
-    monkeypatch.setattr(curves, "_QUERIES", 7)  # divides neither 30 nor 12
+    monkeypatch.setattr(_noise_coordinates, "_QUERIES", 7)  # divides neither 30 nor 12
     parts = curves.estimate(key, train, heldout, SMALL_SIGMAS)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -321,6 +322,79 @@ def test_coverage_bands_contain_the_truth(mean, count, draws, rng):
             assert share <= 0.98  # not wider than it must be
 
 
+def beta_draws(rng, mean, count, draws, spread, precision, repeats):
+    """Draws [M, K, repeats] around fixed means of M points with this average; and the average."""
+    chance = rng.beta(mean * spread, (1 - mean) * spread, count).clip(1e-6, 1 - 1e-6)
+    for _ in range(200):
+        if mean < 0.5:
+            chance *= mean / chance.mean()
+        else:
+            chance = 1 - (1 - chance) * (1 - mean) / (1 - chance).mean()
+        chance = chance.clip(1e-9, 1 - 1e-9)
+    one, other = ((c * precision)[:, None, None] for c in (chance, 1 - chance))
+    return rng.beta(one, other, (count, draws, repeats)), chance.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mean", [0.001, 0.01, 0.1, 0.5, 0.9, 0.9966, 0.999])
+@pytest.mark.parametrize("count", [30, 200])
+@pytest.mark.parametrize("draws", [2, 8])
+def test_weight_bands_contain_the_truth(mean, count, draws, rng):
+    """Conditional on the points: their means are fixed, and only the draws vary."""
+    for spread, precision in ((0.5, 0.05), (5, 0.05), (0.5, 1), (5, 1), (0.5, 20), (5, 20)):
+        values, truth = beta_draws(rng, mean, count, draws, spread, precision, 1000)
+        estimate = curves.stratified_mean(jax.random.key(0), values, 1)
+        share = ((estimate.low <= truth + 1e-6) & (truth - 1e-6 <= estimate.high)).mean()
+        assert share >= 0.93 - 0.008, (spread, precision)  # one standard error of 1,000 repeats
+        if mean == 0.5 and count == 200:
+            assert share <= 0.98 + 0.005, (spread, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0.8, 1.2, 2.0, 5.0])
+def test_weight_bands_contain_the_true_weight(sigma, rng):
+    """W of 30 fixed points in 24 dimensions, from 0.997 to 0.1; 2 and 8 draws of each."""
+    points = rng.standard_normal((30, 24))
+    squares = oracles.squared_distances(points, points)
+    noise = rng.standard_normal((1500, 8, 30, 24))
+    inner = np.einsum("rdpx,px->rdp", noise, points)[..., None] - noise @ points.T
+    logits = -(squares / (2 * sigma) + inner) / sigma
+    logits -= logits.max(axis=-1, keepdims=True)
+    weight = (1 / np.exp(logits).sum(axis=-1)).transpose(2, 1, 0)  # [30, 8, 1500]
+    for draws in (2, 8):
+        estimate = curves.stratified_mean(jax.random.key(0), weight[:, :draws], 1)
+        share = ((estimate.low <= weight.mean()) & (weight.mean() <= estimate.high)).mean()
+        assert share >= 0.93, draws
+        if sigma >= 2:
+            assert share <= 0.985, draws
+
+
+def test_weight_band_of_binary_draws_is_clopper_pearson():
+    """If no differences between draws are seen, the band is that of M K draws."""
+    for value in (0.0, 1.0):
+        estimate = curves.stratified_mean(jax.random.key(0), np.full((25, 4, 1), value), 10)
+        exact = stats.binomtest(int(100 * value), 100).proportion_ci(method="exact")
+        band = estimate.low[0], estimate.high[0]
+        assert band == pytest.approx((exact.low, exact.high), abs=1e-5)
+
+
+def test_weight_replicates_vary_the_noise_alone(rng):
+    """Points that differ among themselves, with draws that hardly do: a narrow band."""
+    means = np.linspace(0.2, 0.8, 100)[:, None, None]
+    values = np.clip(means + 0.01 * rng.standard_normal((100, 4, 2)), 0, 1)
+    estimate = curves.stratified_mean(jax.random.key(0), values, 4000)
+    wanted = 0.01 / np.sqrt(400)
+    np.testing.assert_allclose(estimate.replicates.std(axis=0), wanted, rtol=0.15)
+    # A tenth of the points: their random choice varies too.
+    sample = curves.stratified_mean(jax.random.key(0), values, 4000, share=0.1)
+    wanted = values.mean(axis=1).std(axis=0, ddof=1) * np.sqrt(0.9 / 100)
+    np.testing.assert_allclose(sample.replicates.std(axis=0), wanted, rtol=0.05)
+    # One draw each: as for a random sample of points.
+    single = curves.stratified_mean(jax.random.key(0), values[:, :1], 4000)
+    wanted = values[:, 0].std(axis=0, ddof=1) / 10
+    np.testing.assert_allclose(single.replicates.std(axis=0), wanted, rtol=0.05)
+
+
 def test_coverage_band_is_exact_without_clusters():
     """If all draws of an image agree, the band is the Clopper-Pearson interval of M draws."""
     values = np.repeat([1.0, 0.0], [40, 60])[:, None]
@@ -368,13 +442,21 @@ def test_rejects_bad_noise_levels(small, sigmas, message):
         ({"draws_weight": -1}, r"draws_weight must be at least 1, got -1\."),
         ({"shell_c": 0.0}, r"shell_c must be positive and finite, got 0\."),
         ({"bootstrap": 0}, r"bootstrap must be at least 1, got 0\."),
-        ({"refine": -1}, r"refine must not be negative, got -1\."),
+        ({"refine": -1}, r"refine must be at least 0, got -1\."),
+        ({"draws_weight": 1.5}, r"draws_weight must be an integer, got 1\.5\."),
+        ({"num_base": "3"}, r"num_base must be an integer, got '3'\."),
         ({"num_base": 31}, r"num_base must be between 1 and 30, got 31\."),
     ],
 )
 def test_rejects_bad_settings(small, change, message):
     with pytest.raises(ValueError, match=message):
         curves.estimate(jax.random.key(0), *small, SMALL_SIGMAS, **change)
+
+
+@pytest.mark.parametrize("key", [0, None, 1.5, jax.random.split(jax.random.key(0)), np.zeros(2)])
+def test_rejects_what_is_no_key(small, key):
+    with pytest.raises(ValueError, match=r"^key must be a PRNG key, such as jax.random.key"):
+        curves.estimate(key, *small, SMALL_SIGMAS)
 
 
 @pytest.mark.parametrize(
@@ -400,6 +482,14 @@ def test_rejects_bad_settings(small, change, message):
         (
             lambda train, heldout: (train.reshape(30, 5, 5, 2), heldout.reshape(12, 2, 5, 5)),
             r"heldout must be images of shape \(5, 5, 2\) like train, got .* \(12, 2, 5, 5\)\.",
+        ),
+        (
+            lambda train, heldout: (train, np.where(heldout > 5, np.inf, heldout)),
+            r"heldout must be finite, got NaN or inf\.",
+        ),
+        (
+            lambda train, heldout: (np.abs(train).reshape(30, 5, 5, 2) * 20, heldout),
+            r"train must be uint8 or floats in \[-1, 1\], got floats from .* scale 8-bit images by",
         ),
     ],
 )

@@ -130,9 +130,9 @@ def test_crossings_without_a_zone():
     assert np.isnan(danger_zone.crossings(curves(np.full(9, 0.1), np.full(9, 0.1)), 0.8)).all()
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, float("nan")])
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, float("nan"), "0.8", None, [0.5]])
 def test_rejects_bad_threshold(threshold):
-    with pytest.raises(ValueError, match=r"threshold must be between 0 and 1, got .*\."):
+    with pytest.raises(ValueError, match=r"threshold must be .*between 0 and 1, got .*\."):
         danger_zone.find(curves(sigmoid(-0.6, 5), sigmoid(0.7, -4)), threshold)
 
 
