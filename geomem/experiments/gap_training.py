@@ -28,6 +28,8 @@ __all__ = ["Config", "Result", "compare_early_stopping", "make_arms", "run", "su
 Rows = list[dict[str, Any]]
 
 _ON_WHOLE_GRID = tuple(f"whole_grid_{key}" for key in arms.MEASURES)
+# Fixed before the runs: the first is primary. All are at the last checkpoint of a run.
+_ENDPOINTS = ("without_noise", "frechet", "recall", "coverage")
 _FAR_LOW = 0.02  # lower edge of the far control; sampling needs the levels below it for details
 
 
@@ -62,13 +64,15 @@ def run(config: Config) -> Result:
     base = configuration.base_schedule(preset.train)
     # Unknown names end the run before the zones are measured.
     any_zones = [(1.0, 2.0)] * len(preset.thresholds)
-    _select_arms(make_arms(base, any_zones, preset.thresholds), config.arms)
+    named = make_arms(base, any_zones, preset.thresholds, preset.train.kimg)
+    _select_arms(named, config.arms)
     output = results.Run(config)
     with output.phase("zone"):
         dataset = image_flags.load(preset.train)
         _, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
-    all_arms = make_arms(base, [(zone.low, zone.high) for zone in zones.values()], list(zones))
+    edges = [(zone.low, zone.high) for zone in zones.values()]
+    all_arms = make_arms(base, edges, list(zones), preset.train.kimg)
     chosen = _select_arms(all_arms, config.arms)
     with output.phase("arms"):
         rows = gap_study.train_arms(config, preset, chosen, output.out)
@@ -77,6 +81,7 @@ def run(config: Config) -> Result:
         output.write_rows("results.csv", rows)
         output.write_rows("summary.csv", summary)
         output.write_json("comparisons.json", _compare(output.out, chosen, preset.seeds, rows))
+        output.write_json("floors.json", gap_study.quality_floors(preset, dataset))
         output.write_figure("training", training_curves.along_training(rows))
         output.write_figure("frontier", training_curves.frontier(rows))
         for arm in chosen:
@@ -87,7 +92,10 @@ def run(config: Config) -> Result:
 
 
 def make_arms(
-    base: schedules.Schedule, zones: Sequence[tuple[float, float]], names: Sequence[object]
+    base: schedules.Schedule,
+    zones: Sequence[tuple[float, float]],
+    names: Sequence[object],
+    kimg: float,
 ) -> list[Arm]:
     """Return the arms of Figure 4, with controls for the last (widest) zone.
 
@@ -95,11 +103,13 @@ def make_arms(
       base: the training noise without a gap.
       zones: edges of one or more danger zones.
       names: a name for each zone.
+      kimg: length of the training.
 
     Returns:
       The baseline, dummy images in the last zone, and a gap on each zone. The controls are gaps of
       the same mass as the last zone, directly below it and far below it, and a gap on all noise
-      above it.
+      above it; and the baseline with (1 - mass) of the steps, because a gap of this mass leaves out
+      as much training.
     """
     low, high = zones[-1]
     mass = base.mass(low, high)
@@ -112,6 +122,7 @@ def make_arms(
         Arm("small-noise", (below, low)),
         Arm("far-small-noise", (_FAR_LOW, far_high)),
         Arm("large-noise", (high, base.quantile(1 - 1e-9))),
+        Arm("shorter", changes=(("kimg", (1 - mass) * kimg),)),
     ]
 
 
@@ -174,7 +185,8 @@ def _compare(folder, chosen, seeds, rows):
     """Comparisons of each arm with the baseline at the end of training and at equal quality.
 
     `memorized` and `without_noise` compare samples of the same seeds from these networks. Their
-    entry `trainings` compares repeated training runs, which vary more.
+    entry `trainings` compares repeated training runs, which vary more. `endpoints` holds the paired
+    differences between training runs of the endpoints that are fixed before the runs.
     """
     if "baseline" not in [arm.name for arm in chosen]:
         return []
@@ -193,9 +205,26 @@ def _compare(folder, chosen, seeds, rows):
             differences = (treated.mean(axis=1) - baseline[kind].mean(axis=1)).tolist()
             entry[kind] = intervals.compare(baseline[kind].ravel(), treated.ravel())._asdict()
             entry[kind]["trainings"] = intervals.mean(differences)._asdict() | {"each": differences}
+        entry["endpoints"] = _endpoints(rows, name)
         entry["early_stopping"] = compare_early_stopping(rows, name, "baseline")
         comparisons.append(entry)
     return comparisons
+
+
+def _endpoints(rows, name):
+    """Arm minus baseline, last checkpoint, paired by seed: mean, 95% interval and each difference.
+
+    An interval that holds 0 leaves the sign open.
+    """
+    ends = {(row["arm"], row["seed"]): row for row in rows}  # the last checkpoints
+    seeds = [seed for arm, seed in ends if arm == name]
+    result = {}
+    for key in _ENDPOINTS:
+        pairs = [(ends[name, seed][key], ends["baseline", seed][key]) for seed in seeds]
+        if not any(None in pair for pair in pairs):
+            each = [arm - baseline for arm, baseline in pairs]
+            result[key] = intervals.mean(each)._asdict() | {"each": each}
+    return result
 
 
 def _draw_samples(output, arm, train):

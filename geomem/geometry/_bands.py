@@ -76,7 +76,8 @@ class Curves(NamedTuple):
       own_weight: estimate of E w_1, the expected weight of the point that was noised; at most W.
       own_weight_lower_bound, own_weight_upper_bound: bounds on E w_1 from distances alone.
       coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
-      entropy: Estimate of the expected entropy of the posterior in nats, 0 to log N, or None.
+      entropy: Estimate of the expected entropy of the posterior in nats, 0 to log N, or None. Like
+        `effective_size`, it has only one replicate.
       effective_size: Estimate of the expected effective number of points, 1 / sum_j w_j^2, or None.
         With k copies of each point it is about k where W is about 1 / k.
       exposure: Exposure of the noised training points, or None.
@@ -181,9 +182,11 @@ def stratified_mean(
 
     The interval is that of a beta distribution with the variance of the mean, a Student's t factor
     for its error (Satterthwaite), and one additional draw of value 0 or 1, which stands for values
-    not seen yet (Gaffke). For values 0 and 1 it is Clopper and Pearson's. The additional draw
-    counts less, the more the variance is spread over the draws. With one draw for each point, the
-    variation of points and of noise cannot be told apart, and the band includes both.
+    not seen yet (Gaffke). For values 0 and 1 it is Clopper and Pearson's. If only a few draws
+    differ from others of their point, they tell too little about the variance: the additional draw
+    counts more, and so does the variance of all draws around the common mean.
+    With one draw for each point, the variation of points and of noise cannot be told apart, and the
+    band includes both.
 
     Source: Satterthwaite (1946); Gaffke (2005); the combination is geomem's.
     """
@@ -199,8 +202,9 @@ def stratified_mean(
     tail = (1 - _CONFIDENCE) / 2
     factor = special.stdtrit(np.clip(freedom, 1, None), 1 - tail) / special.ndtri(1 - tail)
     number = 1 / ((1 - share) / points + share / (points * draws))
+    total = ((values - mean) ** 2).mean(axis=(0, 1)) / number
     largest = np.maximum(mean * (1 - mean) / number, variance)  # if all values were 0 or 1
-    variance = np.minimum(variance * factor**2, largest)
+    variance = np.minimum(variance * factor**2 + unseen**2 * total, largest)
     high = _beta_quantile(mean, variance, number, unseen, 1 - tail)
     low = 1 - _beta_quantile(1 - mean, variance, number, unseen, 1 - tail)
     replicates = np.clip(mean + _random_sums(_rng(key, count), differences, count), 0, 1)
@@ -215,7 +219,7 @@ def _differences(deviations, share):
         between = deviations.mean(axis=1)
         parts.append(between * np.sqrt((1 - share) / (points * max(points - 1, 1))))
     if share > 0:
-        within = np.einsum("pdl,kd->pkl", deviations, linalg.helmert(draws))
+        within = linalg.helmert(draws) @ deviations  # [points, draws - 1, levels]
         within *= np.sqrt(share / (draws * (draws - 1))) / points
         parts.append(within.reshape(-1, levels))
     return np.concatenate(parts)

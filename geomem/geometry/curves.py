@@ -267,17 +267,18 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
         *_noise_coordinates.in_blocks(index, frame.of_points(), draws, kernel, label)
     )
 
-    def mean(values, low=0.0, high=1.0):
+    def mean(values, low=0.0, high=1.0, replicates=1):
         """Estimate of the mean of values between `low` and `high`."""
         unit = np.clip((values - low) / (high - low), 0, 1)
-        estimate = stratified_mean(bootstrap_key, unit, bootstrap, num_base / total)
+        estimate = stratified_mean(bootstrap_key, unit, replicates, num_base / total)
         return Estimate(*(low + (high - low) * field for field in estimate))
 
+    largest = mean(sweep.largest, replicates=bootstrap)
     own = sweep.own[..., :count]
     # Each constant bounds the expectation; take the best.
     lower = sweep.lower[..., :count].mean(axis=0).max(axis=0)
     upper = sweep.upper[..., :count].mean(axis=0).min(axis=0)
-    return _split("max_weight", mean(sweep.largest), levels, count) | {
+    return _split("max_weight", largest, levels, count) | {
         "own_weight": jnp.asarray(own.mean(axis=(0, 1))),
         "own_weight_lower_bound": jnp.asarray(lower),
         "own_weight_upper_bound": jnp.asarray(upper),

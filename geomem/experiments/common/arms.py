@@ -18,12 +18,14 @@ from geomem import data, paths
 from geomem.diffusion import checkpoints, grids, sampler
 from geomem.experiments.common import image_flags, interruption
 from geomem.experiments.train import configuration, loop, run_folder
-from geomem.metrics import frechet, memorization
+from geomem.metrics import frechet, memorization, precision_recall
 from geomem.metrics.inception import network, weights
 
 _SAMPLES = "samples.npz"
 _THRESHOLD = 1 / 3  # of d1 / d2
-MEASURES = ("memorized", "without_noise", "residual_noise", "frechet")  # columns that are averaged
+# Columns that are averaged.
+MEASURES = ("memorized", "without_noise", "residual_noise", "frechet", "recall", "coverage")
+_BALLS = 5  # neighbors that define the balls of recall and coverage
 
 
 class Arm(NamedTuple):
@@ -36,14 +38,22 @@ class Arm(NamedTuple):
     changes: tuple[tuple[str, Any], ...] = ()  # (field, value)
 
     def configure(
-        self, config: configuration.Config, seed: int, runs: pathlib.Path
+        self,
+        config: configuration.Config,
+        seed: int,
+        runs: pathlib.Path,
+        own_subset: bool = False,
     ) -> configuration.Config:
-        """Return the training configuration of this arm and seed, for a run folder in `runs`."""
+        """Return the training configuration of this arm and seed, for a run folder in `runs`.
+
+        With `own_subset`, the seed also selects the training images.
+        """
         changes = {
             "gap": self.gap,
             "keep": self.keep,
             "schedule": "dummy" if self.dummy else None,
             "seed": seed,
+            "subset_seed": seed if own_subset else config.subset_seed,
             "out": str(runs / f"{self.name}-{seed}"),
             # Interruptions add checkpoints, which must not displace those to evaluate.
             "keep_checkpoints": config.steps,
@@ -150,10 +160,25 @@ def evaluate_samples(
         "without_noise_heldout": report.without_noise_heldout.rate,
         "adaptive": report.adaptive.rate,
         "adaptive_heldout": report.adaptive_heldout.rate,
-        "frechet": frechet.compare(images, reference, features).value,
+        **quality(images, dataset.test, reference, features),
         "features": features.name,
     }
     return row, report
+
+
+def quality(
+    images: np.ndarray, heldout: np.ndarray, reference: frechet.Reference, features=frechet.PIXELS
+) -> dict[str, float | None]:
+    """Return the Frechet distance of images to held-out ones, and the recall and coverage of these.
+
+    Copies of the training images improve the distance. Recall and coverage count how many held-out
+    images have a sample near; None for too few images.
+    """
+    row: dict[str, float | None] = {"recall": None, "coverage": None}
+    if min(len(images), len(heldout)) > _BALLS:
+        overlap = precision_recall.precision_recall(features(images), features(heldout), _BALLS)
+        row = {"recall": overlap.recall, "coverage": overlap.coverage}
+    return {"frechet": frechet.compare(images, reference, features).value} | row
 
 
 def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarray]:
@@ -172,7 +197,7 @@ class _EvaluationCache:
 
     def __init__(self, folder: pathlib.Path, settings: EvaluationSettings):
         self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
-        self._settings = [settings.samples, settings.method, settings.inception]
+        self._settings = [settings.samples, settings.method, settings.inception, _BALLS]
         self._rows = {}
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
         for line in text.splitlines():

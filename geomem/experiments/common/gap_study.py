@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from geomem import data
-from geomem.experiments.common import command_line, parallel, results
-from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
+from geomem.experiments.common import command_line, image_flags, parallel, results
+from geomem.experiments.common.arms import Arm, EvaluationSettings, Task, quality
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
-from geomem.metrics.inception import weights
+from geomem.metrics import frechet
+from geomem.metrics.inception import network, weights
 
 _CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
@@ -30,6 +31,9 @@ class StudyFlags:
     """Number of training runs of each arm; default: the preset's."""
     kimg: float | None = flag(None, "training")
     """Length of each training run in thousands of images; default: the preset's."""
+    own_subsets: bool = flag(False, "training")
+    """Train each seed on its own random subset of the images, so that intervals over the seeds also
+    cover the choice of the training images. All have the gaps of the first subset."""
     samples: int | None = flag(None, "evaluation")
     """Number of images sampled from each checkpoint; default: the preset's."""
     inception: str | None = flag(None, "evaluation")
@@ -80,6 +84,8 @@ def resolve(config: StudyFlags) -> Preset:
         windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))
         train = dataclasses.replace(train, checkpoint_every=windows * train.log_every)
     configuration.resolve(train)  # too long a training ends the run before any work
+    if config.own_subsets:
+        train = dataclasses.replace(train, subset_seed=0)
     inception = config.inception
     if inception is None and config.preset == "cifar10":
         inception = weights.find()
@@ -116,11 +122,37 @@ def train_arms(
 ) -> list[dict[str, Any]]:
     """Train and evaluate each arm with each seed in `folder`/runs; return the rows."""
     tasks = [
-        Task(arm, arm.configure(preset.train, seed, folder / "runs"), preset.evaluation)
+        Task(
+            arm,
+            arm.configure(preset.train, seed, folder / "runs", config.own_subsets),
+            preset.evaluation,
+        )
         for seed in range(preset.seeds)
         for arm in arms
     ]
     return parallel.train_and_evaluate_all(tasks, config.jobs)
+
+
+def quality_floors(preset: Preset, dataset: data.Dataset) -> dict[str, Any]:
+    """Return the quality of real images: the training images, and others that nobody trained on.
+
+    No arm can honestly score better than the others do; a score near that of the training images
+    may be due to copies.
+    """
+    features = frechet.PIXELS
+    if preset.evaluation.inception is not None:
+        features = network.features(weights.load(preset.evaluation.inception))
+    source = image_flags.load(dataclasses.replace(preset.train, num_train=None))
+    unused = np.setdiff1d(source.train_split.index, dataset.train_split.index)
+    order = np.random.default_rng(0).permutation(unused)[: preset.evaluation.samples]
+    fresh = source.train_split.at(np.flatnonzero(np.isin(source.train_split.index, order)))
+    reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
+    kinds = {"training_images": dataset.train, "fresh_images": data.to_float(fresh)}
+    return {
+        name: {"count": len(images), **quality(images, dataset.test, reference, features)}
+        for name, images in kinds.items()
+        if len(images) > 1
+    }
 
 
 def study_facts(preset: Preset, arms: Sequence[Arm], dataset: data.Dataset) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def study(tmp_path_factory, tiny_preset):
 def test_arms_are_zones_and_controls_of_equal_mass():
     base = schedules.lognormal()
     zones = [(0.5, 0.9), (0.4, 1.4)]
-    chosen = {arm.name: arm for arm in gap_training.make_arms(base, zones, (0.8, 0.5))}
+    chosen = {arm.name: arm for arm in gap_training.make_arms(base, zones, (0.8, 0.5), 10)}
     assert list(chosen)[:4] == ["baseline", "dummy", "zone-0.8", "zone-0.5"]
     mass = base.mass(*zones[1])
     for name in ("small-noise", "far-small-noise"):
@@ -60,6 +60,20 @@ def test_arms_are_zones_and_controls_of_equal_mass():
     low, high = chosen["large-noise"].gap
     assert low == zones[1][1]
     assert base.mass(0, high) == pytest.approx(1, abs=1e-6)
+    # As many images as the gap of that mass leaves.
+    assert dict(chosen["shorter"].changes)["kimg"] == pytest.approx(10 * (1 - mass))
+
+
+def test_own_subsets_follow_the_seed(tmp_path):
+    arm = gap_study.Arm("baseline")
+    shared, own = (
+        [arm.configure(TINY, seed, tmp_path, flag).subset_seed for seed in range(3)]
+        for flag in (False, True)
+    )
+    assert shared == [TINY.subset_seed] * 3
+    assert own == [0, 1, 2]
+    config = gap_training.Config(own_subsets=True)
+    assert gap_study.resolve(config).train.subset_seed == 0
 
 
 def test_gap_training_writes_rows_and_figures(study):
@@ -85,6 +99,15 @@ def test_gap_training_writes_rows_and_figures(study):
     assert comparison["arm"] == "zone-0.5"
     memorized = comparison["memorized"]
     assert memorized["trainings"]["each"] == [memorized["difference"]]
+    for name, endpoint in comparison["endpoints"].items():
+        assert endpoint["mean"] == gap[name] - baseline[name]
+        assert endpoint["low"] is None  # one seed has no interval
+    assert list(comparison["endpoints"]) == ["without_noise", "frechet", "recall", "coverage"]
+    floors = json.loads((result.folder / "floors.json").read_text())
+    assert floors["training_images"]["count"] == TINY.num_train
+    for floor in floors.values():  # real images are better than 40 steps of training
+        assert floor["frechet"] < gap["frechet"]
+        assert floor["coverage"] > gap["coverage"]
 
 
 def test_same_command_computes_nothing_again(study, monkeypatch):
