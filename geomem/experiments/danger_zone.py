@@ -199,6 +199,10 @@ def _sets(config, dataset):
 def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):
     """Write what --images, --by-class and --subsets ask for; return sentences about it."""
     sentences = []
+    if curves.group_weight is not None:
+        grouped = danger_zone.find(curves, config.threshold, group_copies=True)
+        sentences.append(f"With exact copies counted as one image: {grouped}")
+        record.write_json("zone_of_groups.json", grouped._asdict())
     if config.images:
         with record.phase("images"):
             columns, figure = curve_sets.exposed_images(

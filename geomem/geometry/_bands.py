@@ -80,6 +80,9 @@ class Curves(NamedTuple):
         `effective_size`, it has only one replicate.
       effective_size: Estimate of the expected effective number of points, 1 / sum_j w_j^2, or None.
         With k copies of each point it is about k where W is about 1 / k.
+      group_weight, group_weight_refinement: Estimate, as W, of the weight of a point together with
+        its exact copies, or of the largest weight of one point if that is larger; None without
+        copies.
       exposure: Exposure of the noised training points, or None.
     """
 
@@ -95,6 +98,8 @@ class Curves(NamedTuple):
     max_weight_refinement: Refinement | None = None
     entropy: Estimate | None = None
     effective_size: Estimate | None = None
+    group_weight: Estimate | None = None
+    group_weight_refinement: Refinement | None = None
     exposure: Exposure | None = None
 
     def columns(self) -> dict[str, Float[np.ndarray, " levels"]]:
@@ -113,7 +118,7 @@ class Curves(NamedTuple):
             "own_weight_lower_bound": self.own_weight_lower_bound,
             "own_weight_upper_bound": self.own_weight_upper_bound,
         }
-        for name in ("entropy", "effective_size"):
+        for name in ("entropy", "effective_size", "group_weight"):
             if (curve := getattr(self, name)) is not None:
                 fields |= {name: curve.mean, f"{name}_low": curve.low, f"{name}_high": curve.high}
         return {name: np.asarray(values) for name, values in fields.items()}

@@ -278,20 +278,18 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
     # Each constant bounds the expectation; take the best.
     lower = sweep.lower[..., :count].mean(axis=0).max(axis=0)
     upper = sweep.upper[..., :count].mean(axis=0).min(axis=0)
-    return _split("max_weight", largest, levels, count) | {
+    curves = _split("max_weight", largest, levels, count)
+    if (sweep.copies > 1).any():
+        grouped = np.maximum(sweep.largest, sweep.own * sweep.copies[:, None, None])
+        curves |= _split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
+    return curves | {
         "own_weight": jnp.asarray(own.mean(axis=(0, 1))),
         "own_weight_lower_bound": jnp.asarray(lower),
         "own_weight_upper_bound": jnp.asarray(upper),
         "entropy": mean(sweep.entropy[..., :count], 0, np.log(total)),
         "effective_size": mean(sweep.effective_size[..., :count], 1, total),
-        "exposure": _exposure(index, levels, sweep),
+        "exposure": exposure.exposure(index, levels, sweep.own, sweep.copies - 1),
     }
-
-
-def _exposure(index, levels, sweep):
-    order = np.argsort(np.asarray(levels))
-    own = sweep.own[..., order]
-    return exposure.exposure(index, np.asarray(levels)[order], own, sweep.copies - 1)
 
 
 def _split(name, whole, levels, count):

@@ -99,7 +99,7 @@ class Zone(NamedTuple):
         return text
 
 
-def find(curves: Curves, threshold: float = 0.8) -> Zone:
+def find(curves: Curves, threshold: float = 0.8, *, group_copies: bool = False) -> Zone:
     """Return the intervals of sigma on which both curves reach `threshold`, the main one first.
 
     The main interval is the one with the peak of min(C, W). A zone that is empty, or that reaches
@@ -108,6 +108,8 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
     Args:
       curves: from `curves.estimate`.
       threshold: in (0, 1). The paper gives none; 0.8 is geomem's choice.
+      group_copies: use the weight of each point together with its exact copies. With k copies, W is
+        at most 1 / k, although the posterior is concentrated.
 
     Returns:
       Zone.
@@ -117,7 +119,9 @@ def find(curves: Curves, threshold: float = 0.8) -> Zone:
     """
     check_threshold(threshold)
     coverage = _logits("coverage", curves.sigma, curves.coverage, curves.coverage_refinement)
-    weight = _logits("max_weight", curves.sigma, curves.max_weight, curves.max_weight_refinement)
+    name = "group_weight" if group_copies and curves.group_weight is not None else "max_weight"
+    refinement = getattr(curves, f"{name}_refinement")
+    weight = _logits(name, curves.sigma, getattr(curves, name), refinement)
     level = _logit(threshold)
     peak, peak_level = _peak(*(curve[:2] for curve in (coverage, weight)))
     inside = _both_above(*coverage[:2], *weight[:2], level)

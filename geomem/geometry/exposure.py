@@ -50,7 +50,7 @@ def exposure(
 
     Args:
       index: the points.
-      sigmas: ascending.
+      sigmas: in any order.
       own_weights: the weight of the noised point alone.
       copies: number of other points that equal each point.
 
@@ -58,8 +58,10 @@ def exposure(
     >>> exposure(np.arange(2), np.array([1.0, 2.0, 4.0]), own, np.array([0, 1])).sigma.round(2)
     array([2.  , 2.52])
     """
-    grid = np.log(np.asarray(sigmas, np.float64))
-    weights = np.asarray(own_weights, np.float64) * (1 + np.asarray(copies))[:, None, None]
+    order = np.argsort(sigmas)
+    grid = np.log(np.asarray(sigmas, np.float64)[order])
+    weights = np.asarray(own_weights, np.float64)[..., order]
+    weights = weights * (1 + np.asarray(copies))[:, None, None]
     excess = logit(np.clip(weights, 1e-7, 1 - 1e-7))
     inside = excess >= 0
     last = len(grid) - 1 - inside[..., ::-1].argmax(axis=-1)

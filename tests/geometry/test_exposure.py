@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.geometry import _curve_kernels, _noise_coordinates, curves
+from geomem.geometry import _curve_kernels, _noise_coordinates, curves, danger_zone
 from geomem.geometry.exposure import exposure
 
 SIGMAS = np.float32([0.3, 1.0, 3.0])  # as in test_curves: one compilation for both
@@ -59,6 +59,25 @@ def test_curves_hold_entropy_size_and_exposure(small):
     assert exposed.sigma.argmax() == 11
     assert exposed.copies.tolist() == [int(i in (3, 7)) for i in range(30)]
     assert exposed.sigma[[3, 7]].min() > 0.3  # each copy has weight 1/2 at most, both have all
+
+
+def test_copies_count_as_one(small):
+    """Two copies of each point: W halves; the weight of the pairs is W of the points themselves."""
+    train, heldout = small
+    train = np.delete(train, [7, 11], axis=0)  # its points are all different
+    once = curves.estimate(jax.random.key(0), train, heldout, SIGMAS)
+    twice = curves.estimate(jax.random.key(1), np.concatenate([train, train]), heldout, SIGMAS)
+    assert once.group_weight is None
+    for s in (0, 1):
+        whole = once.max_weight.mean[s]
+        error = 4 * once.max_weight.replicates[:, s].std() + 1e-4
+        assert twice.max_weight.mean[s] == pytest.approx(whole / 2, abs=error)
+        assert twice.group_weight.mean[s] == pytest.approx(whole, abs=error)
+    assert twice.columns()["group_weight"].shape == (3,)
+    zone = danger_zone.find(twice, 0.6)
+    assert zone.low is None
+    grouped, single = (danger_zone.find(each, 0.6, group_copies=True) for each in (twice, once))
+    assert grouped.high == pytest.approx(single.high, rel=0.05)
 
 
 def test_exposure_is_where_the_weight_halves():
