@@ -1,5 +1,6 @@
 from . import curves as curves
 from . import danger_zone as danger_zone
+from . import exposure as exposure
 from . import frequency_bands as frequency_bands
 from . import gaussian as gaussian
 from . import growth as growth
@@ -15,6 +16,7 @@ from .curves import plain_max_weight as plain_max_weight
 from .danger_zone import Zone as Zone
 from .danger_zone import find_danger_zone as find_danger_zone
 from .danger_zone import in_zone as in_zone
+from .exposure import Exposure as Exposure
 from .frequency_bands import Subspace as Subspace
 from .frequency_bands import fourier_band as fourier_band
 from .gaussian import Gaussian as Gaussian

@@ -42,6 +42,7 @@ __all__ = [
     "estimate_curves",
     "estimate_weight",
     "plain_max_weight",
+    "stratified_mean",
 ]
 
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
