@@ -32,10 +32,11 @@ def exposed(
       zone: edges of the danger zone, shaded.
       title: title of the figure.
     """
-    with sheet(7.0, 1.7 if images is None else 5.2) as figure:
-        count = min(_SHOWN, len(sigma) // 2) if images is not None else 0
-        grid = figure.add_gridspec(5 if count else 1, max(count, 1))
-        axes = figure.add_subplot(grid[0, :])
+    count = min(_SHOWN, len(sigma) // 2) if images is not None else 0
+    height = 1.9 + (4.0 if count else 0)
+    with sheet(7.0, height) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0.08, 1 - 1.4 / height, 0.9, 1.1 / height))
         bins = np.geomspace(sigma.min() * 0.98, sigma.max() * 1.02, 41)
         axes.hist(sigma, bins, color=COLORS["vermillion"])
         if zone is not None:
@@ -44,16 +45,26 @@ def exposed(
         noise_axis(axes, bins[0], bins[-1])
         axes.set(ylabel="images", xlabel=r"noise level $\sigma$ up to which an image is exposed")
         axes.set_title(title)
-        for row, name in ((1, "most exposed"), (3, "least exposed")):
-            for column in range(count):
-                at = column if row == 1 else len(sigma) - count + column
-                for offset, image, kind in ((0, images, name), (1, nearest, "nearest image")):
-                    axes = figure.add_subplot(grid[row + offset, column])
-                    axes.imshow(shown(image[at]), interpolation="nearest")
-                    axes.set(xticks=[], yticks=[])
-                    axes.spines[:].set_visible(False)
-                    if offset == 0:
-                        axes.set_title(rf"$\sigma$ = {sigma[at]:.3g}")
-                    if column == 0:
-                        axes.set_ylabel(kind)
+        if count:
+            _draw_ends(figure.add_axes((0, 0, 1, 4.0 / height)), sigma, images, nearest, count)
     return figure
+
+
+def _draw_ends(axes, sigma, images, nearest, count):
+    """Draw the first and the last `count` images, each above its nearest, in inches."""
+    axes.set_axis_off()
+    side = 0.8
+    for top, kind, places in (
+        (0.25, "most exposed", range(count)),
+        (2.25, "least exposed", range(len(sigma) - count, len(sigma))),
+    ):
+        axes.text(0.05, top - 0.05, f"{kind}, each with its nearest image", va="bottom")
+        for column, at in enumerate(places):
+            left = 0.05 + 0.87 * column
+            for row, image in enumerate((images[at], nearest[at])):
+                upper = top + row * (side + 0.03)
+                extent = (left, left + side, upper + side, upper)
+                axes.imshow(shown(image), interpolation="nearest", extent=extent)
+            label = rf"$\sigma$ = {sigma[at]:.3g}"
+            axes.text(left + side / 2, top + 2 * side + 0.17, label, ha="center", fontsize=7)
+    axes.set(xlim=(0, 7.0), ylim=(4.0, 0), aspect="equal")

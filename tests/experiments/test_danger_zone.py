@@ -122,7 +122,7 @@ def test_images_lists_every_training_image(tmp_path, capsys):
     assert sorted(int(row["image"]) for row in rows) == list(range(50))
     levels = [float(row["exposed_up_to"]) for row in rows]
     assert levels == sorted(levels, reverse=True)
-    vectors = images.reshape(50, -1) / 127.5
+    vectors = np.float64(images.reshape(50, -1))
     for row in rows:
         i, nearest = int(row["image"]), int(row["nearest"])
         assert int(row["copies"]) == (i in (20, 30))
@@ -135,7 +135,7 @@ def test_images_lists_every_training_image(tmp_path, capsys):
     assert np.corrcoef(ranks.argsort(), np.arange(50)[::-1])[0, 1] > 0.5
     assert f"Image {rows[0]['image']} is exposed up to the most noise" in capsys.readouterr().out
     with Image.open(result.folder / "images.png") as image:
-        assert image.size == (2100, 1560)
+        assert image.size == (2100, 1770)
 
 
 def test_classes_and_subsets_have_their_own_curves(tmp_path, capsys):
