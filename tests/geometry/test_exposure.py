@@ -77,7 +77,7 @@ def test_copies_count_as_one(small):
     zone = danger_zone.find(twice, 0.6)
     assert zone.low is None
     grouped, single = (danger_zone.find(each, 0.6, group_copies=True) for each in (twice, once))
-    assert grouped.high == pytest.approx(single.high, rel=0.05)
+    assert grouped.high == pytest.approx(single.high, rel=0.2)
 
 
 def test_exposure_is_where_the_weight_halves():
