@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import tqdm
 from scipy import special, stats
 
 from geomem import data
-from geomem.data import folders, sources
+from geomem.experiments.common import image_flags
 from geomem.geometry import danger_zone
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
@@ -56,10 +55,7 @@ def exposed_images(
     }
     if split.labels is not None:
         columns["class"] = np.array(dataset.class_names)[split.labels[index]]
-    if sources.is_folder(name):
-        files = folders.image_paths(name)
-        root = pathlib.Path(name).expanduser()
-        columns["file"] = [str(files[i].relative_to(root)) for i in columns["image"]]
+    columns["file"] = image_flags.file_names(name, split.take(index))
     edges = None if zone.low is None or zone.high is None else (zone.low, zone.high)
     pictures = (split.at(index), split.at(other)) if split.is_images else (None, None)
     return columns, exposed.exposed(exposure.sigma[order], *pictures, edges, title)
