@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from scipy import linalg, special
 
 from geomem.geometry.exposure import Exposure
-from geomem.points.exact import check_count
+from geomem.points.exact import check_counts
 
 __all__ = [
     "Curves",
@@ -245,7 +245,7 @@ def _beta_quantile(mean, variance, number, unseen, level):
 
 def _rng(key, count):
     """NumPy's random numbers: compiling JAX's for this would take longer than running it."""
-    check_count("bootstrap", count)
+    check_counts(bootstrap=count)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 

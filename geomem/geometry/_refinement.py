@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from geomem.points.exact import check_count
+from geomem.points.exact import check_counts
 from geomem.points.visit import PlacedPoints
 
 __all__ = ["pilot_coverage", "pilot_max_weight", "refined_grid", "refined_sigmas"]
@@ -83,7 +83,7 @@ def refined_grid(
     sigmas: Float32[np.ndarray, " levels"], count: int, pilot: Callable[[], np.ndarray]
 ) -> Float32[np.ndarray, " more"]:
     """Return the grid, and after it `count` more levels where the pilot's curve changes most."""
-    check_count("refine", count, 0)
+    check_counts(0, refine=count)
     sigmas = np.asarray(sigmas)
     if count == 0 or len(sigmas) == 1:
         return sigmas

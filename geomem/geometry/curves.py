@@ -27,7 +27,7 @@ from geomem.geometry._bands import (
 )
 from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_grid
 from geomem.geometry.posterior import check_sigma
-from geomem.points.exact import as_rows, check_count, check_image_shape, check_key, decode
+from geomem.points.exact import as_rows, check_counts, check_image_shape, check_key, decode
 from geomem.points.visit import PlacedPoints, as_points
 
 __all__ = [
@@ -108,7 +108,7 @@ def estimate_curves(
     Curves(32 noise levels from 0.02 to 80, 500 bootstrap replicates)
     """
     sigmas = _default_sigmas(train) if sigmas is None else sigmas
-    check_count("seed", seed, 0)
+    check_counts(0, seed=seed)
     return estimate(jax.random.key(seed), train, heldout, sigmas, **options)
 
 
@@ -167,6 +167,7 @@ def estimate(
     coverage_key, weight_key = jax.random.split(key)
     points, queries = _both(train, heldout)
     num_base = len(points) if num_base is None else num_base
+    check_counts(draws_coverage=draws_coverage, draws_weight=draws_weight, num_base=num_base)
     frame = _noise_coordinates.frame(
         points, queries, len(queries) * draws_coverage + num_base * draws_weight
     )
@@ -190,6 +191,7 @@ def estimate_coverage(
 ) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"]]:
     """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
     check_key(key)
+    check_counts(draws=draws)
     sigmas = check_sigmas(sigmas)
     points, queries = _both(train, heldout)
     frame = _noise_coordinates.frame(points, queries, len(queries) * draws)
@@ -212,6 +214,7 @@ def estimate_weight(
     sigmas = check_sigmas(sigmas)
     points = as_points(_rows("train", train))
     num_base = len(points) if num_base is None else num_base
+    check_counts(draws=draws, num_base=num_base)
     frame = _noise_coordinates.frame(points, None, num_base * draws)
     found = _weight(key, frame, sigmas, num_base, draws, bootstrap, 0, progress)
     own = (found[f"own_weight{name}"] for name in ("", "_lower_bound", "_upper_bound"))
@@ -220,7 +223,6 @@ def estimate_weight(
 
 def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
     """The fields of Curves that are about coverage."""
-    check_count("draws_coverage", draws)
     noise_key, bootstrap_key = jax.random.split(key)
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
@@ -251,10 +253,8 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
 
 def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
     """The fields of Curves that are about the posterior."""
-    check_count("draws_weight", draws)
     total, count = len(frame.points), len(sigmas)
-    check_count("num_base", num_base, 0)
-    if not 1 <= num_base <= total:
+    if num_base > total:
         raise ValueError(f"num_base must be between 1 and {total}, got {num_base}.")
     noise_key, bootstrap_key, sample_key = jax.random.split(key, 3)
     index = np.arange(total)
@@ -346,4 +346,4 @@ _range = jax.jit(lambda rows: (rows.min(), rows.max()))
 def _both(train, heldout):
     """(placed training points, rows of held-out points) of images in the same layout."""
     check_image_shape(heldout, np.shape(train), "heldout", "train")
-    return as_points(_rows("train", train)), as_rows(heldout, "heldout")
+    return as_points(_rows("train", train)), _rows("heldout", heldout)

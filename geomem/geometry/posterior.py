@@ -26,7 +26,7 @@ from geomem.geometry._posterior_derivatives import (
     mean_derivative,
     moment,
 )
-from geomem.points.exact import CHUNK, as_queries, as_rows, check_count, decode, log_weight_ratios
+from geomem.points.exact import CHUNK, as_queries, as_rows, check_counts, decode, log_weight_ratios
 from geomem.points.softmax_search import Softmax, softmax_search
 from geomem.points.visit import PlacedPoints, Points, as_points
 
@@ -299,7 +299,7 @@ def _queries(y, shape, sigma):
 
 def _arguments(y, points, sigma, chunk):
     """(placed points, queries [Q, d], sigma [Q])."""
-    check_count("chunk", chunk)
+    check_counts(chunk=chunk)
     placed = as_points(points)
     return placed, *_queries(y, np.shape(points), sigma)
 

@@ -24,7 +24,7 @@ __all__ = [
     "as_queries",
     "as_rows",
     "center",
-    "check_count",
+    "check_counts",
     "check_image_shape",
     "check_key",
     "decode",
@@ -98,12 +98,13 @@ def check_image_shape(array: Any, shape: tuple[int, ...], name: str, other: str)
         )
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise a ValueError that names the argument unless it is an integer of at least `least`."""
-    if not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be an integer, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Raise a ValueError that names the argument unless all are integers of at least `least`."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be an integer, got {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_key(key: Any) -> None:

@@ -445,6 +445,7 @@ def test_rejects_bad_noise_levels(small, sigmas, message):
         ({"refine": -1}, r"refine must be at least 0, got -1\."),
         ({"draws_weight": 1.5}, r"draws_weight must be an integer, got 1\.5\."),
         ({"num_base": "3"}, r"num_base must be an integer, got '3'\."),
+        ({"num_base": 0}, r"num_base must be at least 1, got 0\."),
         ({"num_base": 31}, r"num_base must be between 1 and 30, got 31\."),
     ],
 )
