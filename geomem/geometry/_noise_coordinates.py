@@ -151,7 +151,7 @@ _REACH = Pass(
 
 def in_blocks(
     index: np.ndarray, frame: Frame, draws: int, kernel: Callable, label: str | None
-) -> list[np.ndarray]:
+) -> list[Any]:
     """Return `kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
     size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
     starts = range(0, len(index), size)

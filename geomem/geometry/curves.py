@@ -221,7 +221,7 @@ def estimate_weight(
     return found["max_weight"], *own
 
 
-def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
+def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -> dict[str, Any]:
     """The fields of Curves that are about coverage."""
     noise_key, bootstrap_key = jax.random.split(key)
     dim = frame.points.shape[1]
@@ -251,7 +251,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress):
     }
 
 
-def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress):
+def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) -> dict[str, Any]:
     """The fields of Curves that are about the posterior."""
     total, count = len(frame.points), len(sigmas)
     if num_base > total:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy.special import logit
 
@@ -39,10 +40,10 @@ class Exposure(NamedTuple):
 
 
 def exposure(
-    index: Int[np.ndarray, " points"],
-    sigmas: Float[np.ndarray, " levels"],
-    own_weights: Float[np.ndarray, "points draws levels"],
-    copies: Int[np.ndarray, " points"],
+    index: Int[ArrayLike, " points"],
+    sigmas: Float[ArrayLike, " levels"],
+    own_weights: Float[ArrayLike, "points draws levels"],
+    copies: Int[ArrayLike, " points"],
 ) -> Exposure:
     """Return the Exposure of points from the weight of each after each noise draw.
 
@@ -58,7 +59,7 @@ def exposure(
     >>> exposure(np.arange(2), np.array([1.0, 2.0, 4.0]), own, np.array([0, 1])).sigma.round(2)
     array([2.  , 2.52])
     """
-    order = np.argsort(sigmas)
+    order = np.argsort(np.asarray(sigmas))
     grid = np.log(np.asarray(sigmas, np.float64)[order])
     weights = np.asarray(own_weights, np.float64)[..., order]
     weights = weights * (1 + np.asarray(copies))[:, None, None]
