@@ -43,6 +43,7 @@ def exposed(
             axes.axvspan(*zone, **ZONE, zorder=0)
             axes.legend(loc="upper right")
         noise_axis(axes, bins[0], bins[-1])
+        axes.xaxis.set_minor_formatter("{x:g}")  # a range of less than a decade
         axes.set(ylabel="images", xlabel=r"noise level $\sigma$ up to which an image is exposed")
         axes.set_title(title)
         if count:
@@ -55,8 +56,8 @@ def _draw_ends(axes, sigma, images, nearest, count):
     axes.set_axis_off()
     side = 0.8
     for top, kind, places in (
-        (0.25, "most exposed", range(count)),
-        (2.25, "least exposed", range(len(sigma) - count, len(sigma))),
+        (0.2, "most exposed", range(count)),
+        (2.15, "least exposed", range(len(sigma) - count, len(sigma))),
     ):
         axes.text(0.05, top - 0.05, f"{kind}, each with its nearest image", va="bottom")
         for column, at in enumerate(places):
