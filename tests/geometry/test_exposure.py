@@ -69,8 +69,8 @@ def test_copies_count_as_one(small):
     twice = curves.estimate(jax.random.key(1), np.concatenate([train, train]), heldout, SIGMAS)
     assert once.group_weight is None
     for s in (0, 1):
-        whole = once.max_weight.mean[s]
-        error = 4 * once.max_weight.replicates[:, s].std() + 1e-4
+        whole = float(once.max_weight.mean[s])
+        error = 4 * float(once.max_weight.replicates[:, s].std()) + 1e-4
         assert twice.max_weight.mean[s] == pytest.approx(whole / 2, abs=error)
         assert twice.group_weight.mean[s] == pytest.approx(whole, abs=error)
     assert twice.columns()["group_weight"].shape == (3,)
