@@ -70,7 +70,7 @@ def test_copies_count_as_one(small):
     assert once.group_weight is None
     for s in (0, 1):
         whole = float(once.max_weight.mean[s])
-        error = 4 * float(once.max_weight.replicates[:, s].std()) + 1e-4
+        error = 4 * float(once.max_weight.replicates[:, s].std()) + 2e-3
         assert twice.max_weight.mean[s] == pytest.approx(whole / 2, abs=error)
         assert twice.group_weight.mean[s] == pytest.approx(whole, abs=error)
     assert twice.columns()["group_weight"].shape == (3,)
