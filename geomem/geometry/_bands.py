@@ -25,6 +25,7 @@ __all__ = [
 
 _CONFIDENCE = 0.95
 _FEW = 5.0  # differences between draws that are too few to tell their variance
+_ROUNDING = 1e-5  # far above the rounding error of a value
 _NORMALS = 2**24  # most random numbers drawn at once
 
 
@@ -203,10 +204,11 @@ def stratified_mean(
     variance, fourth = (differences**2).sum(axis=0), (differences**4).sum(axis=0)
     # As many squares of normal variables with these two moments; few if few differences dominate.
     freedom = np.divide(3 * variance**2, fourth, out=np.zeros(levels), where=fourth > 0)
+    number = 1 / ((1 - share) / points + share / (points * draws))
+    freedom *= (variance / (variance + _ROUNDING**2 / number)) ** 2  # rounding errors tell nothing
     unseen = _FEW / (_FEW + freedom)
     tail = (1 - _CONFIDENCE) / 2
     factor = special.stdtrit(np.clip(freedom, 1, None), 1 - tail) / special.ndtri(1 - tail)
-    number = 1 / ((1 - share) / points + share / (points * draws))
     total = ((values - mean) ** 2).mean(axis=(0, 1)) / number
     largest = np.maximum(mean * (1 - mean) / number, variance)  # if all values were 0 or 1
     variance = np.minimum(variance * factor**2 + unseen**2 * total, largest)
