@@ -79,7 +79,8 @@ class Curves(NamedTuple):
       coverage_refinement, max_weight_refinement: Refinement of each curve, or None.
       entropy: Estimate of the expected entropy of the posterior in nats, 0 to log N, or None. Like
         `effective_size`, it has only one replicate.
-      effective_size: Estimate of the expected effective number of points, 1 / sum_j w_j^2, or None.
+      effective_size: Estimate of the effective number of points, 1 / sum_j w_j^2, as its geometric
+        mean, or None.
         With k copies of each point it is about k where W is about 1 / k.
       group_weight, group_weight_refinement: Estimate, as W, of the weight of a point together with
         its exact copies, or of the largest weight of one point if that is larger; None without

@@ -283,12 +283,13 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
     if (sweep.copies > 1).any():
         grouped = np.maximum(sweep.largest, sweep.own * sweep.copies[:, None, None])
         curves |= _split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
+    log_size = mean(np.log(sweep.effective_size[..., :count]), 0, np.log(total))
     return curves | {
         "own_weight": jnp.asarray(own.mean(axis=(0, 1))),
         "own_weight_lower_bound": jnp.asarray(lower),
         "own_weight_upper_bound": jnp.asarray(upper),
         "entropy": mean(sweep.entropy[..., :count], 0, np.log(total)),
-        "effective_size": mean(sweep.effective_size[..., :count], 1, total),
+        "effective_size": Estimate(*map(jnp.exp, log_size)),
         "exposure": exposure.exposure(index, levels, sweep.own, sweep.copies - 1),
     }
 
