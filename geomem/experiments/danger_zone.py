@@ -32,7 +32,7 @@ _PAPER_BASE_POINTS, _PAPER_WEIGHT_DRAWS = 100, 400  # App. E.3
 _PAPER_SIGMAS = 40, 0.002, 80.0  # count, smallest, largest
 _OF_PROTOCOL = (
     *("num_sigmas", "sigma_min", "sigma_max", "sigmas"),
-    *("num_base", "draws_coverage", "draws_weight"),
+    *("num_base", "draws_coverage", "draws_weight", "images", "by_class", "subsets"),
 )
 
 
@@ -141,8 +141,6 @@ def run(config: Config) -> Result | None:
             if getattr(config, name) != getattr(Config, name):
                 raise ValueError(f"{name} must be left out with the paper's protocol.")
     danger_zone.check_threshold(config.threshold)
-    if config.protocol == "paper" and (config.images or config.by_class or config.subsets):
-        raise ValueError("protocol must be standard with images, by_class or subsets, got 'paper'.")
     record = results.Run(config)
     with record.phase("data"):
         # The paper's protocol draws its own subsets from all training images.
@@ -210,12 +208,7 @@ def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):
             )
             record.write_columns("images.csv", columns)
             record.write_figure("images", figure)
-        first, last = (columns["image"][at] for at in (0, -1))
-        low, high = (columns["exposed_up_to"][at] for at in (-1, 0))
-        sentences.append(
-            f"Image {first} is exposed up to the most noise, {high:.3g}, image {last} up to the "
-            f"least, {low:.3g}."
-        )
+        sentences.append(curve_sets.most_and_least(columns))
 
     def estimate(part):
         return _estimate(config, _train_points(part, config), _points(part.test, config), sigmas)

@@ -252,7 +252,7 @@ def test_explicit_and_edm_grids(tmp_path):
         ),
         (
             {"protocol": "paper", "images": True},
-            "protocol must be standard with images, by_class or subsets, got 'paper'",
+            "images must be left out with the paper's protocol",
         ),
         ({"subsets": 16}, "subsets must be at least 3, and .* fit in 900, got 16 of 60"),
         ({"radius": -1.0, "band": "low"}, "radius must leave a frequency in the low band, got -1"),

@@ -61,6 +61,17 @@ def exposed_images(
     return columns, exposed.exposed(exposure.sigma[order], *pictures, edges, title)
 
 
+def most_and_least(columns: dict[str, Any]) -> str:
+    """Return a sentence about the most and the least exposed image."""
+    (first, high), (last, low) = (
+        (columns["image"][at], columns["exposed_up_to"][at]) for at in (0, -1)
+    )
+    return (
+        f"Image {first} is exposed up to the most noise, {high:.3g}, image {last} up to the least, "
+        f"{low:.3g}."
+    )
+
+
 class Sets(NamedTuple):
     """The curves of several sets of images: a row for each set, and one for each set and level."""
 
