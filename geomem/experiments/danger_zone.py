@@ -148,7 +148,7 @@ def run(config: Config) -> Result | None:
         dataset = image_flags.load(whole if config.protocol == "paper" else config)
         sigmas = sigma_grid(config, dataset.noise_scale)
         _check_data(config, dataset.train_split.shape)
-        sets = _sets(config, dataset)
+        sets = curve_sets.requested(config, dataset)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
     with record.phase("curves"):
@@ -179,19 +179,6 @@ def _check_data(config, shape):
         raise ValueError(f"num_base must be between 1 and {shape[0]}, got {config.num_base}.")
     if config.band is not None and len(shape) != 4:
         raise ValueError(f"band must be left out unless data are [N, H, W, C], got {shape}.")
-
-
-def _sets(config, dataset):
-    """The other sets of images whose curves are wanted: {kind: {name: Dataset}}."""
-    sets = {}
-    if config.by_class:
-        sets["class"] = curve_sets.classes(dataset)
-    if config.subsets is not None:
-        whole = image_flags.load(dataclasses.replace(config, num_train=None, subset_seed=None))
-        sets["subset"] = curve_sets.random_subsets(
-            whole, config.subsets, config.num_train, config.subset_seed or 0
-        )
-    return sets
 
 
 def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):

@@ -247,11 +247,11 @@ def test_explicit_and_edm_grids(tmp_path):
         ({"classes": ("car",)}, "classes must be among those of digits .*, got 'car'"),
         ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),
         (
-            {"protocol": "paper", "num_train": 99},
+            {"protocol": "paper", "num_sigmas": 32, "num_train": 99},
             "num_train must be between 100 and 900 .* 99",
         ),
         (
-            {"protocol": "paper", "images": True},
+            {"protocol": "paper", "num_sigmas": 32, "images": True},
             "images must be left out with the paper's protocol",
         ),
         ({"subsets": 16}, "subsets must be at least 3, and .* fit in 900, got 16 of 60"),

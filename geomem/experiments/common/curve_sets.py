@@ -79,6 +79,18 @@ class Sets(NamedTuple):
     curves: list[dict[str, Any]]
 
 
+def requested(config: Any, dataset: data.Dataset) -> dict[str, dict[str, data.Dataset]]:
+    """Return the sets that --by-class and --subsets ask for: {kind: {name: Dataset}}."""
+    sets = {}
+    if config.by_class:
+        sets["class"] = classes(dataset)
+    if config.subsets is not None:
+        whole = image_flags.load(dataclasses.replace(config, num_train=None, subset_seed=None))
+        seed = config.subset_seed or 0
+        sets["subset"] = random_subsets(whole, config.subsets, config.num_train, seed)
+    return sets
+
+
 def classes(dataset: data.Dataset) -> dict[str, data.Dataset]:
     """Return the images of each class.
 
