@@ -63,7 +63,7 @@ def exposure(
     grid = np.log(np.asarray(sigmas, np.float64)[order])
     weights = np.asarray(own_weights, np.float64)[..., order]
     weights = weights * (1 + np.asarray(copies))[:, None, None]
-    excess = logit(np.clip(weights, 1e-7, 1 - 1e-7))
+    excess = logit(np.clip(weights, 1e-4, 1 - 1e-4))  # so that rounding near 1 hardly counts
     inside = excess >= 0
     last = len(grid) - 1 - inside[..., ::-1].argmax(axis=-1)
     last = np.where(inside.any(axis=-1), last, -1)  # the last level with at least 1/2

@@ -215,7 +215,7 @@ def test_devices_and_streams_match_one_device(tmp_path, monkeypatch, capsys):
     one, _ = found()
     for curves in (sharded, streamed):
         for ours, wanted in zip(jax.tree.leaves(curves), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=2e-6)
+            np.testing.assert_allclose(ours, wanted, rtol=2e-4, atol=2e-6)
 
 
 def test_explicit_and_edm_grids(tmp_path):
