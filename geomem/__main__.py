@@ -53,6 +53,7 @@ complete -o default -F _geomem geomem"""
 
 def main() -> None:
     """Run the command in the first argument."""
+    interruption.install()  # before the command's imports, whose callbacks swallow Ctrl-C
     try:
         _dispatch(sys.argv[1:])
     except ValueError as error:
