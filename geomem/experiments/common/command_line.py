@@ -53,9 +53,7 @@ def main(
     """
     parsed: Any = None
     interruption.install()
-    interruption.on_interruption(
-        lambda: _last_words(parsed and getattr(parsed, "out", None), resumes)
-    )
+    interruption.on_interruption(lambda: _last_words(parsed, resumes))
     if isinstance(sys.stdout, io.TextIOWrapper):  # lines are not lost, whatever ends the process
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
