@@ -15,6 +15,7 @@ from . import onnx_features as onnx_features
 from . import planted as planted
 from . import precision_recall as precision_recall
 from . import residual_noise as residual_noise
+from . import saturated as saturated
 from . import watch as watch
 from .alignment import Alignment as Alignment
 from .denoising import denoising_error as denoising_error

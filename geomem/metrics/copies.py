@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from geomem.metrics import aligned
+from geomem.metrics import aligned, saturated
 from geomem.metrics.aligned import Aligned
 from geomem.metrics.alignment import Alignment
 from geomem.metrics.memorization import Memorization
@@ -51,9 +51,9 @@ def align(
 ) -> tuple[Aligned, Alignment] | tuple[None, None]:
     """Return the aligned neighbors of samples and the transforms, or Nones for tiny images.
 
-    The transforms are `Alignment.wide`. Larger images are first averaged to a side of 32 to 63
-    pixels, so a pixel of the shifts and crops is a fixed part of the image; distances are scaled
-    back to full resolution.
+    The transforms are `Alignment.wide`; `saturated.refine` looks at bright copies again. Larger
+    images are first averaged to a side of 32 to 63 pixels, so a pixel of the shifts and crops is a
+    fixed part of the image; distances are scaled back to full resolution.
 
     Args:
       samples, train, group: as in `aligned.nearest`.
@@ -66,6 +66,8 @@ def align(
         return None, None
     exact = max(PROVED, threshold)
     found = aligned.nearest(samples, train, alignment, group=group, exact_below=exact)
+    own = np.arange(len(train)) if group is None else group
+    found = saturated.refine(found, samples, train, alignment, own, threshold)
     return found._replace(distance=found.distance * factor), alignment
 
 

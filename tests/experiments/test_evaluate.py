@@ -101,6 +101,21 @@ def test_reads_folder_of_8_bit_images(planted, tmp_path):
         evaluate.run(enlarged)
 
 
+def test_reads_samples_of_other_libraries(planted, tmp_path):
+    """[N, C, H, W] in [0, 1], as PyTorch code writes them."""
+    path, _ = planted
+    images = np.moveaxis(np.clip(np.load(path)["images"] / 2 + 0.5, 0, 1), 3, 1)
+    np.save(tmp_path / "samples.npy", images)
+    config = Config(samples=str(tmp_path / "samples.npy"), **SMALL)
+    with pytest.raises(ValueError, match=r"samples must come with --samples-layout NCHW"):
+        generated.load(config)
+    config = dataclasses.replace(config, samples_layout="NCHW")
+    with pytest.raises(ValueError, match=r"samples must hold .*: --samples-range 0 1 for images"):
+        generated.load(config)
+    inputs = generated.load(dataclasses.replace(config, samples_range=(0.0, 1.0)))
+    np.testing.assert_allclose(inputs.samples, np.clip(np.load(path)["images"], -1, 1), atol=1e-6)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_draws_pairs_with_any_number_of_channels(channels):
     """Draw three channels in color, and others in gray, by the mean of the channels."""

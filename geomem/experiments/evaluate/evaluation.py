@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import textwrap
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class Config(image_flags.ImageFlags):
 
     samples: str = flag(REQUIRED, kw_only=True)
     """A folder of images, or an .npy or .npz file ([N, H, W] or [N, H, W, C], key `images`)."""
+    samples_range: tuple[float, float] | None = flag(None, "data", least=-1e12)
+    """The values of a float array of samples that stand for black and white; default: -1 and 1."""
+    samples_layout: Literal["NHWC", "NCHW"] | None = flag(None, "data")
+    """Order of the axes of an array of samples; needed where it could be either."""
     run: str | None = None
     """The folder of the training run that generated the samples; it defines the training set."""
     heldout: float | str | None = flag(None, "data")

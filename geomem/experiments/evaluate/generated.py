@@ -76,7 +76,9 @@ def load(config) -> Inputs:
 
 def _samples(config, dataset):
     try:
-        split, _, _ = sources.open_source(config.samples, config.resize)
+        options = sources.ArrayOptions(config.samples_layout, config.samples_range)
+        options = options if sources.is_array(config.samples) else sources.ArrayOptions()
+        split, _, _ = sources.open_source(config.samples, config.resize, options=options)
         # Floats, and two copies on the way to the distances.
         needed = 3 * 4 * math.prod(split.shape)
         memory.check("samples", needed, f"{len(split)} images of {split.shape[1:]}")
@@ -85,7 +87,9 @@ def _samples(config, dataset):
         split = split.take(np.array(order, int))
         pixels = split.read(split.index)
     except ValueError as error:
-        raise ValueError(re.sub(r"\Adataset\b", "samples", str(error))) from None
+        message = re.sub(r"\Adataset\b", "samples", str(error))
+        message = re.sub(r"\A(range|layout)\b", r"samples_\1", message)
+        raise ValueError(re.sub("--(range|layout)", r"--samples-\1", message)) from None
     return _checked(pixels, dataset, config.samples), [names[i] for i in order]
 
 
