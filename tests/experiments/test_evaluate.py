@@ -11,7 +11,7 @@ from PIL import Image
 
 from geomem import data
 from geomem.experiments import evaluate
-from geomem.experiments.common import command_line
+from geomem.experiments.common import command_line, dataclass_flags
 from geomem.experiments.evaluate import Config, generated
 from geomem.metrics import planted as planted_copies
 from geomem.plots import pairs
@@ -112,7 +112,10 @@ def test_reads_samples_of_other_libraries(planted, tmp_path):
     config = dataclasses.replace(config, samples_layout="NCHW")
     with pytest.raises(ValueError, match=r"samples must hold .*: --samples-range 0 1 for images"):
         generated.load(config)
-    inputs = generated.load(dataclasses.replace(config, samples_range=(0.0, 1.0)))
+    words = ["--samples", config.samples, "--samples-range", "0", "1", "--range", "0", "1"]
+    parsed, _ = dataclass_flags.parse(Config, words, "geomem evaluate")
+    assert parsed.range == parsed.samples_range == (0, 1)
+    inputs = generated.load(dataclasses.replace(config, samples_range=parsed.samples_range))
     np.testing.assert_allclose(inputs.samples, np.clip(np.load(path)["images"], -1, 1), atol=1e-6)
 
 

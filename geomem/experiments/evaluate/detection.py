@@ -69,7 +69,8 @@ class Detection(NamedTuple):
         ratio, heldout, cut = self.detectors[name].ratio, None, None
         if self.heldout_detectors:
             heldout = self.heldout_detectors[name].ratio
-            cut = calibration.calibrate(np.minimum(heldout, copies.PROVED))
+            proved = copies.PROVED if name == "aligned" else 1.0
+            cut = calibration.calibrate(np.minimum(heldout, proved))
         return {
             "threshold": threshold,
             "copies": rate(ratio < threshold),
