@@ -194,11 +194,13 @@ def _pairs(config, inputs, found):
     shown = order[np.sort(first)][: pairs_plot.PER_PAGE]
     nearest = verdict.nearest[shown]
     copied = np.bincount(found.group[verdict.nearest[verdict.copy]], minlength=len(train))
-    captions = [
-        f"{found.report.samples.ratio[i]:.2f} {verdict.transform[i].replace('none', '')}"
-        + (f" ({n} copies)" if n > 1 else "")
-        for i, n in zip(shown, copied[found.group[nearest]], strict=True)
-    ]
+    moved = found.detectors.get("aligned", found.report.samples).ratio
+    captions = []
+    for i, count in zip(shown, copied[found.group[nearest]], strict=True):
+        change = verdict.transform[i]
+        value = found.report.samples.ratio[i] if change == "none" else moved[i]
+        words = [f"{value:.2f}", change.replace("none", ""), f"({count} copies)" * (count > 1)]
+        captions.append(" ".join(filter(None, words)))
     title = (
         f"{verdict.copy.sum():,} of {len(verdict.copy):,} samples are copies (orange), of "
         f"{np.count_nonzero(copied):,} training images\nleft: sample; right: its nearest training "
