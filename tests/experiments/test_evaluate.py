@@ -267,9 +267,10 @@ def test_names_the_change_of_each_copy(tmp_path):
     assert "rotation by 10 degrees" in " ".join(result.summary["verdict"])
 
 
-def test_latents_are_compared_as_they_are(tmp_path):
+@pytest.mark.parametrize("shape", [(4, 4, 16), (256,)])
+def test_latents_are_compared_as_they_are(shape, tmp_path):
     rng = np.random.default_rng(0)
-    train = 5 * rng.standard_normal((40, 4, 4, 16)).astype(np.float32)
+    train = 5 * rng.standard_normal((40, *shape)).astype(np.float32)
     np.savez(tmp_path / "latents.npz", train=train[:30], test=train[30:])
     np.save(tmp_path / "samples.npy", train[:3] + 0.1)
     config = Config(

@@ -143,7 +143,8 @@ def run(config: Config) -> Result:
     with output.phase("files"):
         output.write_json("report.json", _named(summary))
         output.write_rows("samples.csv", _rows(inputs, found))
-        output.write_figure("pairs", _pairs(config, inputs, found))
+        if samples.ndim == 4:
+            output.write_figure("pairs", _pairs(inputs, found))
         figure = _ratios(found, summary)
         output.write_figure("ratios", figure)
     facts = {
@@ -186,7 +187,7 @@ def _rows(inputs, found) -> list[dict[str, Any]]:
     ]
 
 
-def _pairs(config, inputs, found):
+def _pairs(inputs, found):
     """A figure of each copied training image beside its closest sample, best copies first."""
     verdict, train = found.verdict, inputs.dataset.train
     order = np.argsort(verdict.strength, kind="stable")
