@@ -24,8 +24,8 @@ FORBIDDEN = {("diffusion", "geometry")}  # schedules take two numbers, not a Zon
 HEAVY = ("tensorflow_datasets", "sklearn", "matplotlib", "orbax", "flax", "PIL")
 MODULES = sorted(ROOT.rglob("*.py"))
 LONGEST = 350  # lines
-# The geometry module and the command share the name that users know.
-SAME_NAME = {"danger_zone"}
+# A module and its command share the name that users know.
+SAME_NAME = {"danger_zone", "duplicates"}
 
 
 def _name(path):

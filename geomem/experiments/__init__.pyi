@@ -4,6 +4,7 @@ from . import benchmark_training as benchmark_training
 from . import danger_zone as danger_zone
 from . import denoiser_swap as denoiser_swap
 from . import denoising_error as denoising_error
+from . import duplicates as duplicates
 from . import evaluate as evaluate
 from . import gap_sweep as gap_sweep
 from . import gap_training as gap_training

@@ -1,8 +1,16 @@
-"""Find all duplicates in a training set: exact ones by digest, near ones by distance.
+"""Duplicates in a data set: exact, near, mirrored, shifted, cropped and brightened copies.
 
-Diffusion models memorize duplicated images first. Two images are near-duplicates if their distance
-is far below the typical distance to a nearest neighbor in the set. This criterion does not depend
-on the images' size, contrast or scale.
+Diffusion models memorize duplicated images first, and a held-out image that is also a training
+image spoils every comparison. Exact copies have the same values. For other copies the evidence is
+the texture (`metrics._texture`): the distance of a pair is
+
+    d(x, y) = sqrt(1 - r^2),    r the correlation of the aligned textures,
+
+the part of one texture that the other does not explain: 0 for the same picture at any brightness
+and contrast, near 1 for unrelated pictures, however flat. A pair is reported if its distance is far
+below the typical distance of an image to its nearest neighbor, so that images which all look alike
+(digits, faces) need more agreement. And the fewer parts of the images have texture, the closer it
+must agree: arctanh(r) sqrt(parts) >= 2.6.
 """
 
 from __future__ import annotations
@@ -10,233 +18,318 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
-import tqdm
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from geomem.data import to_float
+from geomem.metrics import _texture
+from geomem.metrics.alignment import Transform
 from geomem.metrics.features import check_finite
-from geomem.points.exact import inner_products
-from geomem.points.neighbours import two_nearest
 
-__all__ = ["Duplicates", "scan"]
+__all__ = ["Duplicates", "Pair", "find"]
 
+_SIDE = 32  # larger images are reduced until their shorter side is this long
 _REFERENCE = 2048  # most images that the typical distance is estimated from
-_PROJECTED = 256  # most dimensions in which pairs are screened
-_FEW = 4096  # for at most this many pairs, differences cost less than a second screening
-_VALUES = 2**22  # float64 values computed at once (32 MB)
+_FEW = 32  # with fewer different images, the largest nearest distance is taken as typical
+_PROPOSED = 8  # candidates for each image
+_PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
+_EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.parts`
+_SIMPLER = 0.05  # a simpler transform is named if its distance is at most this much larger
+_CHANGED = 0.15  # of contrast or, in standard deviations of the data, of brightness
+_VALUES = 2**24  # pixels that are reduced at once
+
+
+class Pair(NamedTuple):
+    """An image and its copy.
+
+    Positions count the training images first, then the held-out images.
+
+    Attributes:
+      image: position of the image.
+      copy: position of the copy. Of two images of which neither is cropped, the later one.
+      kind: "exact", "near", or what was done: "mirrored", "shifted", "cropped", "brightened", or
+        several of them, with commas.
+      transform: from the image to the copy, in pixels of images whose shorter side is at most 32.
+      distance: between 0 and 1.
+    """
+
+    image: int
+    copy: int
+    kind: str
+    transform: Transform
+    distance: float
 
 
 class Duplicates(NamedTuple):
-    """The duplicates among N images.
+    """The duplicates among N training and M held-out images, in this order.
 
     Attributes:
-      exact: index of the first image with the same pixels; an image without an earlier copy has
-        its own index.
-      group: index of the first image of the group. Groups are the connected components of the graph
-        of near pairs, including exact copies.
-      nearest: the nearest image within `cutoff`, or -1; the first of equally near images.
-      distance: the distance to that image, or infinity.
-      pairs: number of pairs of different images within `cutoff`; exact copies count once.
-      typical: typical distance to a nearest neighbor; 0 for fewer than 4 different images.
+      pairs: the pairs that were found, by distance. An image has one pair with an exact copy, the
+        first one.
+      group: position of the image that represents each image's group. Each image of a group is
+        within `cutoff` of this image, so unlike images are never chained together.
+      exact: position of the first image with the same values.
+      blank: whether an image has no texture beyond rounding; only its exact copies are found.
+      train: N.
+      typical: typical distance of an image to its nearest neighbor; 1 for fewer than 4 images.
       cutoff: threshold * typical.
     """
 
-    exact: Int[np.ndarray, " images"]
+    pairs: list[Pair]
     group: Int[np.ndarray, " images"]
-    nearest: Int[np.ndarray, " images"]
-    distance: Float[np.ndarray, " images"]
-    pairs: int
+    exact: Int[np.ndarray, " images"]
+    blank: Bool[np.ndarray, " images"]
+    train: int
     typical: float
     cutoff: float
 
-    def groups(self) -> list[np.ndarray]:
-        """Return the groups of two or more images as ascending indices, largest group first."""
+    def groups(self) -> list[Int[np.ndarray, " members"]]:
+        """Return the groups of two or more images, ascending, the largest group first."""
         order = np.argsort(self.group, kind="stable")
         starts = np.flatnonzero(np.diff(self.group[order], prepend=-1))
         parts = [part for part in np.split(order, starts[1:]) if len(part) > 1]
         return sorted(parts, key=lambda part: (-len(part), part[0]))
 
+    def leaks(self) -> list[Pair]:
+        """Return the pairs of a training and a held-out image."""
+        return [p for p in self.pairs if (p.image < self.train) != (p.copy < self.train)]
 
-def scan(
-    images: Shaped[np.ndarray, "images height width channels"],
+    def keep(self) -> Int[np.ndarray, " kept"]:
+        """Return the positions of one image of each group, a training image if there is one."""
+        return np.unique(self.group)
+
+
+def find(
+    images: Shaped[Array | np.ndarray, "train ..."],
+    heldout: Shaped[Array | np.ndarray, "heldout ..."] | None = None,
     *,
-    threshold: float = 1 / 3,
-    tile: int = 2048,
+    threshold: float = 0.7,
     progress: bool = False,
 ) -> Duplicates:
-    """Find all exact and near-duplicates in a set of images.
+    """Find the duplicates among training images, and between them and held-out images.
 
-    x and y are near-duplicates if ||x - y|| <= threshold * t. The typical distance t is the median
-    distance from an image to its nearest neighbor within a fixed random quarter of the different
-    images (at most 2,048). The quarter seldom contains copies of its images, so t does not collapse
-    if every image has a copy.
-
-    Every pair is checked. Products of block means screen the pairs: scaled block means are an
-    orthogonal projection P, for which ||P(x - y)|| <= ||x - y||, and the rounding error is bounded,
-    so no near pair is lost. Float64 differences decide the remaining pairs. Memory holds the
-    images, 256 numbers per image and one tile of pairs, but never all pairs.
+    Copies may be mirrored left to right, shifted by up to an eighth of the shorter side, cropped by
+    up to an eighth at each border and enlarged again, brighter, with another contrast, noisy or
+    compressed. For each image, correlations of coarse textures propose 8 candidates, on a coarse
+    grid of transforms; all transforms are tried for the promising ones, and float64 decides. So a
+    copy can be missed if more than 8 images look more alike at low resolution. Nothing of size
+    N x N is stored.
 
     Args:
-      images: uint8, or floats (in [-1, 1] for a `cutoff` in geomem's units).
-      threshold: in (0, 1); 1/3 as for memorized samples. In CIFAR-10 (t = 21), 7 of 50,000 images
-        have another image within t / 3; JPEG copies (quality 90) are also within it.
-      tile: tiles of tile x tile pairs are screened at once.
-      progress: whether to show a progress bar, in pairs of tiles.
+      images: training images [N, H, W, C], uint8 or floats of any scale (latents); or vectors
+        [N, d], of which only near copies are searched.
+      heldout: held-out images of the same shape.
+      threshold: in (0, 1); a pair is reported up to this fraction of the typical distance.
+      progress: whether to show a progress bar.
+
+    Returns:
+      Duplicates. Larger images are compared at a shorter side of 32 pixels.
 
     Raises:
-      ValueError: if `threshold` is out of range, or `images` are not [N, H, W, C] or not finite.
+      ValueError: arrays that are empty, of another shape or not finite, or `threshold` out of
+        range.
 
-    >>> images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), dtype=np.uint8)
-    >>> images[5], images[9] = images[2], images[2] // 2 * 2
-    >>> [group.tolist() for group in scan(images).groups()]
-    [[2, 5, 9]]
+    >>> images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    >>> images[5], images[9] = images[2], images[2, :, ::-1]
+    >>> result = find(images)
+    >>> [group.tolist() for group in result.groups()], result.pairs[1].kind
+    ([[2, 5, 9]], 'mirrored')
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, got {threshold:g}.")
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images must have shape [N, H, W, C] with N >= 1, got {images.shape}.")
-    check_finite(images=images)
-    exact = _first_with_same_bytes(images)
-    different = np.flatnonzero(exact == np.arange(len(images)))
-    typical = _typical_distance(images, different)
-    result = Duplicates(
+    whole = _joined(images, heldout)
+    exact = _first_with_same_values(whole)
+    different = np.flatnonzero(exact == np.arange(len(whole)))
+    textures = _texture.Textures(_prepared(whole, different))
+    typical = _typical_distance(textures)
+    cutoff = threshold * typical
+    found = _near_pairs(textures, cutoff, progress)
+    group, found = _stars(found, different < len(images), textures, cutoff)
+    repeated = np.flatnonzero(exact != np.arange(len(whole)))
+    same = Transform(False, 0, 0, 0)
+    pairs = [Pair(int(exact[i]), int(i), "exact", same, 0.0) for i in repeated]
+    pairs += [p._replace(image=int(different[p.image]), copy=int(different[p.copy])) for p in found]
+    blank = np.zeros(len(whole), bool)
+    blank[different] = textures.blank
+    full = exact.copy()
+    full[different] = different[group]
+    return Duplicates(
+        pairs=sorted(pairs, key=lambda pair: pair.distance),
+        group=full[exact],
         exact=exact,
-        group=exact.copy(),
-        nearest=np.full(len(images), -1),
-        distance=np.full(len(images), np.inf),
-        pairs=0,
+        blank=blank[exact],
+        train=len(images),
         typical=typical,
-        cutoff=threshold * typical,
+        cutoff=cutoff,
     )
-    copies = np.flatnonzero(exact != np.arange(len(images)))
-    _add_pairs(result, exact[copies], copies, np.zeros(len(copies)))
-    pairs = 0
-    tiles = -(-len(different) // tile)
-    bar = tqdm.tqdm(
-        _near_candidates(images, different, result.cutoff, tile),
-        "copies",
-        total=tiles * (tiles + 1) // 2,
-        unit="tile",
-        disable=not progress or tiles < 3,
-    )
-    for left, right in bar:
-        distance = _distances(images, left, right)
-        near = distance <= result.cutoff
-        pairs += int(near.sum())
-        _add_pairs(result, left[near], right[near], distance[near])
-    return result._replace(pairs=pairs)
 
 
-def _first_with_same_bytes(images):
+def scan(images: Shaped[Array | np.ndarray, "images ..."]) -> Duplicates:
+    """Return `find(images)`; the name that commands used before there were held-out images."""
+    return find(images)
+
+
+def _joined(images, heldout):
+    parts = [np.asarray(part) for part in (images, heldout) if part is not None]
+    for name, part in zip(("images", "heldout"), parts, strict=False):
+        if part.ndim not in (2, 4) or part.size == 0:
+            raise ValueError(f"{name} must have shape [N, H, W, C] or [N, d], got {part.shape}.")
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise ValueError(
+                f"{name} must have shape {parts[0].shape[1:]} like images, got {part.shape[1:]}."
+            )
+        check_finite(**{name: part})
+    if len({part.dtype for part in parts}) > 1:
+        parts = [to_float(part) for part in parts]
+    return parts[0] if heldout is None else np.concatenate(parts)
+
+
+def _first_with_same_values(images):
     first = {}
     digests = (hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=16) for row in images)
     return np.array([first.setdefault(d.digest(), i) for i, d in enumerate(digests)])
 
 
-def _typical_distance(images, different):
-    if len(different) < 4:
-        return 0.0
-    count = min(max(len(different) // 4, min(len(different), 16)), _REFERENCE)
-    chosen = np.sort(np.random.default_rng(0).choice(different, count, replace=False))
-    points = _flat(images[chosen]).astype(np.float32)
-    return float(np.median(two_nearest(points, points).distance[:, 1]))
-
-
-def _flat(images):
-    """The pixels in [-1, 1] as float64 [N, d]."""
-    return to_float(images).reshape(len(images), -1).astype(np.float64)
-
-
-def _distances(images, left, right):
-    """||x_i - x_j|| for pairs (i, j), from differences in float64."""
-    size = max(1, _VALUES // int(np.prod(images.shape[1:])))
-    parts = [np.zeros(0)] + [
-        np.linalg.norm(
-            _flat(images[left[i : i + size]]) - _flat(images[right[i : i + size]]), axis=1
-        )
-        for i in range(0, len(left), size)
-    ]
+def _prepared(images, chosen):
+    """The chosen images, averaged over areas if their shorter side is above _SIDE pixels."""
+    if images.ndim == 2:  # vectors have no constant part, so their mean is taken off instead
+        return (images[chosen] - images.mean(axis=0, dtype=np.float64)[None])[:, None, None]
+    height, width = images.shape[1:3]
+    if min(height, width) <= _SIDE:
+        return images if len(chosen) == len(images) else images[chosen]
+    scale = _SIDE / min(height, width)
+    rows, columns = (_areas(side, round(side * scale)) for side in (height, width))
+    block = max(1, _VALUES // int(np.prod(images.shape[1:])))
+    parts = []
+    for start in range(0, len(chosen), block):
+        pixels = to_float(images[chosen[start : start + block]])
+        pixels = np.einsum("ah,nhwc->nawc", rows, pixels, optimize=True)
+        parts.append(np.einsum("bw,nawc->nabc", columns, pixels, optimize=True))
     return np.concatenate(parts)
 
 
-def _near_candidates(images, different, cutoff, tile):
-    """Yield, tile by tile, pairs (i, j), i < j, that include all pairs within `cutoff`."""
-    blocks = [different[start : start + tile] for start in range(0, len(different), tile)]
-    means = [_block_means(images[block]) for block in blocks]
-    center = sum(part.sum(axis=0) for part in means) / len(different)
-    means = [_padded(part - center, len(blocks[0])) for part in means]
-    for row, left in enumerate(blocks):
-        for column in range(row, len(blocks)):
-            right, shift = blocks[column], (column - row) * tile
-            near, count = _screen(means[row], means[column], shift, cutoff)
-            if count > _FEW:
-                x, y = (_flat(images[block]) for block in (left, right))
-                x, y = (_padded(points - y.mean(axis=0), len(blocks[0])) for points in (x, y))
-                near &= _screen(x, y, shift, cutoff)[0]
-            # In NumPy, because JAX would compile again for each number of pairs.
-            i, j = np.nonzero(np.asarray(near))
-            yield left[i], right[j]
+def _areas(side, small):
+    """Means over intervals of side / small pixels: float32 [small, side]."""
+    edges = np.linspace(0, side, small + 1)
+    inside = np.clip(np.arange(1, side + 1) - edges[:, None], 0, 1).astype(np.float64)
+    return np.float32((inside[:-1] - inside[1:]) * small / side)
 
 
-@jax.jit
-def _screen(x, y, shift, cutoff):
-    """Whether ||x_i - y_j|| may be <= cutoff and i < j + shift, bool [P, Q]; and the count."""
-    scale = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
-    # Relative errors: at most d 2^-24 for float32 sums of d terms, and 2^-24 for the inputs.
-    error = (x.shape[1] + 8) * 2.0**-23 * scale
-    near = scale - 2 * inner_products(x, y) <= jnp.square(cutoff) * (1 + 1e-5) + error
-    near &= jnp.arange(len(x))[:, None] < jnp.arange(len(y)) + shift
-    return near, near.sum()
+def _typical_distance(textures):
+    """The median distance to the nearest image within a random quarter of the images.
 
-
-def _block_means(images):
-    """Orthogonal projections of the images to about _PROJECTED coordinates, float64 [N, r].
-
-    Each coordinate is the sum of s x s pixels of one channel, divided by s.
+    It seldom contains the copies of its images, so it is the same if every image has a copy.
     """
-    count, height, width, channels = images.shape
-    side = 1
-    while -(-height // side) * -(-width // side) * channels > _PROJECTED and side < max(
-        height, width
-    ):
-        side += 1
-    pixels = _flat(images).reshape(images.shape)
-    pixels = np.pad(pixels, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
-    rows, columns = pixels.shape[1] // side, pixels.shape[2] // side
-    split = pixels.reshape(count, rows, side, columns, side, channels)
-    return split.sum(axis=(2, 4)).reshape(count, -1) / side
+    count = len(textures.images)
+    if count < 4:
+        return 1.0
+    chosen = np.arange(count)
+    if count >= _FEW:
+        size = min(max(_FEW // 2, count // 4), _REFERENCE)
+        chosen = np.sort(np.random.default_rng(0).choice(count, size, replace=False))
+    x, y = _texture.candidates(textures, chosen, chosen, _PROPOSED)
+    value = _texture.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
+    best = np.zeros(count)
+    np.maximum.at(best, x, value)
+    nearest = _distance(best[chosen])
+    return float(np.median(nearest) if count >= _FEW else nearest.max())
 
 
-def _padded(points, count):
-    """float32 [count, d] on the device, padded with NaN rows, which are never near."""
-    padding = ((0, count - len(points)), (0, 0))
-    return jnp.asarray(np.pad(points, padding, constant_values=np.nan), jnp.float32)
+def _crops(textures):
+    return list(range(textures.model.margin + 1))
 
 
-def _add_pairs(result, left, right, distance):
-    """Update groups and nearest partners in `result`, in place."""
-    if len(left) == 0:
-        return
-    total = len(result.group)
-    rows = np.concatenate([left, np.arange(total)])
-    columns = np.concatenate([right, result.group])
-    graph = scipy.sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), (total, total))
+def _coarse_crops(textures):
+    return sorted({0, _texture.coarse_step(textures.model)})
+
+
+def _distance(correlation):
+    return np.sqrt(np.clip(1 - np.clip(correlation, 0, 1) ** 2, 0, 1))
+
+
+def _near_pairs(textures, cutoff, progress):
+    """The pairs of different images within the cutoff that the search finds."""
+    everything = np.arange(len(textures.images))
+    x, y = _texture.candidates(textures, everything, everything, _PROPOSED, progress)
+    coarse = _texture.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
+    promising = coarse >= _PROMISING * np.sqrt(1 - cutoff**2)
+    x, y = x[promising], y[promising]
+    count = len(textures.images)
+    low, high = np.divmod(np.unique(np.minimum(x, y) * count + np.maximum(x, y)), count)
+    return _decide(textures, low, high, cutoff)
+
+
+def _decide(textures, low, high, cutoff):
+    """The pairs within the cutoff, by the best transform in float64, or one about as good."""
+    if len(low) == 0:
+        return []
+    crops = _crops(textures)
+    options = [[(0, 0, 0, 0, 0)] * len(low), [(0, 1, 0, 0, 0)] * len(low)]
+    for backward, (x, y) in enumerate(((low, high), (high, low))):
+        found = _texture.align(textures, x, y, crops)
+        for part in (slice(0, 1), slice(1, None)):
+            if crops[part] and not (backward and part.start == 0):
+                best = found.value[:, part].argmax(axis=1)
+                fields = (np.asarray(field)[:, part] for field in found[1:])
+                flip, down, right = (f[np.arange(len(low)), best] for f in fields)
+                crop = np.asarray(crops)[part][best]
+                columns = np.full(len(low), backward), flip, crop, down, right
+                options.append(np.stack(columns, axis=1).tolist())
+    pairs = []
+    for i, (first, second) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        best = None
+        for backward, flip, *rest in (option[i] for option in options):
+            image, copy = (second, first) if backward else (first, second)
+            transform = Transform(bool(flip), *rest)
+            match = _texture.match(*textures.images[[image, copy]], transform, textures.model)
+            distance = float(_distance(match.correlation))
+            better = best is None or distance < best.distance - _SIMPLER
+            if better and distance <= cutoff and _evidence(match) >= _EVIDENCE:
+                best = Pair(image, copy, _kind(transform, match), transform, distance)
+        if best is not None:
+            pairs.append(best)
+    return pairs
+
+
+def _evidence(match):
+    """Fisher's z of the correlation, times the square root of the number of parts."""
+    return np.arctanh(np.clip(match.correlation, 0, 1 - 1e-12)) * np.sqrt(match.parts)
+
+
+def _kind(transform, match):
+    brightened = abs(np.log(match.gain)) > _CHANGED or abs(match.offset) > _CHANGED
+    names = {
+        "mirrored": transform.flip,
+        "shifted": (transform.down or transform.right) and not transform.crop,
+        "cropped": transform.crop,
+        "brightened": brightened,
+    }
+    return ", ".join(name for name, present in names.items() if present) or "near"
+
+
+def _stars(pairs, is_train, textures, cutoff):
+    """Groups in which every image is within the cutoff of the group's representative."""
+    count = len(textures.images)
+    near = {}
+    for pair in pairs:
+        near.setdefault(pair.image, set()).add(pair.copy)
+        near.setdefault(pair.copy, set()).add(pair.image)
+    ends = np.array([(pair.image, pair.copy) for pair in pairs]).reshape(-1, 2)
+    graph = scipy.sparse.coo_array((np.ones(len(ends)), ends.T), (count, count))
     _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    _, first = np.unique(component, return_index=True)
-    result.group[:] = first[component]
-
-    image, partner = np.concatenate([left, right]), np.concatenate([right, left])
-    distance = np.tile(distance, 2)
-    order = np.lexsort((partner, distance, image))
-    image, at = np.unique(image[order], return_index=True)
-    partner, distance = partner[order][at], distance[order][at]
-    closer = (distance < result.distance[image]) | (
-        (distance == result.distance[image]) & (partner < result.nearest[image])
-    )
-    result.nearest[image[closer]] = partner[closer]
-    result.distance[image[closer]] = distance[closer]
+    group, pairs = np.arange(count), list(pairs)
+    order = np.argsort(component, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
+        rest = set(members.tolist())
+        while linked := {i: len(near[i] & rest) for i in rest if near.get(i, set()) & rest}:
+            head = min(linked, key=lambda i: (not is_train[i], -linked[i], i))
+            unknown = np.array(sorted(rest - near[head] - {head}), int)
+            fixed = np.full(len(unknown), head)
+            new = _decide(textures, np.minimum(fixed, unknown), np.maximum(fixed, unknown), cutoff)
+            pairs += new
+            near[head] |= {p.copy if p.image == head else p.image for p in new}
+            group[sorted(near[head] & rest)] = head
+            rest -= near[head] | {head}
+    return group, pairs

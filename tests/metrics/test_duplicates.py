@@ -1,137 +1,209 @@
-"""All exact and near-duplicates against a float64 loop over all pairs."""
+"""Duplicates against float64 loops, and planted copies of photographs, flat ones included."""
 
-import io
 import itertools
 
 import numpy as np
-import oracles
 import pytest
-from PIL import Image
 
 from geomem import data
-from geomem.metrics import duplicates
+from geomem.metrics import _texture, duplicates, planted
+from geomem.metrics.alignment import Transform
+
+SHAPE = (10, 9, 3)
+PLANTED = {  # kind: what the finder calls it
+    "noise 0.05": "near",
+    "JPEG 75": "near",
+    "flip": "mirrored",
+    "shift 2": "shifted",
+    "crop 3, enlarged": "cropped",
+    "brightness x1.3": "brightened",
+}
 
 
-def check(images, result):
-    """Compare pairs, groups and nearest partners with a loop over all pairs."""
-    values = data.to_float(images).reshape(len(images), -1)
-    apart = np.sqrt(oracles.squared_distances(values, values))
-    firsts = [
-        min(j for j in range(i + 1) if (images[i] == images[j]).all()) for i in range(len(images))
+def to_uint8(images):
+    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def smooth(rng, count, shape=SHAPE):
+    """Random images whose low frequencies dominate."""
+    return 0.1 * rng.uniform(-1, 1, (count, *shape)).cumsum(1).cumsum(2).astype(np.float32)
+
+
+def slow_texture(image, model, transform, window):
+    """Mean over a fine grid of points of image times cosine, one cosine at a time."""
+    flip, crop, down, right = transform if window else (False, 0, 0, 0)
+    scale, fine = 1 - 2 * crop / min(model.shape), 400
+    points, sizes = [], []
+    for side, shift in zip(model.shape, (down, right), strict=True):
+        size = side - 2 * model.margin
+        t = (np.arange(fine) + 0.5) / fine
+        points.append((t, np.floor(side / 2 + shift + scale * size * (t - 0.5)).astype(int)))
+        sizes.append(size)
+    (v, rows), (u, columns) = points
+    values = image[rows][:, columns] @ model.channels.T
+    texture = np.zeros(model.weight.shape)
+    for k, m in np.ndindex(texture.shape[:2]):
+        sign = -1 if flip and m % 2 else 1
+        wave = np.cos(np.pi * k * v)[:, None, None] * np.cos(np.pi * m * u)[None, :, None]
+        norm = np.sqrt(np.prod(sizes) * (1 + (k > 0)) * (1 + (m > 0)))
+        texture[k, m] = sign * norm * (wave * values).mean(axis=(0, 1)) * model.weight[k, m]
+    return texture.ravel()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Transform(False, 0, 0, 0), Transform(True, 0, 1, -1), Transform(True, 1, -1, 0)],
+)
+def test_match_equals_loop(rng, transform):
+    images = smooth(rng, 12).astype(np.float64)
+    model = _texture.fit(images)
+    found = _texture.match(images[0], images[1], transform, model)
+    u, v = (slow_texture(images[i], model, transform, window=i == 0) for i in (0, 1))
+    assert found.correlation == pytest.approx(u @ v / np.sqrt(u @ u * (v @ v)), abs=2e-3)
+    assert found.gain == pytest.approx(u @ v / (u @ u), rel=2e-2)
+
+
+def changed_set(rng):
+    """24 smooth images, some of them copies with noise near the cutoff."""
+    images = smooth(rng, 24)
+    for i in range(8):
+        noise = rng.normal(size=SHAPE) * images[i].std() * 0.1 * i
+        images[16 + i] = (images[i, :, ::-1] if i % 2 else np.roll(images[i], 1, 0)) + noise
+    return images
+
+
+def test_finds_the_pairs_of_a_loop(rng):
+    images = changed_set(rng)
+    result = duplicates.find(images)
+    textures = _texture.Textures(images)
+    margin = textures.model.margin
+    steps = range(-margin, margin + 1)
+    transforms = [
+        Transform(bool(flip), crop, down, right)
+        for flip in (0, 1)
+        for crop in range(margin + 1)
+        for down in steps
+        for right in steps
     ]
-    assert result.exact.tolist() == firsts
-    group, pairs = list(range(len(images))), 0
+    pairs = set()
     for i, j in itertools.combinations(range(len(images)), 2):
-        if apart[i, j] <= result.cutoff:
-            pairs += firsts[i] == i and firsts[j] == j
-            old, new = max(group[i], group[j]), min(group[i], group[j])
-            group = [new if g == old else g for g in group]
-    assert result.pairs == pairs
-    assert result.group.tolist() == group
-    np.fill_diagonal(apart, np.inf)
-    near = apart.min(axis=1) <= result.cutoff
-    np.testing.assert_array_equal(result.nearest >= 0, near)
-    np.testing.assert_allclose(result.distance[near], apart.min(axis=1)[near], rtol=1e-12)
-    assert np.isinf(result.distance[~near]).all()
-    partners = np.where(near, result.nearest, 0)
-    np.testing.assert_allclose(apart[near, partners[near]], apart.min(axis=1)[near], rtol=1e-12)
-    return pairs
+        options = [(i, j, t) for t in transforms] + [(j, i, t) for t in transforms if t.crop]
+        matches = [_texture.match(images[x], images[y], t, textures.model) for x, y, t in options]
+        if any(
+            np.sqrt(1 - np.clip(m.correlation, 0, 1) ** 2) <= result.cutoff
+            and np.arctanh(np.clip(m.correlation, 0, 1 - 1e-12)) * np.sqrt(m.parts) >= 2.6
+            for m in matches
+        ):
+            pairs.add((i, j))
+    found = {(min(p.image, p.copy), max(p.image, p.copy)) for p in result.pairs}
+    assert found == pairs
+    assert 5 <= len(pairs) < 30
+    for pair in result.pairs:
+        match = _texture.match(
+            images[pair.image], images[pair.copy], pair.transform, textures.model
+        )
+        assert pair.distance == np.sqrt(1 - match.correlation**2) <= result.cutoff
 
 
-def planted(rng, images, copies):
-    """Return images with exact and noised copies of the first `copies`, and their positions."""
-    images, places = images.copy(), rng.permutation(np.arange(copies, len(images)))[:copies]
-    for source, place in enumerate(places):
-        noise = rng.normal(0, 2, images.shape[1:]) * (source % 3)
-        images[place] = np.clip(np.rint(images[source] + noise), 0, 255)
-    return images, places
+@pytest.mark.parametrize("kind", PLANTED)
+def test_finds_and_names_changed_copies(kind):
+    pixels = data.load().train_split.pixels[:256]
+    copies = to_uint8(planted.plant(kind, data.to_float(pixels[:40])))
+    result = duplicates.find(np.concatenate([pixels, copies]))
+    found = {(min(p.image, p.copy), max(p.image, p.copy)): p.kind for p in result.pairs}
+    expected = [(i, 256 + i) for i in range(40)]
+    assert set(expected) <= set(found)
+    assert len(found) == 40
+    assert sum(PLANTED[kind] in found[pair] for pair in expected) >= 35
 
 
-@pytest.mark.parametrize("tile", [7, 64, 2048])
-def test_matches_loop_over_all_pairs(rng, tile):
-    pixels = data.load().train_split.pixels[:150]
-    images, places = planted(rng, pixels, 24)
-    result = duplicates.scan(images, tile=tile)
-    assert check(images, result) == 16  # the other 8 copies are exact
-    assert {tuple(group) for group in result.groups()} == set(enumerate(places.tolist()))
+def test_groups_are_not_chained():
+    """A change in steps: each image is near to the next, but the ends are unlike."""
+    pixels = np.float32(data.load().train[:300])
+    steps = np.linspace(0, 1, 7, dtype=np.float32)[:, None, None, None]
+    chain = (1 - steps) * pixels[:1] + steps * pixels[1:2]
+    result = duplicates.find(np.concatenate([chain, pixels[2:]]))
+    for members in result.groups():
+        head = result.group[members[0]]
+        direct = {p.image + p.copy - head for p in result.pairs if head in (p.image, p.copy)}
+        assert set(members) <= direct | {head}
+    assert result.group[0] != result.group[6]
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 1), (33, 20, 3), (1, 600, 1), (2, 2, 300)])
-def test_matches_loop_for_any_shape(rng, shape):
-    """Block means rule out few pairs of white noise, so products and differences must decide."""
-    images, _ = planted(rng, rng.integers(0, 256, (90, *shape), dtype=np.uint8), 12)
-    check(images, duplicates.scan(images, tile=32))
+def test_brightness_and_contrast_do_not_matter():
+    pixels = data.load().train[:200]
+    result = duplicates.find(np.concatenate([pixels, 0.4 * pixels[:20] + 0.5]))
+    assert [g.tolist() for g in result.groups()] == [[i, 200 + i] for i in range(20)]
+    assert {p.kind for p in result.pairs} == {"brightened"}
+    assert max(p.distance for p in result.pairs) < 1e-3
 
 
-def test_matches_loop_at_the_cutoff(rng):
-    """Distances differ from the cutoff by a few float32 steps, far from the origin."""
-    base = rng.uniform(-0.1, 0.1, (64, 6, 6, 1))
-    first = duplicates.scan(base)
-    step = np.zeros((6, 6, 1))
-    step[0, 0] = 1
-    close = [base[0] + step * first.cutoff * (1 + k * 1e-7) + 0 for k in range(-6, 7)]
-    images = np.concatenate([base, close]).astype(np.float32) * np.float32(0.5) + np.float32(0.4)
-    check(images, duplicates.scan(images, tile=16))
+def test_flat_images_are_blank_or_different(rng):
+    """Rounding noise on a plain background is no evidence, and exact copies are."""
+    pixels = data.load().train_split.pixels[:100]
+    plain = np.full((20, 32, 32, 3), 200, np.uint8) + rng.integers(0, 2, (20, 32, 32, 3), np.uint8)
+    result = duplicates.find(np.concatenate([pixels, plain, plain[:1], 0 * plain[:2]]))
+    assert [(p.image, p.copy, p.kind) for p in result.pairs] == [
+        (100, 120, "exact"),
+        (121, 122, "exact"),
+    ]
+    assert result.blank.tolist() == [False] * 100 + [True] * 23
 
 
-def test_groups_are_components_at_any_scale(rng):
-    pixels = np.float32(data.load().train[:100])
-    step = rng.normal(size=pixels.shape[1:]).astype(np.float32)
-    step *= 5 / np.linalg.norm(step)
-    images = np.concatenate([pixels, pixels[:1] + step, pixels[:1] + 2 * step])
-    result = duplicates.scan(images)
-    assert [group.tolist() for group in result.groups()] == [[0, 100, 101]]  # 0 and 101: 10 apart
-    assert 5 < result.cutoff < 10
-    half = duplicates.scan(images / 2 + np.float32(0.1))
-    np.testing.assert_array_equal(half.group, result.group)
-    assert half.typical == pytest.approx(result.typical / 2, rel=1e-5)
-    assert not duplicates.scan(images, threshold=0.01).groups()
+def test_leaks_come_with_the_training_image():
+    train, heldout = data.load().train_split.pixels[:150], data.load().test_split.pixels[:60].copy()
+    heldout[5], heldout[6] = train[3], train[4, :, ::-1]
+    result = duplicates.find(train, heldout)
+    assert {(p.image, p.copy, p.kind) for p in result.leaks()} == {
+        (3, 155, "exact"),
+        (4, 156, "mirrored"),
+    }
+    assert result.train == 150
+    kept = result.keep()
+    assert {3, 4} <= set(kept)
+    assert not {155, 156} & set(kept)
+    assert len(kept) == 208
 
 
-def test_pairs_every_image_with_its_copy(rng):
-    pixels = data.load().train_split.pixels[:200]
-    noised = np.clip(pixels + rng.integers(-3, 4, pixels.shape), 0, 255).astype(np.uint8)
-    result = duplicates.scan(np.concatenate([pixels, noised]))
-    assert [group.tolist() for group in result.groups()] == [[i, i + 200] for i in range(200)]
-    alone = duplicates.scan(pixels)
-    assert result.typical == pytest.approx(alone.typical, rel=0.2)
-    assert not alone.groups()
+def test_larger_images_are_reduced(rng):
+    small = data.load().train_split.pixels[:60]
+    large = small.repeat(3, axis=1).repeat(3, axis=2)
+    large[50] = np.roll(large[0], 4, axis=2)
+    result = duplicates.find(large)
+    assert [(p.image, p.copy, p.kind) for p in result.pairs] == [(0, 50, "shifted")]
+    assert duplicates.find(small).typical == pytest.approx(result.typical, rel=0.1)
 
 
-def test_finds_jpeg_copies():
-    pixels = data.load().train_split.pixels[:60]
-    copies = []
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "jpeg", quality=90)
-        copies.append(np.asarray(Image.open(file)))
-    result = duplicates.scan(np.concatenate([pixels, copies]))
-    assert [group.tolist() for group in result.groups()] == [[i, i + 60] for i in range(60)]
+def test_latents_and_vectors_of_any_scale(rng):
+    latents = 5 * rng.normal(size=(80, 8, 8, 4)).astype(np.float32)
+    latents[70] = latents[1] + rng.normal(size=(8, 8, 4))
+    vectors = latents.reshape(80, -1)
+    for values in (latents, vectors, vectors[:, :7] * 1e3):
+        assert [g.tolist() for g in duplicates.find(values).groups()] in ([[1, 70]], [])
+    assert [g.tolist() for g in duplicates.find(vectors).groups()] == [[1, 70]]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_accepts_few_or_identical_images(count):
     same = np.full((count, 4, 4, 1), 7, np.uint8)
-    result = duplicates.scan(same)
+    result = duplicates.find(same)
     assert result.group.tolist() == [0] * count
-    assert len(result.groups()) == (count > 1)
-    different = np.arange(count * 16, dtype=np.uint8).reshape(count, 4, 4, 1)
-    assert not duplicates.scan(different).groups()
+    assert len(result.pairs) == count - 1
+    different = np.random.default_rng(0).integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
+    assert not duplicates.find(different).pairs
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_rejects_nonfinite_values(value):
-    images = np.zeros((5, 4, 4, 1), "f")
-    images[2:4, 0, 0] = value
-    with pytest.raises(ValueError, match="images must be finite, got NaN or inf in 2 of 5"):
-        duplicates.scan(images)
-
-
-def test_pair_count_does_not_recompile(count_compilations):
-    few, many = (data.load().train_split.pixels[:150].copy() for _ in range(2))
-    for images, count in ((few, 3), (many, 40)):
-        images[-count:] = images[:count] ^ 1  # near copies: the last bit of each value
-    assert duplicates.scan(few, tile=64).pairs == 3
-    with count_compilations() as compiled:
-        assert duplicates.scan(many, tile=64).pairs == 40
-    assert not compiled
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((5, 4, 4))}, r"images must have shape \[N, H, W, C\] or \[N, d\]"),
+        ({"heldout": np.zeros((5, 4, 5, 1))}, r"heldout must have shape \(4, 4, 1\) like images"),
+        ({"images": np.full((5, 4, 4, 1), np.nan)}, "images must be finite, got NaN or inf in 5"),
+        ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1."),
+    ],
+)
+def test_rejects_bad_input(changes, message):
+    arguments = {"images": np.zeros((5, 4, 4, 1), np.float32), "heldout": None, "threshold": 0.5}
+    arguments |= changes
+    with pytest.raises(ValueError, match=message):
+        duplicates.find(arguments.pop("images"), arguments.pop("heldout"), **arguments)

@@ -102,5 +102,5 @@ gap: metrics.denoising.RelativeGap = metrics.relative_gap(key, shrink, exact, sa
 score: metrics.Score = metrics.frechet.compare(
     samples, metrics.frechet.describe(dataset.train, "train")
 )
-pairs: metrics.Duplicates = metrics.duplicates.scan(dataset.train)
+pairs: metrics.Duplicates = metrics.duplicates.find(dataset.train, dataset.test)
 print(zone, memorized, auc, score)

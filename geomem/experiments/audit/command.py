@@ -49,9 +49,9 @@ class Config(image_flags.CurveFlags):
     """Also measure random subsamples, to see how the zone changes with the number of images."""
     out: str = flag("runs/audit", "output")
     """Folder for the page and its files."""
-    duplicate_threshold: float = flag(1 / 3, "advanced")
-    """Images are near-duplicates if they are closer than this fraction of the typical distance to a
-    nearest neighbor."""
+    duplicate_threshold: float = flag(0.7, "advanced")
+    """Images are duplicates if the distance of their textures is below this fraction of the typical
+    distance to a nearest neighbor."""
     max_noised: int | None = flag(None, "advanced")
     """Maximum number of held-out images, and of training images, to add noise to; default: 2,000,
     and down to 500 for more than 50,000 training images."""
@@ -164,8 +164,8 @@ def _find_duplicates(config, dataset):
     memory.check("dataset", needed, f"{count} images of {dataset.train_split.shape[1:]}")
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
     _say(f"duplicates: comparing every pair of {len(train) + len(heldout):,} images")
-    both = np.concatenate([train, heldout])
-    return duplicates.scan(both, threshold=config.duplicate_threshold, progress=_bars())
+    threshold = config.duplicate_threshold
+    return duplicates.find(train, heldout, threshold=threshold, progress=_bars())
 
 
 def _drop_duplicates(config, dataset, copies, max_noised):

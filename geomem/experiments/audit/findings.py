@@ -94,13 +94,17 @@ def _moments(points):
 def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, Any]:
     """Return the groups of duplicates, with the names of their images."""
     names, count = _names(config, images), len(images.train_split)
-    exact = duplicates.exact
+    exact, distance = duplicates.exact, np.zeros(len(duplicates.exact))
+    for pair in duplicates.pairs:  # of each image, to the image that represents its group
+        for a, b in ((pair.image, pair.copy), (pair.copy, pair.image)):
+            if duplicates.group[a] == b:
+                distance[a] = pair.distance
     groups = [
         {
             "images": [names[i] for i in group],
             "held_out": [bool(i >= count) for i in group],
             "exact": bool((exact[group] == exact[group[0]]).all()),
-            "distance": float(duplicates.distance[group].max()),
+            "distance": float(distance[group].max()),
         }
         for group in duplicates.groups()
     ]
@@ -108,7 +112,7 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
         "typical_distance": duplicates.typical,
         "cutoff": duplicates.cutoff,
         "exact_copies": int((exact != np.arange(len(exact))).sum()),
-        "near_pairs": duplicates.pairs,
+        "near_pairs": sum(pair.kind != "exact" for pair in duplicates.pairs),
         "images_in_groups": sum(len(group["images"]) for group in groups),
         "groups_in_training": sum(not all(group["held_out"]) for group in groups),
         "groups_over_both": sum(len(set(group["held_out"])) > 1 for group in groups),

@@ -87,10 +87,10 @@ def _data(dataset):
 def _copies(copies, thumbnails):
     groups = copies["groups"]
     search = (
-        "Every pair of images was compared, held-out images included. Duplicates have the same "
-        f"pixels or a distance below {copies['cutoff']:.3g}; the typical distance to a nearest "
-        f"neighbor is {copies['typical_distance']:.3g}. Mirrored, shifted, cropped or brightened "
-        "copies are not found, and different flat pictures can look like duplicates."
+        "All images were compared, held-out images included. Duplicates have the same pixels, or "
+        f"the distance of their aligned textures is below {copies['cutoff']:.3g}; the typical "
+        f"distance to a nearest neighbor is {copies['typical_distance']:.3g}. Mirrored, shifted, "
+        "cropped and brightened copies are found too."
     )
     if not groups:
         return paragraphs(f"None found. {search}")

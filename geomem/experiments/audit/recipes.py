@@ -105,8 +105,8 @@ def steps(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         )
     else:
         search = (
-            "This audit found no duplicates among the training images. Look for mirrored, shifted, "
-            "cropped and recolored copies by other means."
+            "This audit found no duplicates among the training images. Look for rotated, recolored "
+            "and strongly cropped copies by other means."
         )
     advice, wide = report["recommendation"], report["wider_zone"]
     if advice is None:

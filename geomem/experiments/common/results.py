@@ -208,8 +208,12 @@ def write_rows(path: paths.AnyPath, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_columns(path: paths.AnyPath, columns: Mapping[str, Sequence | np.ndarray]) -> None:
     """Write columns of the same length, by name, as CSV."""
-    values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
-    write_rows(path, [dict(zip(columns, row, strict=True)) for row in values])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    values = (np.asarray(column).tolist() for column in columns.values())
+    writer.writerows(zip(*values, strict=True))
+    paths.write_whole(path, text.getvalue())
 
 
 def run_facts(config: Any, phases: Phases, /, **facts: Any) -> dict[str, Any]:
