@@ -24,7 +24,7 @@ import scipy.sparse.csgraph
 from jaxtyping import Array, Bool, Int, Shaped
 
 from geomem.data import to_float
-from geomem.metrics import _texture
+from geomem.metrics import _texture, _texture_search
 from geomem.metrics.alignment import Transform
 from geomem.metrics.features import check_finite
 
@@ -142,7 +142,7 @@ def find(
     whole = _joined(images, heldout)
     exact = _first_with_same_values(whole)
     different = np.flatnonzero(exact == np.arange(len(whole)))
-    textures = _texture.Textures(_prepared(whole, different))
+    textures = _texture_search.Textures(_prepared(whole, different))
     typical = _typical_distance(textures)
     cutoff = threshold * typical
     found = _near_pairs(textures, cutoff, progress)
@@ -164,11 +164,6 @@ def find(
         typical=typical,
         cutoff=cutoff,
     )
-
-
-def scan(images: Shaped[Array | np.ndarray, "images ..."]) -> Duplicates:
-    """Return `find(images)`; the name that commands used before there were held-out images."""
-    return find(images)
 
 
 def _joined(images, heldout):
@@ -229,8 +224,8 @@ def _typical_distance(textures):
     if count >= _FEW:
         size = min(max(_FEW // 2, count // 4), _REFERENCE)
         chosen = np.sort(np.random.default_rng(0).choice(count, size, replace=False))
-    x, y = _texture.candidates(textures, chosen, chosen, _PROPOSED)
-    value = _texture.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
+    x, y = _texture_search.candidates(textures, chosen, chosen, _PROPOSED)
+    value = _texture_search.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
     best = np.zeros(count)
     np.maximum.at(best, x, value)
     nearest = _distance(best[chosen])
@@ -242,7 +237,7 @@ def _crops(textures):
 
 
 def _coarse_crops(textures):
-    return sorted({0, _texture.coarse_step(textures.model)})
+    return sorted({0, _texture_search.coarse_step(textures.model)})
 
 
 def _distance(correlation):
@@ -252,8 +247,8 @@ def _distance(correlation):
 def _near_pairs(textures, cutoff, progress):
     """The pairs of different images within the cutoff that the search finds."""
     everything = np.arange(len(textures.images))
-    x, y = _texture.candidates(textures, everything, everything, _PROPOSED, progress)
-    coarse = _texture.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
+    x, y = _texture_search.candidates(textures, everything, everything, _PROPOSED, progress)
+    coarse = _texture_search.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
     promising = coarse >= _PROMISING * np.sqrt(1 - cutoff**2)
     x, y = x[promising], y[promising]
     count = len(textures.images)
@@ -268,7 +263,7 @@ def _decide(textures, low, high, cutoff):
     crops = _crops(textures)
     options = [[(0, 0, 0, 0, 0)] * len(low), [(0, 1, 0, 0, 0)] * len(low)]
     for backward, (x, y) in enumerate(((low, high), (high, low))):
-        found = _texture.align(textures, x, y, crops)
+        found = _texture_search.align(textures, x, y, crops)
         for part in (slice(0, 1), slice(1, None)):
             if crops[part] and not (backward and part.start == 0):
                 best = found.value[:, part].argmax(axis=1)

@@ -82,9 +82,7 @@ class Detection(NamedTuple):
 
 def near_duplicates(dataset: Dataset) -> Int[np.ndarray, " images"]:
     """Return the group of near-duplicates of each training image."""
-    pixels = dataset.train_split.pixels
-    images = pixels if pixels.ndim == 4 else pixels.reshape(len(pixels), 1, 1, -1)
-    return duplicates.scan(images).group
+    return duplicates.find(dataset.train_split.pixels).group
 
 
 def detect(
