@@ -46,10 +46,10 @@ class Config(image_flags.ImageFlags):
     heldout: float | str | None = flag(None, "data")
     """Other images, or the fraction of the images, to use as held-out images; default: the data
     set's test images, or none."""
-    threshold: float = flag(0.7, "search")
+    threshold: float = flag(0.7, "evaluation")
     """Images are duplicates if the distance of their textures is below this fraction of the typical
     distance of an image to its nearest neighbor."""
-    fail_above: float | None = flag(None, "search", least=0, most=1)
+    fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the fraction of training images that repeat others, or of held-out images
     that are training images, is above this."""
     out: str = flag("runs/duplicates", "output")
@@ -208,9 +208,6 @@ def _page(config, found, report, names, splits):
     for members in groups[:_SHOWN]:
         head = found.group[members[0]]
         order = [head, *(i for i in members if i != head)][:_ABREAST]
-        images = [
-            splits[i >= found.train].pixels[i - found.train * (i >= found.train)] for i in order
-        ]
         lines = [names[i] + (" (held out)" if i >= found.train else "") for i in order]
         for place, i in enumerate(order[1:], 1):
             if pair := kinds.get(frozenset((head, i))):
@@ -219,8 +216,11 @@ def _page(config, found, report, names, splits):
                 lines[place] += ": same values as another"
         note = f"{len(members):,} images; {len(members) - len(order):,} more in groups.json"
         note = note if len(members) > len(order) else ""
-        thumbnails = [audit_figures.thumbnail(image) for image in images]
-        rows.append(pictures(thumbnails, lines, note))
+        images = [
+            splits[0].pixels[i] if i < found.train else splits[1].pixels[i - found.train]
+            for i in (order if splits[0].is_images else [])
+        ]
+        rows.append(pictures(list(map(audit_figures.thumbnail, images)), lines, note))
     rest = f"All {len(groups):,} groups are in groups.json." if len(groups) > _SHOWN else ""
     template = importlib.resources.files("geomem") / "assets" / "duplicates.html"
     counts = [(kind, f"{count:,} pairs") for kind, count in report["kinds"].items()]

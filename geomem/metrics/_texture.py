@@ -58,7 +58,7 @@ class Fit(NamedTuple):
       shape: (H, W).
       margin: the largest shift, and the most pixels cut off at a border.
       coarse: which coefficients propose candidates, bool [K, L, C].
-      flat: the norm of a texture that is only the rounding to 8 bits.
+      flat: textures of a smaller norm count as none: half of what rounding to 8 bits adds.
       deviation: standard deviation of the data.
     """
 
@@ -87,7 +87,7 @@ def fit(images: np.ndarray) -> Fit:
         weight[0, 0] = power[0, 0] = 0
     least = np.sort(power, axis=None)[-min(_COARSE, power.size)]
     coarse = (power >= least) & (weight > 0)
-    flat = 2 * _ROUNDING * np.linalg.norm(weight) if images.dtype == np.uint8 else 0.0
+    flat = 0.5 * _ROUNDING * np.linalg.norm(weight) if images.dtype == np.uint8 else 0.0
     return Fit(np.float32(weight), np.float32(mixing), shape, margin, coarse, flat, deviation)
 
 
@@ -97,7 +97,8 @@ class Match(NamedTuple):
     Attributes:
       correlation: of the textures, 0 if one has none.
       parts: effective number of independent parts of the image that agree, 1 to 16.
-      gain: the copy's contrast by the original's; 1 if the original has none.
+      gain: the copy's contrast by the original's, from the coefficients without weights; 1 if one
+        has no texture.
       offset: the copy's mean minus the original's, in standard deviations of the data.
     """
 
@@ -129,15 +130,16 @@ def match(x: np.ndarray, y: np.ndarray, transform: Transform, model: Fit) -> Mat
     means = (v - u)[0, 0, 0] / np.sqrt(np.prod([side - 2 * model.margin for side in model.shape]))
     offset = means / np.sqrt(len(channels)) / model.deviation
     weight = model.weight.astype(np.float64)
+    gain = (u * v)[weight > 0].sum() / max((u**2)[weight > 0].sum(), 1e-30)
     u, v = weight * u, weight * v
-    squares, product = ((u**2).sum(), (v**2).sum()), (u * v).sum()
-    if min(squares) <= model.flat**2:
+    norm = np.sqrt((u**2).sum()), np.sqrt((v**2).sum())
+    if min(norm) <= model.flat:
         return Match(0.0, 1.0, 1.0, offset)
-    correlation = product / np.sqrt(squares[0] * squares[1])
+    correlation = (u * v).sum() / (norm[0] * norm[1])
     parts = _effective(u * v) / 4
     if max(model.shape) > 1:
         parts = min(parts, _effective(_blocks(u, v, centers, model.margin)))
-    return Match(correlation, max(parts, 1.0), product / squares[0], offset)
+    return Match(correlation, max(parts, 1.0), gain, offset)
 
 
 def _effective(terms):

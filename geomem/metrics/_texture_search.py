@@ -21,7 +21,7 @@ from geomem.points.exact import Candidates, inner_products, map_rows, merge_cand
 
 __all__ = ["Agreement", "Textures", "align", "candidates", "coarse_step"]
 
-_CHUNK = 4096  # images at once
+_CHUNKS = 256, 4096  # images at once, for few and for many images; so few shapes are compiled
 _SCREENED = 2**20  # correlations of a block
 _PARTNERS = 8  # images that are compared with one image's windows at once
 _VALUES = 2**23  # values of windows at once
@@ -41,9 +41,13 @@ class Textures:
 
     def __init__(self, images: np.ndarray):
         self.images, self.model = images, fit(images)
-        blocks = (images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK))
-        parts = [describe(block, self.model, 0, [0], [0]) for block in blocks]
-        self.even, self.odd = (np.concatenate([part[i][:, 0] for part in parts]) for i in (0, 1))
+        size = _chunk(len(images))
+        starts = range(0, len(images), size)
+        places = [np.arange(start, start + size) % len(images) for start in starts]
+        parts = [describe(images[place], self.model, 0, [0], [0]) for place in places]
+        self.even, self.odd = (
+            np.concatenate([part[i][:, 0] for part in parts])[: len(images)] for i in (0, 1)
+        )
         self.blank = ~self.even.any(axis=1) & ~self.odd.any(axis=1)
 
 
@@ -94,7 +98,7 @@ def candidates(
     steps = sorted({-step, 0, step})
     parts = model.coarse[:, ::2].ravel(), model.coarse[:, 1::2].ravel()
     count, found = min(count, len(columns)), []
-    size, width = (min(_CHUNK, power_of_two(len(a))) for a in (rows, columns))
+    size, width = _chunk(len(rows)), _chunk(len(columns))
     starts = range(0, len(rows), size)
     for first in tqdm.tqdm(starts, "copies", disable=not progress or len(starts) < 3):
         own = np.resize(rows[first : first + size], size)
@@ -118,9 +122,8 @@ def candidates(
     return x, y
 
 
-def power_of_two(count: int) -> int:
-    """Return the least power of two that is not below `count`."""
-    return 1 << max(0, int(count) - 1).bit_length()
+def _chunk(count):
+    return _CHUNKS[count > _CHUNKS[0]]
 
 
 def coarse_step(model: Fit) -> int:
@@ -178,7 +181,7 @@ def align(textures: Textures, x: np.ndarray, y: np.ndarray, crops: Sequence[int]
     partner = np.zeros((len(owner), _PARTNERS), int)
     partner[line, place % _PARTNERS] = y[order]
     values = len(shifts) * (textures.even.shape[1] + textures.odd.shape[1])
-    block = min(max(1, power_of_two(_VALUES // values + 1) // 2), power_of_two(len(owner)))
+    block = min(_CHUNKS[0], max(1, _VALUES // values))
     value = np.zeros((len(owner), _PARTNERS, len(crops)), np.float32)
     window, flip = np.zeros(value.shape, int), np.zeros(value.shape, bool)
     for start in range(0, len(owner), block):

@@ -294,7 +294,7 @@ def _evidence(match):
 
 
 def _kind(transform, match):
-    brightened = abs(np.log(match.gain)) > _CHANGED or abs(match.offset) > _CHANGED
+    brightened = abs(np.log(max(match.gain, 1e-3))) > _CHANGED or abs(match.offset) > _CHANGED
     names = {
         "mirrored": transform.flip,
         "shifted": (transform.down or transform.right) and not transform.crop,

@@ -24,7 +24,7 @@ def folders(tmp_path_factory):
         else:
             images[5] = pixels[20, :, ::-1]
         for i, image in enumerate(images):
-            Image.fromarray(image).save(root / name / f"{i}.png")
+            Image.fromarray(image).save(root / name / f"{i:03d}.png")
     return root
 
 
@@ -39,9 +39,9 @@ def test_lists_copies_and_leaks(folders, tmp_path, capsys):
     with (result.folder / "duplicates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["image"], r["copy"], r["copy_split"], r["kind"]) for r in rows] == [
-        ("20.png", "5.png", "heldout", "mirrored"),
-        ("7.png", "100.png", "train", "exact"),
-        ("8.png", "101.png", "train", "mirrored"),
+        ("020.png", "005.png", "heldout", "mirrored"),
+        ("007.png", "100.png", "train", "exact"),
+        ("008.png", "101.png", "train", "mirrored"),
     ]
     assert [r["transform"] for r in rows] == ["flip", "none", "flip"]
     keep = (result.folder / "keep.txt").read_text().split()
@@ -51,7 +51,7 @@ def test_lists_copies_and_leaks(folders, tmp_path, capsys):
     report = json.loads((result.folder / "report.json").read_text())
     assert (report["leaked"], report["repeated"], report["groups"]) == (1, 2, 3)
     groups = json.loads((result.folder / "groups.json").read_text())
-    assert {"images": ["20.png", "5.png"], "held_out": [False, True]} in groups
+    assert {"images": ["020.png", "005.png"], "held_out": [False, True]} in groups
     page = (result.folder / "duplicates.html").read_text()
     assert page.count("data:image/png;base64") == 6
     assert "src=" not in page.replace('src="data:', "")

@@ -60,15 +60,17 @@ def test_match_equals_loop(rng, transform):
     found = _texture.match(images[0], images[1], transform, model)
     u, v = (slow_texture(images[i], model, transform, window=i == 0) for i in (0, 1))
     assert found.correlation == pytest.approx(u @ v / np.sqrt(u @ u * (v @ v)), abs=2e-3)
+    size = np.where(model.weight > 0, model.weight, np.inf).ravel()
+    u, v = u / size, v / size  # without weights
     assert found.gain == pytest.approx(u @ v / (u @ u), abs=3e-3)
 
 
 def changed_set(rng):
-    """24 smooth images, some of them copies with noise near the cutoff."""
-    images = smooth(rng, 24)
-    for i in range(8):
-        noise = rng.normal(size=SHAPE) * images[i].std() * 0.1 * i
-        images[16 + i] = (images[i, :, ::-1] if i % 2 else np.roll(images[i], 1, 0)) + noise
+    """12 smooth images, some of them copies with noise near the cutoff."""
+    images = smooth(rng, 12)
+    for i in range(6):
+        noise = rng.normal(size=SHAPE) * images[i].std() * 0.04 * i
+        images[6 + i] = (images[i, :, ::-1] if i % 2 else np.roll(images[i], 1, 0)) + noise
     return images
 
 
@@ -97,7 +99,7 @@ def test_finds_the_pairs_of_a_loop(rng):
             pairs.add((i, j))
     found = {(min(p.image, p.copy), max(p.image, p.copy)) for p in result.pairs}
     assert found == pairs
-    assert 5 <= len(pairs) < 30
+    assert 3 <= len(pairs) < 20
     for pair in result.pairs:
         match = _texture.match(
             images[pair.image], images[pair.copy], pair.transform, textures.model
@@ -147,7 +149,7 @@ def test_flat_images_are_blank_or_different(rng):
         (100, 120, "exact"),
         (121, 122, "exact"),
     ]
-    assert result.blank.tolist() == [False] * 100 + [True] * 23
+    assert result.blank.tolist() == [False] * 121 + [True] * 2
 
 
 def test_leaks_come_with_the_training_image():
@@ -168,7 +170,7 @@ def test_leaks_come_with_the_training_image():
 def test_larger_images_are_reduced(rng):
     small = data.load().train_split.pixels[:60]
     large = small.repeat(3, axis=1).repeat(3, axis=2)
-    large[50] = np.roll(large[0], 4, axis=2)
+    large[50] = np.roll(large[0], 4, axis=1)
     result = duplicates.find(large)
     assert [(p.image, p.copy, p.kind) for p in result.pairs] == [(0, 50, "shifted")]
     assert duplicates.find(small).typical == pytest.approx(result.typical, rel=0.1)
