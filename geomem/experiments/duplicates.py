@@ -47,8 +47,8 @@ class Config(image_flags.ImageFlags):
     """Other images, or the fraction of the images, to use as held-out images; default: the data
     set's test images, or none."""
     threshold: float = flag(0.7, "evaluation")
-    """Images are duplicates if the distance of their textures is below this fraction of the typical
-    distance of an image to its nearest neighbor."""
+    """Images are duplicates if the distance of their textures is below this, times the square of
+    the typical distance of an image to its nearest neighbor."""
     fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the fraction of training images that repeat others, or of held-out images
     that are training images, is above this."""
@@ -223,13 +223,16 @@ def _page(config, found, report, names, splits):
         rows.append(pictures(list(map(audit_figures.thumbnail, images)), lines, note))
     rest = f"All {len(groups):,} groups are in groups.json." if len(groups) > _SHOWN else ""
     template = importlib.resources.files("geomem") / "assets" / "duplicates.html"
-    counts = [(kind, f"{count:,} pairs") for kind, count in report["kinds"].items()]
+    counts = [
+        (kind, f"{count:,} pair{'' if count == 1 else 's'}")
+        for kind, count in report["kinds"].items()
+    ]
     return string.Template(template.read_text(encoding="utf-8")).substitute(
         name=html.escape(pathlib.Path(config.dataset).name),
         color="#D55E00" if found.pairs else "#009E73",
         verdict=paragraphs(*report["verdict"]),
         kinds=facts(counts),
-        groups="".join(rows) + paragraphs(rest),
+        groups="".join(rows) + paragraphs(rest if rows else "None."),
         search=paragraphs(
             f"Two images are duplicates if the distance of their aligned textures is below "
             f"{found.cutoff:.3g}; an image is typically {found.typical:.3g} from its nearest "

@@ -7,10 +7,10 @@ the texture (`metrics._texture`): the distance of a pair is
     d(x, y) = sqrt(1 - r^2),    r the correlation of the aligned textures,
 
 the part of one texture that the other does not explain: 0 for the same picture at any brightness
-and contrast, near 1 for unrelated pictures, however flat. A pair is reported if its distance is far
-below the typical distance of an image to its nearest neighbor, so that images which all look alike
-(digits, faces) need more agreement. And the fewer parts of the images have texture, the closer it
-must agree: arctanh(r) sqrt(parts) >= 2.6.
+and contrast, near 1 for unrelated pictures, however flat. With t the typical distance of an image
+to its nearest neighbor, a pair is reported if d <= 0.7 t^2. The square demands more of images that
+all look alike (digits, faces). And the fewer parts of the images have texture, the closer it must
+agree: arctanh(r) sqrt(parts) >= 2.6.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Duplicates(NamedTuple):
       blank: whether an image has no texture beyond rounding; only its exact copies are found.
       train: N.
       typical: typical distance of an image to its nearest neighbor; 1 for fewer than 4 images.
-      cutoff: threshold * typical.
+      cutoff: threshold * typical^2.
     """
 
     pairs: list[Pair]
@@ -121,7 +121,7 @@ def find(
       images: training images [N, H, W, C], uint8 or floats of any scale (latents); or vectors
         [N, d], of which only near copies are searched.
       heldout: held-out images of the same shape.
-      threshold: in (0, 1); a pair is reported up to this fraction of the typical distance.
+      threshold: in (0, 1); larger values report more pairs.
       progress: whether to show a progress bar.
 
     Returns:
@@ -144,7 +144,7 @@ def find(
     different = np.flatnonzero(exact == np.arange(len(whole)))
     textures = _texture_search.Textures(_prepared(whole, different))
     typical = _typical_distance(textures)
-    cutoff = threshold * typical
+    cutoff = threshold * typical**2
     found = _near_pairs(textures, cutoff, progress)
     group, found = _stars(found, different < len(images), textures, cutoff)
     repeated = np.flatnonzero(exact != np.arange(len(whole)))

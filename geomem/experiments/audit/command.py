@@ -50,8 +50,8 @@ class Config(image_flags.CurveFlags):
     out: str = flag("runs/audit", "output")
     """Folder for the page and its files."""
     duplicate_threshold: float = flag(0.7, "advanced")
-    """Images are duplicates if the distance of their textures is below this fraction of the typical
-    distance to a nearest neighbor."""
+    """Images are duplicates if the distance of their textures is below this, times the square of
+    the typical distance to a nearest neighbor."""
     max_noised: int | None = flag(None, "advanced")
     """Maximum number of held-out images, and of training images, to add noise to; default: 2,000,
     and down to 500 for more than 50,000 training images."""
