@@ -21,7 +21,7 @@ from geomem.points.exact import Candidates, inner_products, map_rows, merge_cand
 
 __all__ = ["Agreement", "Textures", "align", "candidates", "coarse_step"]
 
-_CHUNKS = 256, 4096  # images at once, for few and for many images; so few shapes are compiled
+_CHUNKS = 512, 4096  # images at once, for few and for many images; so few shapes are compiled
 _SCREENED = 2**20  # correlations of a block
 _PARTNERS = 8  # images that are compared with one image's windows at once
 _VALUES = 2**23  # values of windows at once
@@ -181,7 +181,7 @@ def align(textures: Textures, x: np.ndarray, y: np.ndarray, crops: Sequence[int]
     partner = np.zeros((len(owner), _PARTNERS), int)
     partner[line, place % _PARTNERS] = y[order]
     values = len(shifts) * (textures.even.shape[1] + textures.odd.shape[1])
-    block = min(_CHUNKS[0], max(1, _VALUES // values))
+    block = min(128, max(1, _VALUES // values))
     value = np.zeros((len(owner), _PARTNERS, len(crops)), np.float32)
     window, flip = np.zeros(value.shape, int), np.zeros(value.shape, bool)
     for start in range(0, len(owner), block):
