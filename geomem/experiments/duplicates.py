@@ -46,8 +46,8 @@ class Config(image_flags.ImageFlags):
     heldout: float | str | None = flag(None, "data")
     """Other images, or the fraction of the images, to use as held-out images; default: the data
     set's test images, or none."""
-    threshold: float = flag(0.7, "evaluation")
-    """Images are duplicates if the distance of their textures is below this, times the square of
+    threshold: float = flag(0.75, "evaluation")
+    """Images are duplicates if the distance of their textures is below this, times the cube of
     the typical distance of an image to its nearest neighbor."""
     fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the fraction of training images that repeat others, or of held-out images

@@ -8,7 +8,7 @@ the texture (`metrics._texture`): the distance of a pair is
 
 the part of one texture that the other does not explain: 0 for the same picture at any brightness
 and contrast, near 1 for unrelated pictures, however flat. With t the typical distance of an image
-to its nearest neighbor, a pair is reported if d <= 0.7 t^2. The square demands more of images that
+to its nearest neighbor, a pair is reported if d <= 0.75 t^3. The cube demands more of images that
 all look alike (digits, faces). And the fewer parts of the images have texture, the closer it must
 agree: arctanh(r) sqrt(parts) >= 2.6.
 """
@@ -74,7 +74,7 @@ class Duplicates(NamedTuple):
       blank: whether an image has no texture beyond rounding; only its exact copies are found.
       train: N.
       typical: typical distance of an image to its nearest neighbor; 1 for fewer than 4 images.
-      cutoff: threshold * typical^2.
+      cutoff: threshold * typical^3.
     """
 
     pairs: list[Pair]
@@ -105,7 +105,7 @@ def find(
     images: Shaped[Array | np.ndarray, "train ..."],
     heldout: Shaped[Array | np.ndarray, "heldout ..."] | None = None,
     *,
-    threshold: float = 0.7,
+    threshold: float = 0.75,
     progress: bool = False,
 ) -> Duplicates:
     """Find the duplicates among training images, and between them and held-out images.
@@ -144,7 +144,7 @@ def find(
     different = np.flatnonzero(exact == np.arange(len(whole)))
     textures = _texture_search.Textures(_prepared(whole, different))
     typical = _typical_distance(textures)
-    cutoff = threshold * typical**2
+    cutoff = threshold * typical**3
     found = _near_pairs(textures, cutoff, progress)
     group, found = _stars(found, different < len(images), textures, cutoff)
     repeated = np.flatnonzero(exact != np.arange(len(whole)))

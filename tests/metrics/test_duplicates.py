@@ -69,7 +69,7 @@ def changed_set(rng):
     """10 smooth images, some of them copies with noise near the cutoff."""
     images = smooth(rng, 10)
     for i in range(5):
-        noise = rng.normal(size=SHAPE) * images[i].std() * 0.015 * i
+        noise = rng.normal(size=SHAPE) * images[i].std() * 0.004 * i
         images[5 + i] = (images[i, :, ::-1] if i % 2 else np.roll(images[i], 1, 0)) + noise
     return images
 
@@ -107,21 +107,26 @@ def test_finds_the_pairs_of_a_loop(rng):
         assert pair.distance == np.sqrt(1 - match.correlation**2) <= result.cutoff
 
 
-@pytest.mark.parametrize("kind", PLANTED)
-def test_finds_and_names_changed_copies(kind):
-    pixels = data.load().train_split.pixels[:256]
-    copies = to_uint8(planted.plant(kind, data.to_float(pixels[:40])))
-    result = duplicates.find(np.concatenate([pixels, copies]))
+def test_finds_and_names_changed_copies():
+    pixels = data.load().train_split.pixels[:240]
+    places = np.arange(240).reshape(6, 40)[:, :20]
+    copies = [
+        to_uint8(planted.plant(kind, data.to_float(pixels[place])))
+        for kind, place in zip(PLANTED, places, strict=True)
+    ]
+    result = duplicates.find(np.concatenate([pixels, *copies]))
     found = {(min(p.image, p.copy), max(p.image, p.copy)): p.kind for p in result.pairs}
-    expected = {(i, 256 + i) for i in range(40)}
-    assert set(found) <= expected
-    assert len(found) >= (38 if kind == "JPEG 75" else 40)
-    assert sum(PLANTED[kind] in name for name in found.values()) >= 35
+    expected = list(zip(places.ravel().tolist(), range(240, 360), strict=True))
+    assert set(found) <= set(expected)
+    for name, i in zip(PLANTED.values(), range(0, 120, 20), strict=True):
+        kinds = [found.get(pair, "") for pair in expected[i : i + 20]]
+        assert sum(map(bool, kinds)) >= (19 if i == 20 else 20), name  # JPEG removes textures
+        assert sum(name in kind for kind in kinds) >= 17, name
 
 
 def test_groups_are_not_chained():
     """A change in steps: each image is near to the next, but the ends are unlike."""
-    pixels = np.float32(data.load().train[:300])
+    pixels = np.float32(data.load().train[:150])
     steps = np.linspace(0, 1, 7, dtype=np.float32)[:, None, None, None]
     chain = (1 - steps) * pixels[:1] + steps * pixels[1:2]
     result = duplicates.find(np.concatenate([chain, pixels[2:]]))
@@ -130,14 +135,6 @@ def test_groups_are_not_chained():
         direct = {p.image + p.copy - head for p in result.pairs if head in (p.image, p.copy)}
         assert set(members) <= direct | {head}
     assert result.group[0] != result.group[6]
-
-
-def test_brightness_and_contrast_do_not_matter():
-    pixels = data.load().train[:200]
-    result = duplicates.find(np.concatenate([pixels, 0.4 * pixels[:20] + 0.5]))
-    assert [g.tolist() for g in result.groups()] == [[i, 200 + i] for i in range(20)]
-    assert {p.kind for p in result.pairs} == {"brightened"}
-    assert max(p.distance for p in result.pairs) < 1e-3
 
 
 def test_flat_images_are_blank_or_different(rng):
