@@ -32,7 +32,7 @@ __all__ = ["Duplicates", "Pair", "find"]
 
 _SIDE = 32  # larger images are reduced until their shorter side is this long
 _REFERENCE = 2048  # most images that the typical distance is estimated from
-_FEW = 32  # with fewer different images, the largest nearest distance is taken as typical
+_FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the nearest is typical
 _PROPOSED = 8  # candidates for each image
 _PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
 _EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.parts`
@@ -226,10 +226,9 @@ def _typical_distance(textures):
         chosen = np.sort(np.random.default_rng(0).choice(count, size, replace=False))
     x, y = _texture_search.candidates(textures, chosen, chosen, _PROPOSED)
     value = _texture_search.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
-    best = np.zeros(count)
-    np.maximum.at(best, x, value)
-    nearest = _distance(best[chosen])
-    return float(np.median(nearest) if count >= _FEW else nearest.max())
+    rank = 0 if count >= _FEW else _RANK
+    best = [np.sort(np.append(value[x == i], 0))[::-1] for i in chosen]
+    return float(np.median([_distance(r[min(rank, len(r) - 1)]) for r in best]))
 
 
 def _crops(textures):

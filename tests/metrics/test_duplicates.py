@@ -69,7 +69,7 @@ def changed_set(rng):
     """10 smooth images, some of them copies with noise near the cutoff."""
     images = smooth(rng, 10)
     for i in range(5):
-        noise = rng.normal(size=SHAPE) * images[i].std() * 0.004 * i
+        noise = rng.normal(size=SHAPE) * images[i].std() * 0.01 * i
         images[5 + i] = (images[i, :, ::-1] if i % 2 else np.roll(images[i], 1, 0)) + noise
     return images
 
