@@ -77,7 +77,9 @@ def fit(images: np.ndarray) -> Fit:
     shape, channels = subset.shape[1:3], subset.shape[3]
     margin = min(shape) // 8
     single = max(shape) == 1  # vectors
-    mixing = np.eye(channels) if single else scipy.fft.dct(np.eye(channels), axis=0, norm="ortho")
+    mixing = np.eye(channels)
+    if not single:
+        mixing = np.asarray(scipy.fft.dct(mixing, axis=0, norm="ortho"))
     rows, columns = (cosines(side, margin, 1, 0) for side in shape)
     found = np.einsum("ah,nhwc,bw,dc->nabd", rows, subset, columns, mixing, optimize=True)
     power = (found**2).mean(axis=0)
@@ -87,8 +89,10 @@ def fit(images: np.ndarray) -> Fit:
         weight[0, 0] = power[0, 0] = 0
     least = np.sort(power, axis=None)[-min(_COARSE, power.size)]
     coarse = (power >= least) & (weight > 0)
-    flat = 0.5 * _ROUNDING * np.linalg.norm(weight) if images.dtype == np.uint8 else 0.0
-    return Fit(np.float32(weight), np.float32(mixing), shape, margin, coarse, flat, deviation)
+    flat = 0.5 * _ROUNDING * float(np.linalg.norm(weight)) if images.dtype == np.uint8 else 0.0
+    return Fit(
+        weight.astype(np.float32), mixing.astype(np.float32), shape, margin, coarse, flat, deviation
+    )
 
 
 class Match(NamedTuple):
@@ -122,7 +126,9 @@ def match(x: np.ndarray, y: np.ndarray, transform: Transform, model: Fit) -> Mat
     channels = model.channels.astype(np.float64)
     u, v = (
         np.tensordot(
-            rows @ np.moveaxis(np.float64(to_float(image)), 2, 0) @ columns.T, channels, (0, 1)
+            rows @ np.moveaxis(to_float(image).astype(np.float64), 2, 0) @ columns.T,
+            channels,
+            (0, 1),
         )
         for image, (rows, columns) in ((x, windows), (y, centers))
     )

@@ -61,7 +61,7 @@ def describe(
     """
     scale = 1 - 2 * crop / min(model.shape)
     rows, columns = (
-        np.float32([cosines(side, model.margin, scale, shift) for shift in shifts])
+        np.array([cosines(side, model.margin, scale, shift) for shift in shifts], np.float32)
         for side, shifts in zip(model.shape, (down, right), strict=True)
     )
     images = to_float(np.asarray(images))
@@ -193,10 +193,10 @@ def align(textures: Textures, x: np.ndarray, y: np.ndarray, crops: Sequence[int]
             stop = min(block, len(owner) - start)
             for full, part in zip((value, window, flip), found, strict=True):
                 full[start : start + block, :, i] = part[:stop]
-    value, window, flip = (a[line, place % _PARTNERS] for a in (value, window, flip))
     back = np.argsort(order, kind="stable")
-    down, right = np.moveaxis(shifts[window], -1, 0)
-    return Agreement(value[back], flip[back], down[back], right[back])
+    at = line[back], place[back] % _PARTNERS
+    moved = shifts[window[at]]
+    return Agreement(value[at], flip[at], moved[..., 0], moved[..., 1])
 
 
 @jax.jit

@@ -276,8 +276,10 @@ def _decide(textures, low, high, cutoff):
         best = None
         for backward, flip, *rest in (option[i] for option in options):
             image, copy = (second, first) if backward else (first, second)
-            transform = Transform(bool(flip), *rest)
-            match = _texture.match(*textures.images[[image, copy]], transform, textures.model)
+            crop, down, right = rest
+            transform = Transform(bool(flip), crop, down, right)
+            x, y = textures.images[image], textures.images[copy]
+            match = _texture.match(x, y, transform, textures.model)
             distance = float(_distance(match.correlation))
             better = best is None or distance < best.distance - _SIMPLER
             if better and distance <= cutoff and _evidence(match) >= _EVIDENCE:
