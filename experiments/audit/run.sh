@@ -8,4 +8,4 @@ for data in cifar10_sample digits; do
   mkdir -p "$results/$data"
 done
 cp runs/audit/cifar10_sample/* "$results/cifar10_sample"
-cp runs/audit/digits/{audit,run,zone}.json runs/audit/digits/{curves.csv,curves.png,growth.png} "$results/digits"
+cp runs/audit/digits/{audit,run,zone}.json runs/audit/digits/{curves.csv,curves.png,growth.png,scale.png} "$results/digits"

@@ -1,20 +1,20 @@
-"""Figures of an audit: the zone against the number of images, training noise, thumbnails."""
+"""Figures of an audit: known sets, the zone against the number of images, training noise."""
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from geomem.diffusion.conventions import TrainingNoise
 from geomem.geometry.growth import Growth
-from geomem.plots.style import COLORS, ZONE, legend, noise_axis, sheet
+from geomem.plots.style import COLORS, COLUMN, ZONE, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["growth", "thumbnail", "training_noise"]
+__all__ = ["copies_by_size", "growth", "thumbnail", "training_noise"]
 
 _SIDE = 64  # pixels of a thumbnail
 
@@ -33,6 +33,34 @@ def thumbnail(image: Shaped[np.ndarray, "height width channels"]) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return file.getvalue()
+
+
+def copies_by_size(networks: Sequence[Mapping[str, Any]], count: int) -> "Figure":
+    """Draw the copies that trained networks made against their number of training images.
+
+    Args:
+      networks: each with data, count and copied, of which the last is drawn.
+      count: number of images of the audited set.
+    """
+    with sheet(COLUMN, 2.3) as figure:
+        axes = figure.subplots()
+        axes.axvspan(count / 1.06, count * 1.06, color=COLORS["orange"], lw=0)
+        axes.text(count, 112, "this set", ha="center", fontsize=8, weight="bold")
+        for network in networks:
+            digits = network["data"] == "digits"
+            color, marker = ("purple", "D") if digits else ("blue", "o")
+            rate = 100 * network["copied"][-1]
+            axes.plot(network["count"], rate, marker, color=COLORS[color], ms=5, clip_on=False)
+            label = f"{network['count']:,} {'digits' if digits else 'CIFAR-10'}"
+            left = network["count"] >= (500 if digits else 10_000)
+            place = {"xytext": (-7 if left else 7, 3), "ha": "right" if left else "left"}
+            axes.annotate(
+                label, (network["count"], rate), textcoords="offset points", fontsize=7, **place
+            )
+        axes.set(xscale="log", xlim=(min(80, count / 2), max(100_000, 2 * count)), ylim=(-4, 108))
+        axes.set(xlabel="number of training images", ylabel="copies among generated\nimages (%)")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    return figure
 
 
 def growth(subsamples: Growth) -> "Figure":

@@ -1,4 +1,4 @@
-"""Can a diffusion model memorize these images, at which noise levels, and what helps?
+"""How likely is a diffusion model to memorize these images, at which noise levels, what helps?
 
 Run: geomem audit DATA [--out DIR]
 """
@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import textwrap
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 
 from geomem import memory, paths
 from geomem.diffusion import conventions
-from geomem.experiments.audit import findings, page, verdict
+from geomem.experiments.audit import advice, evidence, findings, page, verdict
 from geomem.experiments.common import image_flags, results
 from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
@@ -29,22 +29,30 @@ from geomem.plots import zone as zone_plot
 
 __all__ = ["Config", "Result", "run"]
 
-_WIDE = 0.5  # threshold of the wider zone that the page also reports
+RECIPES = ("edm", "ddpm", "ddpm-cosine", "flow", "flow-logit-normal")  # as in conventions
+_WIDE = 0.5  # threshold of the zone that the page suggests as a gap
 _GROWTH_LEAST = 64  # training images, so that the smallest subsample has 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(image_flags.CurveFlags):
-    """Can a diffusion model memorize these images, at which noise levels, and what helps?
+    """How likely is a diffusion model to memorize these images, and what helps?
 
-    Finds duplicates, the danger zone, how it changes with the number of images, and how much of
-    common training noise falls into it. Writes an HTML page that works offline, audit.json,
-    zone.json, curves.csv, run.json and the figures.
+    Finds duplicates and the danger zone, compares the set with sets of which the outcome of
+    training is known, and gives a verdict: no, low, moderate or high risk. Writes an HTML page that
+    works offline, audit.json, keep.txt (training images without duplicates), zone.json, curves.csv,
+    run.json and the figures. Exits with code 1 if the risk is above --fail-above.
     """
 
     dataset: str = flag(REQUIRED, "data", positional=True)
     """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
     celeba_gray, digits and tfds:NAME."""
+    recipe: Literal["edm", "ddpm", "ddpm-cosine", "flow", "flow-logit-normal"] = flag(
+        "edm", "noise"
+    )
+    """The training noise that you plan to use; the others are reported too."""
+    fail_above: Literal["none", "low", "moderate"] | None = flag(None, "output")
+    """Exit with code 1 if the risk is above this one; the files are written all the same."""
     growth: bool = flag(True, "curves")
     """Also measure random subsamples, to see how the zone changes with the number of images."""
     out: str = flag("runs/audit", "output")
@@ -65,10 +73,12 @@ class Result(NamedTuple):
     Attributes:
       report: the content of audit.json.
       page: path of the HTML file.
+      exit_code: 1 if --fail-above was exceeded, else 0.
     """
 
     report: dict[str, Any]
     page: pathlib.Path
+    exit_code: int
 
 
 def run(config: Config) -> Result:
@@ -91,39 +101,57 @@ def run(config: Config) -> Result:
         train, heldout = _drop_duplicates(config, dataset, copies, max_noised)
     with phases("curves"):
         curves = _estimate(config, train, heldout, sigmas, max_noised)
-        zone, wide = (danger_zone.find(curves, t) for t in (config.threshold, _WIDE))
+        zone, wide, standard = (
+            danger_zone.find(curves, t)
+            for t in (config.threshold, min(_WIDE, config.threshold), evidence.THRESHOLD)
+        )
     with phases("growth"):
         few = min(500, max_noised)
         subsamples = _measure_subsamples(config, train, heldout, curves, few)
-    data_facts = findings.dataset(config, dataset, train, heldout, max_noised)
+    facts = findings.dataset(config, dataset, train, heldout, max_noised)
+    different, noises = len(train), conventions.usual_training_noise()
+    noise = noises[RECIPES.index(config.recipe)]
+    found, gap = findings.copies(config, dataset, copies), findings.gap(wide)
     report = {
-        "dataset": data_facts,
-        "duplicates": findings.copies(config, dataset, copies),
+        "verdict": verdict.decide(different, len(dataset.train_split), standard),
+        "dataset": facts,
+        "duplicates": found,
         "zone": zone._asdict(),
         "wider_zone": wide._asdict(),
-        "growth": findings.growth(subsamples, few),
+        "scale": findings.scale(facts["name"], different, standard, subsamples, noise),
+        "recipe": noise.name,
         "training_noise": findings.training_noise(zone, wide),
-        "recommendation": findings.recommendation(config, zone, data_facts),
-        "checkpoints": findings.checkpoints(config, data_facts["train"]),
-        "verdict": findings.verdict(zone),
+        "training_length": [seen * different for seen in evidence.onset()],
+        "growth": findings.growth(subsamples, few),
+        "gap": gap,
+        "advice": [item._asdict() for item in advice.advise(found, gap)],
+        "commands": advice.commands(config, facts, gap),
     }
     with phases("files"):
-        figures = _draw(folder, curves, zone, subsamples)
+        figures = _draw(folder, report, curves, zone, subsamples)
         results.write_columns(folder / "curves.csv", curves.columns())
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
-    facts = {
+        kept = findings.keep(copies, dataset, findings.names(config, dataset))
+        paths.write_whole(folder / "keep.txt", "".join(f"{name}\n" for name in kept))
+    recorded = {
         "config": dataclasses.asdict(config) | _without_folders(config),
         "data": results.dataset_facts(dataset),
     }
-    run_facts = results.run_facts(config, phases, **facts)
+    run_facts = results.run_facts(config, phases, **recorded)
     html = page.render(report, run_facts, figures, _thumbnails(dataset, copies))
     paths.write_whole(folder / "audit.html", html)
-    output.finish(**facts)
-    print(f"\n{verdict.headline(report)}")
-    for question, answer in verdict.answers(report):
-        print(f"\n{question}\n{textwrap.fill(answer, 88)}")
-    return Result(report, output.folder / "audit.html")
+    output.finish(**recorded)
+    print(f"\n{report['verdict']['headline']}\n{_wrapped(report['verdict']['why'])}")
+    print(_wrapped(verdict.length(different)))
+    for number, item in enumerate(report["advice"][:3], 1):
+        print(_wrapped(f"{number}. {item['action']}. {item['effect']}"))
+    failed = verdict.exceeds(report["verdict"]["risk"], config.fail_above)
+    return Result(report, output.folder / "audit.html", int(failed))
+
+
+def _wrapped(text):
+    return textwrap.fill(text, 88)
 
 
 def _check(config):
@@ -225,10 +253,13 @@ def _measure_subsamples(config, train, heldout, curves, noised):
     )
 
 
-def _draw(folder, curves, zone, subsamples):
+def _draw(folder, report, curves, zone, subsamples):
     """Write the figures and return them as {name: SVG}."""
     edges = findings.edges(zone)
     drawn = {
+        "scale": audit_figures.copies_by_size(
+            evidence.evidence()["networks"], report["dataset"]["different_train"]
+        ),
         "curves": zone_plot.danger_zone(curves, zone),
         "training_noise": audit_figures.training_noise(conventions.usual_training_noise(), edges),
     }
@@ -241,10 +272,12 @@ def _draw(folder, curves, zone, subsamples):
 
 def _thumbnails(dataset, copies):
     """PNG files of the first images of the first groups of duplicates."""
+    if not dataset.is_images:
+        return []
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
 
     def thumbnail(i):
         return audit_figures.thumbnail(train[i] if i < len(train) else heldout[i - len(train)])
 
-    groups = copies.groups()[: page.GROUPS]
+    groups = findings.groups_of(copies, len(train))[: page.GROUPS]
     return [[thumbnail(i) for i in group[: page.ABREAST]] for group in groups]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import pathlib
-import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from geomem.data import Dataset, folders, sources
+from geomem.data import Dataset
 from geomem.diffusion import conventions
-from geomem.experiments.train.presets import PRESETS
+from geomem.diffusion.conventions import TrainingNoise
+from geomem.experiments.audit.evidence import THRESHOLD, evidence
+from geomem.experiments.common import image_flags
 from geomem.geometry import growth as growth_lib
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.growth import Growth
@@ -22,19 +23,17 @@ from geomem.points.exact import decode
 
 __all__ = [
     "base_name",
-    "checkpoints",
     "copies",
     "dataset",
     "edges",
+    "gap",
+    "groups_of",
     "growth",
-    "recommendation",
+    "keep",
+    "names",
+    "scale",
     "training_noise",
-    "verdict",
 ]
-
-_FEW = 200  # with fewer training images, the page warns that its numbers are rough
-_SMALL = 10_000  # most training images for which the preset edm_small is long enough
-_KEPT = 40  # all checkpoints of an edm_small run, from which to choose when to stop
 
 
 def base_name(path: str) -> str:
@@ -45,13 +44,6 @@ def base_name(path: str) -> str:
 def edges(zone: Zone) -> tuple[float, float] | None:
     """Return (low, high), or None if there is no zone."""
     return None if zone.low is None else (zone.low, zone.high)
-
-
-def verdict(zone: Zone) -> str:
-    """Return "risky", "borderline" or "none", depending on how many replicates have a zone."""
-    if zone.low is not None and zone.confidence >= 0.95:
-        return "risky"
-    return "borderline" if zone.confidence > 0.05 else "none"
 
 
 def dataset(
@@ -77,10 +69,10 @@ def dataset(
         "shape": list(split.shape[1:]),
         "dimensions": train.shape[1],
         "stored_as": split.pixels.dtype.name,
+        "images": images.is_images,
         "classes": 0 if split.labels is None else len(np.unique(split.labels)),
         "mean": float(mean),
         "standard_deviation": math.sqrt(square - mean**2),
-        "few": len(train) < _FEW,
     }
 
 
@@ -93,7 +85,7 @@ def _moments(points):
 
 def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, Any]:
     """Return the groups of duplicates, with the names of their images."""
-    names, count = _names(config, images), len(images.train_split)
+    every, count = names(config, images), len(images.train_split)
     exact, distance = duplicates.exact, np.zeros(len(duplicates.exact))
     for pair in duplicates.pairs:  # of each image, to the image that represents its group
         for a, b in ((pair.image, pair.copy), (pair.copy, pair.image)):
@@ -101,16 +93,18 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
                 distance[a] = pair.distance
     groups = [
         {
-            "images": [names[i] for i in group],
+            "images": [every[i] for i in group],
             "held_out": [bool(i >= count) for i in group],
             "exact": bool((exact[group] == exact[group[0]]).all()),
             "distance": float(distance[group].max()),
         }
-        for group in duplicates.groups()
+        for group in groups_of(duplicates, count)
     ]
     return {
         "typical_distance": duplicates.typical,
         "cutoff": duplicates.cutoff,
+        "removed": int((duplicates.group[:count] != np.arange(count)).sum()),
+        "leaked": int((duplicates.group[count:] < count).sum()),
         "exact_copies": int((exact != np.arange(len(exact))).sum()),
         "near_pairs": sum(pair.kind != "exact" for pair in duplicates.pairs),
         "images_in_groups": sum(len(group["images"]) for group in groups),
@@ -120,16 +114,16 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
     }
 
 
-def _names(config, images):
-    """Names of the training images, then of the held-out ones: file names, or array indices."""
-    path = pathlib.Path(config.dataset).expanduser()
-    files = folders.image_paths(path) if sources.is_folder(config.dataset) else None
+def groups_of(duplicates: Duplicates, train: int) -> list[np.ndarray]:
+    """Return the groups of duplicates, those with both training and held-out images first."""
+    return sorted(duplicates.groups(), key=lambda group: not group.min() < train <= group.max())
 
-    def name(split, listed):
-        return [str(files[i].relative_to(path)) if listed else f"image {i}" for i in split.index]
 
-    same_source = not isinstance(config.heldout, str)
-    return name(images.train_split, files) + name(images.test_split, files and same_source)
+def names(config: Any, images: Dataset) -> list[str]:
+    """Return names of the training, then of the held-out images; see `image_flags.file_names`."""
+    heldout = config.heldout if isinstance(config.heldout, str) else config.dataset
+    sources = (config.dataset, images.train_split), (heldout, images.test_split)
+    return [name for source in sources for name in image_flags.file_names(*source)]
 
 
 def growth(subsamples: Growth | None, noised: int) -> dict[str, Any] | None:
@@ -166,66 +160,55 @@ def training_noise(zone: Zone, wide: Zone) -> list[dict[str, Any]]:
     ]
 
 
-def checkpoints(config: Any, count: int) -> list[str]:
-    """Return commands that train without a gap, sample from a checkpoint and look for copies."""
-    first = PRESETS[_preset(config, count)].checkpoint_every
+def scale(
+    name: str, different: int, zone: Zone, subsamples: Growth | None, noise: TrainingNoise
+) -> list[dict[str, Any]]:
+    """Return the zones of this set, of its subsamples and of the reference sets, by size.
+
+    Args:
+      name: of this set.
+      different: its number of training images without duplicates.
+      zone: its zone at the threshold of the references.
+      subsamples: as in `growth`; used if they have that threshold.
+      noise: the recipe of which to give the share inside each zone.
+    """
+    rows = [(row["name"], row["count"], row["zone"], False) for row in evidence()["references"]]
+    if subsamples is not None and subsamples.threshold == THRESHOLD:
+        for size in np.unique(subsamples.count)[:-1]:
+            part = subsamples.count == size
+            ends = [float(edge[part].mean()) for edge in (subsamples.reached, subsamples.left)]
+            rows.append(
+                (f"{name}, a part", int(size), None if np.isnan(ends).any() else ends, True)
+            )
+    rows.append((name, different, edges(zone), True))
     return [
-        f"{_train(config, count)} --keep-checkpoints {_KEPT} --out runs/base",
-        f"geomem sample --run runs/base --step {first} --count 512 --out samples.npz",
-        "geomem evaluate --run runs/base --samples samples.npz",
+        {
+            "name": name,
+            "count": count,
+            "zone": ends and list(ends),
+            "share": ends and noise.share(*ends),
+            "this_set": this,
+        }
+        for name, count, ends, this in sorted(rows, key=lambda row: (row[1], row[0]))
     ]
 
 
-def recommendation(config: Any, zone: Zone, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the gap in each recipe's own units, or None if there is no zone.
+def keep(copies: Duplicates, images: Dataset, every: Sequence[str]) -> list[str]:
+    """Return the names of the training images to keep: one of each group of duplicates."""
+    first = np.flatnonzero(copies.group == np.arange(len(copies.group)))
+    return [every[i] for i in first if i < len(images.train_split)]
 
-    Args:
-      config: configuration of the audit.
-      zone: the danger zone.
-      facts: the result of `dataset`.
-    """
-    if zone.low is None:
+
+def gap(wide: Zone) -> dict[str, Any] | None:
+    """Return the zone at the lower threshold in each recipe's own units, or None if it is empty."""
+    if wide.low is None:
         return None
-    low, high = (float(f"{edge:.3g}") for edge in (zone.low, zone.high))
+    low, high = (float(f"{edge:.3g}") for edge in (wide.low, wide.high))
     betas = {"linear": conventions.linear_betas(), "cosine": conventions.cosine_betas()}
     steps = {name: conventions.timesteps_between(low, high, b) for name, b in betas.items()}
-    times = [float(conventions.sigma_to_flow_time(edge)) for edge in (low, high)]
-    network = _gap_network(config, facts)
+    times = [round(float(conventions.sigma_to_flow_time(edge)), 4) for edge in (low, high)]
     return {
-        "gap": [low, high],
-        "keep": 0.0,
-        "edm_sigma": [low, high],
+        "sigma": [low, high],
         "ddpm_timesteps": {n: [s.start, s.stop - 1] if s else None for n, s in steps.items()},
-        "flow_time": [round(time, 4) for time in times],
-        "command": f"{_train(config, facts['train'])}{network} --gap {low:g} {high:g} "
-        "--out runs/gap",
+        "flow_time": times,
     }
-
-
-def _train(config, count):
-    """The command that trains on the audited images."""
-    preset = _preset(config, count)
-    words = ["geomem train", preset, "--dataset", shlex.quote(config.dataset)]
-    for name in ("heldout", "heldout_seed", "resize", "subset_seed"):
-        if (value := getattr(config, name)) != getattr(PRESETS[preset], name):
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
-    if config.classes:
-        words += ["--classes", *(shlex.quote(name) for name in config.classes)]
-    return " ".join([*words, f"--num-train {count}"])
-
-
-def _preset(config, count):
-    small = "digits_fourier" if config.dataset == "digits" else "edm_small"
-    return small if count <= _SMALL else "edm_cifar10"
-
-
-def _gap_network(config, facts):
-    """Flags that give other presets the settings with which a gap helped in experiments/gap_sweep.
-
-    These are the settings of digits_fourier: a Fourier embedding of the noise level that also
-    scales channels, and EDM's training noise scaled to the standard deviation of the data.
-    """
-    if _preset(config, facts["train"]) == "digits_fourier":
-        return ""
-    mean = PRESETS["edm_small"].noise_mean + math.log(facts["standard_deviation"] / 0.5)
-    return f" --embedding fourier --adaptive-scale True --sigma-data 0 --noise-mean {mean:.3g}"

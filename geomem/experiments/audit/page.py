@@ -8,8 +8,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from geomem.experiments.audit import recipes
-from geomem.experiments.audit.verdict import answers, count, headline, trend
+from geomem.experiments.audit import advice, snippets, verdict
+from geomem.experiments.audit.evidence import evidence
+from geomem.experiments.audit.verdict import count
 from geomem.experiments.common.html import code, facts, image, paragraphs, pictures, steps, table
 
 __all__ = ["ABREAST", "GROUPS", "render"]
@@ -17,7 +18,7 @@ __all__ = ["ABREAST", "GROUPS", "render"]
 GROUPS = 12  # groups of duplicates shown on the page
 ABREAST = 4  # pictures shown of each group
 
-_COLORS = {"risky": "#D55E00", "borderline": "#E69F00", "none": "#009E73"}
+_COLORS = {"high": "#D55E00", "moderate": "#E69F00", "low": "#56B4E9", "none": "#009E73"}
 
 
 def render(
@@ -31,17 +32,23 @@ def render(
     Args:
       report: the content of audit.json.
       run: the content of run.json.
-      figures: {name: SVG}: curves, training_noise and, if it was measured, growth.
+      figures: {name: SVG}: scale, curves, training_noise and, if it was measured, growth.
       thumbnails: PNG files of the first ABREAST images of the first GROUPS groups of duplicates.
     """
     template = importlib.resources.files("geomem") / "assets" / "audit.html"
+    decision = report["verdict"]
+    different = report["dataset"]["different_train"]
     return string.Template(template.read_text(encoding="utf-8")).substitute(
         name=html.escape(report["dataset"]["name"]),
-        color=_COLORS[report["verdict"]],
-        headline=html.escape(headline(report)),
-        answers="\n".join(
-            f"<p><b>{question}</b> {html.escape(text)}</p>" for question, text in answers(report)
-        ),
+        color=_COLORS[decision["risk"]],
+        headline=html.escape(decision["headline"]),
+        why=html.escape(decision["why"]),
+        first=_first(report["advice"]),
+        scale_figure=image(figures["scale"], "svg+xml", "copies by number of training images"),
+        length=html.escape(verdict.length(different)),
+        lengths=_lengths(),
+        scale=_scale(report),
+        rule=html.escape(verdict.RULE),
         data=_data(report["dataset"]),
         copies=_copies(report["duplicates"], thumbnails),
         curves_figure=image(figures["curves"], "svg+xml", "coverage and max weight"),
@@ -49,24 +56,69 @@ def render(
         growth=_growth(report["growth"], figures),
         noise_figure=image(figures["training_noise"], "svg+xml", "noise levels of common recipes"),
         training_noise=_training_noise(report),
-        change=steps(recipes.steps(report)),
+        advice=steps([_advice(item) for item in report["advice"]]),
         settings=_settings(report),
         made=_made(run),
     )
 
 
-def _data(dataset):
-    height, width, channels = dataset["shape"]
+def _first(items):
+    """The first three actions, with the sentence that says most about each."""
+    lines = (
+        f"<li><b>{html.escape(item['action'])}.</b> {html.escape(item['how'])}</li>"
+        for item in items[:3]
+    )
+    return f"<ol>{''.join(lines)}</ol>"
+
+
+def _advice(item):
+    return item["action"], [item["effect"], f"Source: {item['measured']}", f"How: {item['how']}"]
+
+
+def _scale(report):
+    def row(entry):
+        name, zone = entry["name"], entry["zone"]
+        return (
+            f"{name} (this set)" if entry["this_set"] else name,
+            f"{entry['count']:,}",
+            "none" if zone is None else f"{zone[0]:.3g} to {zone[1]:.3g}",
+            "" if zone is None else f"{zone[1] / zone[0]:.2g}",
+            "none" if entry["share"] is None else f"{entry['share']:.0%}",
+        )
+
+    header = ["data", "images", "danger zone", "upper / lower edge", "training steps in it"]
+    return table(header, [row(entry) for entry in report["scale"]]) + paragraphs(
+        f"Training steps are those of {report['recipe']}. Zones are at threshold 0.8 and in the "
+        "units of each set."
+    )
+
+
+def _lengths():
+    networks = evidence()["networks"]
     rows = [
-        ("images", f"{dataset['train']:,} training, {dataset['heldout']:,} held out"),
         (
-            "size",
-            f"{width} x {height}, {count(channels, 'channel')}: {dataset['dimensions']:,} values",
-        ),
+            f"{run['data']}, {run['count']:,}",
+            ", ".join(f"{seen:,}" for seen in run["seen"]) or "not known",
+            ", ".join(f"{rate:.0%}" for rate in run["copied"]),
+        )
+        for run in networks
+    ]
+    sources = (f"{run['data']}, {run['count']:,}: {run['source']}." for run in networks)
+    header = ["training images", "times each was seen", "copies"]
+    return table(header, rows) + paragraphs(" ".join(sources))
+
+
+def _data(dataset):
+    size = " x ".join(map(str, dataset["shape"]))
+    kind = "images" if dataset["images"] else "latents" if len(dataset["shape"]) == 3 else "vectors"
+    scaled = ", scaled to [-1, 1]" if dataset["images"] else ""
+    rows = [
+        (kind, f"{dataset['train']:,} training, {dataset['heldout']:,} held out"),
+        ("size", f"{size} (height, width, channels)" if len(dataset["shape"]) == 3 else size),
         ("classes", f"{dataset['classes']}" if dataset["classes"] else ""),
         (
-            "pixels",
-            f"{dataset['stored_as']}, scaled to [-1, 1]: mean {dataset['mean']:.2f}, standard "
+            "values",
+            f"{dataset['stored_as']}{scaled}: mean {dataset['mean']:.2f}, standard "
             f"deviation {dataset['standard_deviation']:.2f}",
         ),
         (
@@ -96,14 +148,14 @@ def _copies(copies, thumbnails):
         return paragraphs(f"None found. {search}")
     exact, both = sum(group["exact"] for group in groups), copies["groups_over_both"]
     text = paragraphs(
-        f"{count(copies['images_in_groups'], 'image')} in {count(len(groups), 'group')}: "
+        f"{count(both, 'group')} with both training and held-out images, shown first. Their "
+        "held-out images were left out, because they are not new to a model."
+        if both
+        else "",
+        f"In all, {count(copies['images_in_groups'], 'image')} in {count(len(groups), 'group')}: "
         f"{exact:,} with exact copies only, {len(groups) - exact:,} with near copies. Look at "
         "them: if the images of a group are the same, keep one. All curves on this page were "
         "measured on one image of each group.",
-        f"{count(both, 'group')} with both training and held-out images: their held-out images "
-        "were left out, because they are not new to a model."
-        if both
-        else "",
         search,
     )
     rows = []
@@ -172,7 +224,7 @@ def _growth(growth, figures):
     if growth["closing"] is None:
         return figure + paragraphs("Too few subsamples have both edges to estimate a trend.")
     return figure + paragraphs(
-        trend(growth),
+        verdict.trend(growth),
         "The interval is for the slope of a straight line through these points. Because the "
         "subsamples share images, it describes this figure and is not a forecast.",
     )
@@ -196,10 +248,11 @@ def _training_noise(report):
 
 
 def _settings(report):
-    commands = "\n".join(recipes.wrap(command) for command in report["checkpoints"])
-    blocks = [("geomem, training without a gap", commands)]
-    if advice := report["recommendation"]:
-        blocks += recipes.settings(advice)
+    blocks = [("geomem", "\n".join(advice.wrap(line, 72) for line in report["commands"]))]
+    if not report["commands"]:
+        blocks = []
+    if report["gap"]:
+        blocks += snippets.snippets(report["gap"])
     return "".join(code(*block) for block in blocks)
 
 

@@ -1,4 +1,4 @@
-"""The verdict of an audit and the answers to a reader's first questions, as plain text."""
+"""The verdict of an audit: a risk, the rule that decides it, and its reason in two sentences."""
 
 from __future__ import annotations
 
@@ -6,37 +6,112 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["answers", "count", "headline", "trend"]
+from geomem.experiments.audit.evidence import (
+    COPIED,
+    NARROW,
+    NOT_COPIED,
+    THRESHOLD,
+    evidence,
+    onset,
+    width,
+)
+from geomem.geometry.danger_zone import Zone
+
+__all__ = ["RISKS", "RULE", "count", "decide", "exceeds", "length", "trend"]
+
+RISKS = ("none", "low", "moderate", "high")  # ascending
+_FEW = 50  # different training images, fewer of which give no usable curves
+_MANY_DUPLICATES = 0.05  # of the training images
+_BORDERLINE = 0.05  # of the bootstrap samples have a zone
+
+RULE = (
+    f"No risk without a danger zone at threshold {THRESHOLD:g}. Otherwise high up to {COPIED:,} "
+    f"different training images, because trained networks copied sets of this size; low from "
+    f"{NOT_COPIED:,}, where no copies were seen; moderate between, where no network was measured. "
+    f"A zone with upper edge / lower edge below {NARROW:.2g} (half the width of 1,000 CIFAR-10 "
+    f"images on a logarithmic scale) turns high into moderate. Duplicates among at least "
+    f"{_MANY_DUPLICATES:.0%} of the training images raise the risk by one step. Fewer than {_FEW} "
+    "images always count as high. The limits are geomem's choice; they rest on the tables above."
+)
 
 
-def headline(report: Mapping[str, Any]) -> str:
-    """Return the verdict in one line."""
-    return {
-        "risky": "Risky: a diffusion model can memorize these images.",
-        "borderline": "Borderline: a diffusion model may be able to memorize these images.",
-        "none": "No danger zone: the curves give no reason to expect memorization.",
-    }[report["verdict"]]
+def decide(different: int, train: int, zone: Zone) -> dict[str, Any]:
+    """Return the risk, its reason, the headline and the explanation.
+
+    Args:
+      different: training images without duplicates.
+      train: all training images.
+      zone: the danger zone at threshold 0.8.
+    """
+    copied = next(run for run in evidence()["networks"] if run["count"] == COPIED)["copied"][-1]
+    size = f"This set has {count(different, 'different image')}."
+    measured = (
+        f"Of the images from a network trained on {COPIED:,} images, {copied:.0%} were copies; "
+        f"from one trained on {NOT_COPIED:,}, none were"
+    )
+    if different < _FEW:
+        risk, reason = "high", "few"
+        text = "too few images to measure."
+        why = f"{size} Any network that trains long enough can store them all."
+    elif zone.low is None or zone.high is None:
+        unsure = zone.confidence > _BORDERLINE
+        risk, reason = ("low", "borderline") if unsure else ("none", "zone")
+        text = (
+            "these images may just reach the conditions for copying."
+            if unsure
+            else "nothing in the geometry of these images calls for copying."
+        )
+        why = (
+            f"At no noise level do the two conditions for copying both reach {THRESHOLD:g}; they "
+            f"come closest at noise level {zone.peak:.3g}, with {zone.peak_level:.2f}."
+        )
+    elif different >= NOT_COPIED:
+        risk, reason = "low", "large"
+        text = "networks trained on a set of this size were not seen to copy."
+        why = f"{size} {measured}. Images that occur several times can still be copied."
+    elif (ratio := width((zone.low, zone.high))) < NARROW:
+        risk, reason = "moderate", "narrow"
+        text = "copying is possible, but only in a narrow range of noise."
+        reference = next(row for row in evidence()["references"] if row["count"] == 1000)
+        why = (
+            f"The danger zone spans a factor of {ratio:.2g} in noise; that of "
+            f"{reference['count']:,} CIFAR-10 images, which networks copied, spans "
+            f"{width(reference['zone']):.2g}. {size}"
+        )
+    elif different <= COPIED:
+        risk, reason = "high", "small"
+        text = "trained networks have copied sets like this one."
+        why = f"{size} {measured}."
+    else:
+        risk, reason = "moderate", "between"
+        text = "this set is larger than those that networks were seen to copy."
+        why = f"{size} {measured}."
+    removed = train - different
+    if different >= _FEW and removed >= _MANY_DUPLICATES * train:
+        risk, reason = RISKS[min(RISKS.index(risk) + 1, len(RISKS) - 1)], "duplicates"
+        why = (
+            f"{count(removed, 'image')} of {train:,} training images are copies of others, and "
+            f"what occurs several times is memorized first. {why}"
+        )
+        text = "clean the data first."
+    headline = f"{'No' if risk == 'none' else risk.capitalize()} risk: {text}"
+    return {"risk": risk, "reason": reason, "headline": headline, "why": why}
 
 
-def answers(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (question, answer) pairs for the top of the page and for the terminal."""
-    pairs = [
-        ("What does this mean?", _meaning(report)),
-        (
-            "Will my model memorize?",
-            "The audit cannot tell, because it looks at the images, not at a model. What a model "
-            "memorizes also depends on the network and on how long it trains. To find out, compare "
-            "generated images with the training images.",
-        ),
-        ("What should I do?", _advice(report)),
-    ]
-    if (growth := report["growth"]) and growth["closing"]:
-        pairs.append(("Would more images help?", trend(growth)))
-    return [
-        *pairs,
-        ("How was it measured?", _measurement(report["zone"])),
-        ("How sure is this?", _doubts(report)),
-    ]
+def exceeds(risk: str, limit: str | None) -> bool:
+    """Return whether a risk is above the limit of --fail-above, if there is one."""
+    return limit is not None and RISKS.index(risk) > RISKS.index(limit)
+
+
+def length(different: int) -> str:
+    """Return a sentence on the training length at which copying would start."""
+    first, last = onset()
+    return (
+        f"In the experiments that measured it, copies appeared after {first:,} to {last:,} images "
+        f"seen per training image, which is {_images(first * different)} to "
+        f"{_images(last * different)} training images here. EDM's setting for CIFAR-10 trains on "
+        "200 million."
+    )
 
 
 def trend(growth: Mapping[str, Any]) -> str:
@@ -70,67 +145,5 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _meaning(report):
-    zone = report["zone"]
-    copying = (
-        "the answer that training rewards most is one training image, unchanged. A model that "
-        "learns this answer generates copies of its training images"
-    )
-    if zone["low"] is None:
-        levels = (
-            "These images may have such noise levels."
-            if report["verdict"] == "borderline"
-            else "This audit found no such noise levels."
-        )
-        return (
-            "A diffusion model learns to remove noise from images. It can memorize if, at some "
-            f"noise levels, {copying}. {levels}"
-        )
-    shares = [noise["share"] for noise in report["training_noise"]]
-    return (
-        "A diffusion model learns to remove noise from images. At noise levels from "
-        f"{zone['low']:.3g} to {zone['high']:.3g}, the danger zone, {copying}. Common training "
-        f"recipes spend {min(shares):.0%} to {max(shares):.0%} of their steps in this zone."
-    )
-
-
-def _measurement(zone):
-    return (
-        "By two curves from 0 to 1, computed from the images alone. Coverage: how often a noisy "
-        "new image looks like a noisy training image. Max weight: how much the best denoiser "
-        "relies on one training image. The danger zone is where both are at least "
-        f"{zone['threshold']:g}. The lower of the two peaks at {zone['peak_level']:.2f}, at noise "
-        f"level {zone['peak']:.3g}. Noise levels are standard deviations for pixels in [-1, 1]."
-    )
-
-
-def _advice(report):
-    groups, advice = report["duplicates"]["groups_in_training"], report["recommendation"]
-    first = (
-        f"Remove duplicates: {count(groups, 'group')} with training images. Then stop"
-        if groups
-        else "No duplicates among the training images were found. Stop"
-    )
-    gap = (
-        ". You can also leave the danger zone out of the training noise, which helped in some "
-        "settings and did little in others"
-        if advice
-        else ""
-    )
-    return f"{first} training before generated images turn into copies{gap}."
-
-
-def _doubts(report):
-    zone, texts = report["zone"], []
-    if report["dataset"]["few"]:
-        texts.append(
-            f"There are only {report['dataset']['different_train']} training images, so every "
-            "number is rough."
-        )
-    if zone["open_low"] or zone["open_high"]:
-        texts.append("The zone reaches the end of the measured noise levels and may extend beyond.")
-    texts.append(
-        f"{zone['confidence']:.0%} of the bootstrap samples have a danger zone. This accounts for "
-        "the choice of images and noise; the end of the page lists what the audit cannot tell."
-    )
-    return " ".join(texts)
+def _images(number):
+    return f"{number / 1e6:.2g} million" if number >= 1e6 else f"{round(number, -3):,}"

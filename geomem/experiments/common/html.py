@@ -42,7 +42,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"<tr><{tag}>{html.escape(row[0])}</{tag}>{''.join(numbers)}</tr>"
 
     lines = [cells("th", header), *(cells("td", row) for row in rows)]
-    return f"<table>{''.join(lines)}</table>"
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:

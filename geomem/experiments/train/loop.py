@@ -112,10 +112,14 @@ def run(config: Config) -> Result:
 
 
 def _check_values(config, dataset):
-    """Refuse vectors, and warn if the noise was made for data of another scale."""
+    """Refuse vectors and too few held-out images; warn if the noise is for another scale."""
     if len(dataset.train_split.shape) != 4:
         raise ValueError(
             f"dataset must be images or latents [N, H, W, C], got {dataset.train_split.shape}."
+        )
+    if config.watch and len(dataset.test_split) < 2:
+        raise ValueError(
+            f"heldout must leave 2 or more images for watch, got {len(dataset.test_split)}."
         )
     deviation = dataset.noise_scale / 2
     measured = config.sigma_data == 0

@@ -1,5 +1,6 @@
 """The audit end to end: files, planted duplicates, the page, and one-line errors."""
 
+import csv
 import dataclasses
 import html.parser
 import json
@@ -8,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -16,20 +16,21 @@ from PIL import Image
 
 from geomem import data
 from geomem.data import sources
-from geomem.diffusion import conventions, grids, schedules
+from geomem.diffusion import conventions
 from geomem.experiments import evaluate as evaluate_command
 from geomem.experiments import sample as sample_command
-from geomem.experiments.audit import command, findings, recipes, verdict
+from geomem.experiments.audit import advice, command, evidence, findings, verdict
 from geomem.experiments.audit.command import Config
 from geomem.experiments.common import dataclass_flags, image_flags
 from geomem.experiments.train import PRESETS, configuration
 from geomem.geometry import danger_zone, growth
+from geomem.metrics import intervals
 from geomem.plots import audit_figures
 
 NAME = "a $name <b>&"  # has to be escaped
 PLANTED = {70: 3, 71: 4, 12: 5, 33: 6}  # copy: source; copies of odd sources are exact
 REPOSITORY = pathlib.Path(__file__).parents[3]
-FACTS = {"train": 50, "standard_deviation": 0.5}
+FACTS = {"train": 50, "standard_deviation": 0.5, "shape": [8, 8, 1], "images": True}
 
 
 def small(tmp_path, dataset, **changes):
@@ -93,19 +94,23 @@ def test_finds_and_drops_planted_duplicates(finished):
 def test_files_agree_with_each_other(finished):
     folder = finished.page.parent
     names = {path.name for path in folder.iterdir()}
-    figures = {f"{n}.{s}" for n in ("curves", "growth", "training_noise") for s in ("png", "pdf")}
-    assert names == figures | {"audit.html", "audit.json", "zone.json", "curves.csv", "run.json"}
+    figures = {
+        f"{n}.{s}" for n in ("scale", "curves", "growth", "training_noise") for s in ("png", "pdf")
+    }
+    files = {"audit.html", "audit.json", "keep.txt", "zone.json", "curves.csv", "run.json"}
+    assert names == figures | files
     report = json.loads((folder / "audit.json").read_text())
     zone = json.loads((folder / "zone.json").read_text())
     assert report["zone"] == zone
-    low, high = report["recommendation"]["gap"]
-    assert (low, high) == pytest.approx((zone["low"], zone["high"]), rel=5e-3)
+    low, high = report["gap"]["sigma"]
+    wide = report["wider_zone"]
+    assert (low, high) == pytest.approx((wide["low"], wide["high"]), rel=5e-3)
     noise = conventions.usual_training_noise()[2]
     assert report["training_noise"][2]["share"] == noise.share(zone["low"], zone["high"])
     sigmas = conventions.ddpm_sigmas(conventions.cosine_betas())
-    first, last = report["recommendation"]["ddpm_timesteps"]["cosine"]
+    first, last = report["gap"]["ddpm_timesteps"]["cosine"]
     assert sigmas[first - 1] < low <= sigmas[first] <= sigmas[last] <= high < sigmas[last + 1]
-    start, end = report["recommendation"]["flow_time"]
+    start, end = report["gap"]["flow_time"]
     assert (start / (1 - start), end / (1 - end)) == pytest.approx((low, high), rel=1e-3)
     assert report["growth"]["count"][-1] == report["dataset"]["different_train"]
     run = json.loads((folder / "run.json").read_text())
@@ -118,49 +123,141 @@ def test_page_is_complete_and_self_contained(finished):
     text = finished.page.read_text()
     parsed = Page(text)
     assert parsed.open == []
-    assert len(parsed.loaded) == 3 + 2 * len(PLANTED)  # figures, thumbnails
+    assert len(parsed.loaded) == 4 + 2 * len(PLANTED)  # figures, thumbnails
     assert all(source.startswith("data:image/") for source in parsed.loaded)
     assert "http" not in text.replace("http://www.w3.org", "")
     words = " ".join(parsed.words)
     assert words.count(NAME) >= 3  # title, heading and command
     assert NAME not in text
     assert "$" not in words.replace(NAME, "")
-    for text in (verdict.headline(finished.report), "78.8%", "geomem train", "arXiv 2301.13188"):
+    decision = finished.report["verdict"]
+    shown = [decision["headline"], decision["why"], verdict.RULE, "geomem train", "2301.13188"]
+    for item in finished.report["advice"]:
+        shown += item.values()
+    for text in shown:
         assert text in words
-    for question, answer in verdict.answers(finished.report):
-        assert question in words
-        assert answer in words
 
 
-def test_advises_duplicates_then_early_stopping_then_a_gap(finished):
-    leads = [lead for lead, _ in recipes.steps(finished.report)]
-    assert [lead.split()[0] for lead in leads] == ["Remove", "Stop", "Consider"]
-    advice = dict(verdict.answers(finished.report))["What should I do?"]
-    parts = ("Remove duplicates", "stop training", "leave the danger zone out")
-    order = [advice.index(part) for part in parts]
-    assert order == sorted(order)
+def test_keeps_one_image_of_each_group(finished):
+    kept = (finished.page.parent / "keep.txt").read_text().splitlines()
+    assert len(kept) == len(set(kept)) == finished.report["dataset"]["different_train"]
+    groups = finished.report["duplicates"]["groups"]
+    assert all(sum(name in kept for name in group["images"]) <= 1 for group in groups)
 
 
-def test_does_not_extrapolate(finished):
-    closing = finished.report["growth"]["closing"]
-    assert set(closing) == {"slope", "slope_interval"}
-    answer = dict(verdict.answers(finished.report))["Would more images help?"]
-    largest = finished.report["dataset"]["different_train"]
-    assert f"Nothing is known about more than {largest} images" in answer
+def test_report_follows_its_schema(finished):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((REPOSITORY / "docs" / "audit.schema.json").read_text())
+    report = json.loads((finished.page.parent / "audit.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(report, schema)
+    assert set(schema["required"]) == set(report) == set(schema["properties"])
+
+
+def test_evidence_equals_the_results_it_cites():
+    stored = evidence.evidence()
+    for row in stored["references"]:
+        zone = _json(row["file"])
+        assert row["zone"] == pytest.approx([zone["low"], zone["high"]], abs=1e-3)
+        folder = (REPOSITORY / row["file"]).parent
+        assert _json(folder / "run.json")["data"]["train"]["count"] == row["count"]
+    digits = stored["networks"][0]
+    rows = [row for row in _rows(digits["file"]) if row["arm"] == "baseline"]
+    assert digits["seen"] == [int(float(row["kimg"]) * 1000 / 128) for row in rows]
+    assert digits["copied"] == pytest.approx([float(row["memorized"]) for row in rows], abs=1e-4)
+    large = stored["networks"][1]
+    alone = [row for row in _rows(large["file"]) if row["window"] == "none"]
+    memorizing, generalizing = (
+        [float(row[name]) for name in ("memorized", "memorized_low", "memorized_high")]
+        for row in alone
+    )
+    assert large["copied"] == generalizing[:1]
+    more = stored["more_images"]
+    assert more["from"] == pytest.approx(memorizing, abs=1e-4)
+    assert more["to"] == pytest.approx(generalizing, abs=1e-4)
+    for row in stored["gaps"]:
+        arms = {arm["arm"]: arm["memorized"]["trainings"] for arm in _json(row["file"])}
+        values = [arms[row["arm"]][name] for name in ("mean", "low", "high")]
+        assert row["change"] == pytest.approx(values, abs=1e-4)
+    early = stored["early_stopping"]
+    runs = [row for row in _rows(early["file"]) if row["arm"] == "baseline"]
+    first, last = (
+        np.array([float(row["memorized"]) for row in runs if row["kimg"] == kimg])
+        for kimg in (runs[0]["kimg"], runs[-1]["kimg"])
+    )
+    assert [early["from"], early["to"]] == pytest.approx([last.mean(), first.mean()], abs=1e-4)
+    assert early["change"] == pytest.approx(intervals.mean(first - last), abs=1e-4)
+    assert early["runs"] == len(first) == 3
+
+
+def _json(path):
+    return json.loads((REPOSITORY / path).read_text())
+
+
+def _rows(path):
+    with (REPOSITORY / path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def zone(low, high, confidence=1.0):
+    edges = (None, None) if low is None else ((low, low), (high, high))
+    return danger_zone.Zone(low, high, 1.0, 0.9, 0.8, *edges, confidence, False, False)
 
 
 @pytest.mark.parametrize(
-    ("interval", "trend"),
+    ("different", "train", "found", "expected"),
     [
-        ((-0.06, -0.04), "narrower: the ratio of its upper to its lower edge falls by 4.9%"),
-        ((-0.11, 0.01), "does not clearly change"),
-        ((0.01, 0.02), "wider"),
+        (2, 2, zone(3, 29), ("high", "few")),
+        (1000, 1000, zone(1.62, 5.1), ("high", "small")),
+        (900, 900, zone(0.43, 0.66), ("moderate", "narrow")),
+        (10_000, 10_000, zone(1.5, 4.2), ("moderate", "between")),
+        (50_000, 50_000, zone(1.42, 3.75), ("low", "large")),
+        (1000, 1000, zone(None, None, 0.0), ("none", "zone")),
+        (1000, 1000, zone(None, None, 0.5), ("low", "borderline")),
+        (112, 160, zone(1.7, 6), ("high", "duplicates")),
+        (900, 1000, zone(0.43, 0.66), ("high", "duplicates")),
+        (990, 1000, zone(0.43, 0.66), ("moderate", "narrow")),
     ],
 )
-def test_describes_the_trend_with_more_images(finished, interval, trend):
-    closing = {"slope": sum(interval) / 2, "slope_interval": interval}
-    report = finished.report | {"growth": {"count": [10, 80], "closing": closing}}
-    assert trend in dict(verdict.answers(report))["Would more images help?"]
+def test_verdict_follows_the_rule(different, train, found, expected):
+    decision = verdict.decide(different, train, found)
+    assert (decision["risk"], decision["reason"]) == expected
+    risk = "No" if expected[0] == "none" else expected[0].capitalize()
+    assert decision["headline"].startswith(f"{risk} risk: ")
+
+
+def test_fails_above_a_limit(tmp_path):
+    risks = [verdict.exceeds(risk, "low") for risk in verdict.RISKS]
+    assert risks == [False, False, True, True]
+    assert not verdict.exceeds("high", None)
+    settings = {"num_sigmas": 5, "max_noised": 20, "growth": False, "out": str(tmp_path / "out")}
+    assert command.run(Config("digits", fail_above="low", **settings)).exit_code == 1
+    assert command.run(Config("digits", fail_above="moderate", **settings)).exit_code == 0
+
+
+def test_advice_is_in_order_of_the_measured_effect(finished):
+    """Duplicates of this set come first; what was not measured comes last."""
+    effects = [item["effect"] for item in finished.report["advice"]]
+    assert finished.report["advice"][0]["action"] == "Remove duplicates and leaks"
+    unmeasured = [effect.startswith("Not measured") for effect in effects]
+    assert unmeasured == sorted(unmeasured)
+    stored = evidence.evidence()
+    changes = [
+        stored["early_stopping"]["change"][0],
+        stored["more_images"]["to"][0] - stored["more_images"]["from"][0],
+        stored["gaps"][0]["change"][0],
+    ]
+    assert changes == sorted(changes)
+    clean = {"removed": 0, "leaked": 0}
+    assert advice.advise(clean, None)[0].action == "Stop training early"
+
+
+def test_scale_holds_this_set_between_the_references(finished):
+    rows = finished.report["scale"]
+    assert [row["count"] for row in rows] == sorted(row["count"] for row in rows)
+    assert {row["count"] for row in rows} >= {900, 1000, 2000, 50_000}
+    this = [row["count"] for row in rows if row["this_set"]]
+    assert this[-1] == finished.report["dataset"]["different_train"]
 
 
 @pytest.mark.parametrize("edges", [(np.nan, np.nan), (2.0, np.nan), (2.0, 4.0)])
@@ -191,11 +288,14 @@ def test_cited_recipes_exist(finished):
 
 def test_page_without_a_zone(tmp_path, folder):
     result = command.run(small(tmp_path, folder, sigma_max=0.05))
-    assert result.report["verdict"] == "none"
-    assert result.report["recommendation"] is None
+    assert result.report["verdict"]["risk"] == "none"
+    assert result.report["gap"] is None
     words = " ".join(Page(result.page.read_text()).words)
-    assert verdict.headline(result.report) in words
-    assert "No gap to recommend" in words
+    assert result.report["verdict"]["headline"] in words
+    assert "EDM, sampling" not in words
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((REPOSITORY / "docs" / "audit.schema.json").read_text())
+    jsonschema.validate(json.loads((result.page.parent / "audit.json").read_text()), schema)
 
 
 def test_audits_three_images(tmp_path):
@@ -203,7 +303,7 @@ def test_audits_three_images(tmp_path):
     np.save(tmp_path / "three.npy", images)
     result = command.run(small(tmp_path, tmp_path / "three.npy"))
     assert result.report["dataset"]["train"] == 2
-    assert "only 2 training images" in dict(verdict.answers(result.report))["How sure is this?"]
+    assert result.report["verdict"]["reason"] == "few"
     train = data.load(str(tmp_path / "three.npy")).train
     assert result.report["dataset"]["mean"] == pytest.approx(train.mean(), abs=1e-6)
     assert result.report["dataset"]["standard_deviation"] == pytest.approx(train.std(), abs=1e-6)
@@ -216,34 +316,34 @@ def test_data_set_names_take_precedence_over_folders(tmp_path, monkeypatch):
     assert sources.is_folder("./digits")
 
 
-ZONE = danger_zone.Zone(0.44, 0.66, 0.5, 0.9, 0.8, (0.4, 0.5), (0.6, 0.7), 1.0, False, False)
+GAP = {"sigma": [0.44, 0.66]}
 
 
 def test_command_names_the_data_and_a_preset():
     config = Config("my images", heldout="other.npz", resize=32, num_train=50, classes=("a b", "c"))
-    command = findings.recommendation(config, ZONE, FACTS)["command"]
+    command = advice.commands(config, FACTS, GAP)[-1]
     assert shlex.split(command) == [
         *("geomem", "train", "edm_small", "--dataset", "my images"),
         *("--heldout", "other.npz", "--resize", "32", "--classes", "a b", "c", "--num-train", "50"),
         *("--embedding", "fourier", "--adaptive-scale", "True", "--sigma-data", "0"),
-        *("--noise-mean", "-1.2", "--gap", "0.44", "0.66", "--out", "runs/gap"),
+        *("--noise-mean", "-1.2", "--gap", "0.44", "0.66", "--watch", "True", "--out", "runs/gap"),
     ]
     facts = FACTS | {"train": 50_000}
-    large = findings.recommendation(Config("cifar10"), ZONE, facts)["command"]
+    large = advice.commands(Config("cifar10"), facts, GAP)[-1]
     assert "train edm_cifar10 --dataset cifar10 --num-train 50000 --embedding fourier" in large
 
 
 def test_command_uses_the_settings_with_which_a_gap_helped():
     """The network and training noise are those of digits_fourier, the preset of gap_training."""
-    facts = {"train": 50, "standard_deviation": 0.756}
-    command = findings.recommendation(Config("my images"), ZONE, facts)["command"]
+    facts = FACTS | {"standard_deviation": 0.756}
+    command = advice.commands(Config("my images"), facts, GAP)[-1]
     parsed, best = _parse_train(command), PRESETS["digits_fourier"]
     for name in ("embedding", "adaptive_scale", "sigma_data", "noise_mean", "noise_std"):
         assert getattr(parsed, name) == getattr(best, name)
-    digits = findings.recommendation(Config("digits"), ZONE, facts)["command"]
-    assert dataclasses.replace(_parse_train(digits), gap=None, num_train=128, out=best.out) == (
-        dataclasses.replace(best, subset_seed=None)
-    )
+    digits = _parse_train(advice.commands(Config("digits"), facts, GAP)[-1])
+    assert dataclasses.replace(
+        digits, gap=None, num_train=128, watch=False, out=best.out
+    ) == dataclasses.replace(best, subset_seed=None)
 
 
 def _parse_train(command):
@@ -267,15 +367,15 @@ def test_commands_train_on_the_audited_images(folder, changes):
     config = Config(**{"dataset": str(folder), **changes})
     audited = image_flags.load(config).train_split
     facts = FACTS | {"train": len(audited)}
-    gap = _parse_train(findings.recommendation(config, ZONE, facts)["command"])
+    train, sample, evaluate, gap = advice.commands(config, facts, GAP)
+    gap = _parse_train(gap)
     assert configuration.resolve(gap).gap == (0.44, 0.66)
-    train, sample, evaluate = findings.checkpoints(config, len(audited))
     baseline = _parse_train(train)
     assert configuration.resolve(baseline).gap is None
     for parsed in (gap, baseline):
         assert image_flags.load(parsed).train_split.sha256() == audited.sha256()
     sampling = _parse(sample, "sample", sample_command.Config)
-    assert sampling.step % baseline.checkpoint_every == 0
+    assert (baseline.watch, sampling.run) == (True, baseline.out)
     judging = _parse(evaluate, "evaluate", evaluate_command.Config)
     assert (judging.samples, judging.run) == (sampling.out, baseline.out)
 
@@ -322,135 +422,30 @@ def test_command_line_prints_errors_in_one_line(tmp_path):
     assert process.stderr.count("\n") == 1
 
 
-def _fake_torch(rng):
-    """A NumPy stand-in for the parts of torch that the settings use."""
-
-    class Array(np.ndarray):
-        def to(self, device):
-            return self
-
-        def cpu(self):
-            return self
-
-        def unique(self):
-            return array(np.unique(np.asarray(self)))
-
-        def flip(self, axis):
-            return array(np.flip(np.asarray(self), axis))
-
-        def exp(self):
-            return np.exp(self)
-
-        def new_tensor(self, values):
-            return array(values)
-
-        def sort(self, descending):
-            return types.SimpleNamespace(values=array(np.sort(np.asarray(self))[::-1]))
-
-    def array(values):
-        return np.asarray(values).view(Array)
-
-    return types.SimpleNamespace(
-        randn_like=lambda x: array(rng.normal(size=x.shape)),
-        rand=lambda n: array(rng.uniform(size=n)),
-        where=lambda c, a, b: array(np.where(c, a, b)),
-        nonzero=lambda c: array(np.argwhere(c)),
-        randint=lambda low, high, shape: rng.integers(low, high, shape),
-        cat=lambda arrays: array(np.concatenate(arrays)),
-        array=array,
-    )
-
-
-ADVICE = {
-    "edm_sigma": [1.7, 5.0],
-    "ddpm_timesteps": {"linear": [383, 573], "cosine": None},
-    "flow_time": [0.6296, 0.8333],
-    "command": "python",
-}
-
-
-@pytest.fixture
-def settings(rng):
-    """(code of each recipe by the start of its title, names that it may use)."""
-    torch = _fake_torch(rng)
-    names = {"torch": torch, "self": types.SimpleNamespace(P_mean=-1.2, P_std=1.2)}
-    return {title.partition(":")[0]: code for title, code in recipes.settings(ADVICE)}, names
-
-
-def test_settings_name_the_gap():
-    (_, command), *others = recipes.settings(ADVICE)
-    assert command == "python"
-    titles = " ".join(title for title, _ in others)
-    assert "sigma in [1.7, 5]" in titles
-    assert "linear betas t = 383..573, cosine betas none" in titles
-    assert "t in [0.6296, 0.8333]" in titles
-
-
-def test_edm_settings_leave_the_gap_out(settings, rng):
-    codes, names = settings
-    names["sigma"] = names["torch"].array(np.exp(rng.normal(-1.2, 1.2, 4000)))
-    exec(codes["EDM, training"], names)
-    assert not ((names["sigma"] > 1.7) & (names["sigma"] < 5)).any()
-    assert (names["sigma"] > 5).any()
-    assert (names["sigma"] < 1.7).any()
-
-    names["t_steps"] = names["torch"].array(grids.edm_grid(18))
-    exec(codes["EDM, sampling"], names)
-    over = grids.skip_gaps(grids.edm_grid(18), schedules.gap(schedules.lognormal(), 1.7, 5.0))
-    np.testing.assert_array_equal(names["t_steps"], over)
-
-
-class FakeScheduler:
-    """A stand-in for the parts of diffusers' DDPMScheduler that the settings use."""
-
-    def __init__(self, alphas_cumprod, array):
-        self.alphas_cumprod, self._array = alphas_cumprod, array
-
-    def set_timesteps(self, count=None, timesteps=None):
-        if timesteps is None:
-            timesteps = np.arange(count)[::-1] * (1000 // count)
-        assert (np.diff(timesteps) < 0).all()  # diffusers demands it
-        self.timesteps = self._array(timesteps)
-
-
-def test_ddpm_settings_leave_the_gap_out(settings):
-    codes, names = settings
-    betas, array = conventions.linear_betas(), names["torch"].array
-    sigmas = conventions.ddpm_sigmas(betas)
-    names["noise_scheduler"] = FakeScheduler(array(np.cumprod(1 - betas)), array)
-    names |= {"bsz": 4000, "clean_images": types.SimpleNamespace(device=None)}
-    exec(codes["DDPM in diffusers, training"], names)
-    drawn = sigmas[names["timesteps"]]
-    assert not ((drawn > 1.7) & (drawn < 5)).any()
-    assert drawn.min() < 0.1
-    assert drawn.max() > 100
-
-    exec(codes["DDPM in diffusers, sampling"], names)
-    steps = names["noise_scheduler"].timesteps
-    assert not ((sigmas[steps] > 1.7) & (sigmas[steps] < 5)).any()
-    inside = conventions.timesteps_between(1.7, 5.0, betas)
-    outside = {t for t in range(0, 1000, 20) if t not in inside}
-    assert set(steps.tolist()) == outside | {inside.start - 1, inside.stop}  # the gap's edges
-
-
-def test_flow_matching_settings_leave_the_gap_out(settings):
-    codes, names = settings
-    names["batch"] = 4000
-    exec(codes["Flow matching, training"], names)
-    assert not ((names["t"] > 0.6296) & (names["t"] < 0.8333)).any()
-    assert names["t"].min() < 0.1
-    assert names["t"].max() > 0.9
-
-    names["times"] = names["torch"].array(np.linspace(1, 0, 11))
-    exec(codes["Flow matching, sampling"], names)
-    expected = [1, 0.9, 0.8333, 0.6296, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0]
-    np.testing.assert_allclose(names["times"], expected, atol=1e-12)
-
-
 def test_wraps_commands_before_flags():
     command = "geomem train edm_small --dataset 'my images' --classes 'a b' c --gap 0.44 0.66"
-    lines = recipes.wrap(command, 46).split(" \\\n")
+    lines = advice.wrap(command, 46).split(" \\\n")
     assert lines == [
         "geomem train edm_small --dataset 'my images'",
         "  --classes 'a b' c --gap 0.44 0.66",
     ]
+
+
+def test_audits_latents_and_vectors_in_their_units(tmp_path, rng):
+    values = rng.normal(size=(90, 4, 4, 4)).astype(np.float32)
+    gaps = []
+    for name, data_, factor in (
+        ("latents", values, 1),
+        ("large", values, 10),
+        ("vectors", values.reshape(90, -1), 1),
+    ):
+        np.save(tmp_path / f"{name}.npy", factor * data_)
+        config = small(tmp_path, tmp_path / f"{name}.npy", threshold=0.3, num_sigmas=9)
+        config = dataclasses.replace(config, layout="NHWC" if data_.ndim == 4 else None)
+        result = command.run(dataclasses.replace(config, out=str(tmp_path / name)))
+        gaps.append((result.report["zone"]["low"], result.report["zone"]["high"]))
+        commands = " ".join(result.report["commands"])
+        assert ("--sigma-data 0" in commands) == (data_.ndim == 4)
+        assert Page(result.page.read_text()).open == []
+    np.testing.assert_allclose(gaps[1], 10 * np.array(gaps[0]), rtol=5e-3)
+    np.testing.assert_allclose(gaps[2], gaps[0], rtol=5e-3)

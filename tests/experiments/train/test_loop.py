@@ -105,6 +105,13 @@ def test_says_when_copying_starts(tmp_path, monkeypatch, capsys):
     assert "step 16: copying has started; checkpoint 8 was saved before" in text
 
 
+def test_refuses_to_watch_with_one_held_out_image(tmp_path):
+    np.save(tmp_path / "three.npy", np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)))
+    config = _config(tmp_path / "run", dataset=str(tmp_path / "three.npy"), num_train=None)
+    with pytest.raises(ValueError, match=r"^heldout must leave 2 or more images for watch, got 1"):
+        loop.run(config)
+
+
 def test_run_folder_holds_documented_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names >= {"config.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints"}
