@@ -46,8 +46,8 @@ def edm_grid(
     if not 0 < rho < math.inf:
         raise ValueError(f"rho must be positive and finite, got {rho}.")
     with np.errstate(all="ignore"):
-        roots = np.float64([sigma_max, sigma_min]) ** (1 / rho)
-        sigmas = np.append(np.linspace(*roots, steps) ** rho, 0.0)
+        first, last = np.array([sigma_max, sigma_min], np.float64) ** (1 / rho)
+        sigmas = np.append(np.linspace(first, last, steps) ** rho, 0.0)
     if not (np.diff(sigmas) < 0).all():
         raise ValueError(f"rho must give finite and descending levels, got {rho}.")
     return sigmas
