@@ -25,10 +25,11 @@ def augment(
 ) -> tuple[Float[Array, "height width channels"], Float32[Array, " labels"]]:
     """Transform one image at random: flips, scale, rotation, anisotropic scale, translation.
 
-    Each is applied independently with `probability`, except the x-flip, which always has
-    probability 1/2. Works under `jit` and `vmap`. Resampling uses Keys' cubic kernel on the
-    mirrored image; EDM's code resamples at twice the resolution with a wavelet. An image that is
-    unchanged or only flipped keeps its pixels exactly.
+    In this order, each independently with `probability`, except the x-flip, which always has
+    probability 1/2. A y-flip follows half of its draws, and half of the anisotropic scalings
+    stretch along the x-axis, the others along a random axis. Works under `jit` and `vmap`.
+    Resampling uses Keys' cubic kernel on the mirrored image; EDM's code resamples at twice the
+    resolution with a wavelet. An image that is unchanged or only flipped keeps its pixels exactly.
 
     Args:
       key: a typed PRNG key.
@@ -39,14 +40,15 @@ def augment(
       (image, labels). The labels are: x-flip and y-flip (0 or 1); a, where 2^(0.2 a) is the scale;
       cos - 1 and sin of the rotation; b cos and b sin of the axis that is stretched by 2^(0.2 b)
       (as published, so (b, axis) and (-b, axis + pi) share a label); the translation along x and y
-      in eighths of the image's side.
+      in eighths of the image's side. Both angles are counterclockwise as seen on the screen.
     """
     key_gate, key_flip, key_angle, key_size = jax.random.split(key, 4)
-    gate = jax.random.uniform(key_gate, (5,)) < probability
-    x_flip, y_flip = jax.random.bernoulli(key_flip, shape=(2,)) & jnp.array([True, gate[0]])
-    rotation, axis = jax.random.uniform(key_angle, (2,), minval=-math.pi, maxval=math.pi)
-    rotation = jnp.where(gate[2], rotation, 0)
-    scale, stretch, *shift = jax.random.normal(key_size, (4,)) * gate[jnp.array([1, 3, 4, 4])]
+    gate = jax.random.uniform(key_gate, (6,)) < jnp.array([*[probability] * 5, 0.5])
+    x_flip, y_flip = jax.random.bernoulli(key_flip, shape=(2,)) & jnp.stack([True, gate[0]])
+    angles = jax.random.uniform(key_angle, (2,), minval=-math.pi, maxval=math.pi)
+    rotation, axis = jnp.where(jnp.stack([gate[2], gate[5]]), angles, 0)
+    active = jnp.stack([gate[1], gate[3], gate[4], gate[4]])
+    scale, stretch, *shift = jnp.where(active, jax.random.normal(key_size, (4,)), 0)
     shift = jnp.stack(shift)
 
     image = jnp.where(x_flip, image[:, ::-1], image)
@@ -55,13 +57,13 @@ def augment(
     matrix = _SCALE**-scale * functools.reduce(
         functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST),
         [
-            _rotation(axis),
+            _rotation(rotation - axis),
             jnp.diag(jnp.stack([_SCALE**-stretch, _SCALE**stretch])),
-            _rotation(-axis - rotation),
+            _rotation(axis),
         ],
     )
     resampled = _resample(image, matrix, shift * _TRANSLATE * jnp.array(image.shape[1::-1]))
-    image = jnp.where(gate[1:].any(), resampled, image)
+    image = jnp.where(gate[1:5].any(), resampled, image)
     labels = [x_flip, y_flip, scale, jnp.cos(rotation) - 1, jnp.sin(rotation)]
     labels += [stretch * jnp.cos(axis), stretch * jnp.sin(axis), *shift]
     return image, jnp.stack([jnp.asarray(label, jnp.float32) for label in labels])
@@ -79,11 +81,26 @@ def _resample(image, matrix, shift):
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     offset = jnp.stack([x.ravel(), y.ravel()], -1) - center - shift  # [HW, 2]
     source = center + jnp.einsum("ij,pj->pi", matrix, offset, precision=jax.lax.Precision.HIGHEST)
-    columns, column_weights = _taps(source[:, 0], width)
-    rows, row_weights = _taps(source[:, 1], height)
-    patches = image[rows[:, :, None], columns[:, None, :]]  # [HW, 4, 4, C]
-    weights = row_weights[:, :, None, None] * column_weights[:, None, :, None]
-    return (patches * weights).sum((1, 2)).reshape(image.shape)
+    taps = _taps(source[:, 1], height), _taps(source[:, 0], width)
+    pixels = jax.lax.platform_dependent(image, *taps, tpu=_multiply_taps, default=_gather_taps)
+    return pixels.reshape(image.shape)
+
+
+def _gather_taps(image, rows, columns):
+    """Return the weighted sum of the 4x4 pixels around each position: [HW, C]."""
+    patches = image[rows[0][:, :, None], columns[0][:, None, :]]  # [HW, 4, 4, C]
+    weights = rows[1][:, :, None, None] * columns[1][:, None, :, None]
+    return (patches * weights).sum((1, 2))
+
+
+def _multiply_taps(image, rows, columns):
+    """The same by products with dense matrices [HW, side]: a TPU gathers slowly."""
+    rows, columns = (
+        (jax.nn.one_hot(index, side) * weights[..., None]).sum(1)
+        for (index, weights), side in zip((rows, columns), image.shape[:2], strict=True)
+    )
+    along = jnp.einsum("pc,rcd->prd", columns, image, precision=jax.lax.Precision.HIGHEST)
+    return (rows[..., None] * along).sum(1)
 
 
 def _taps(position, side):

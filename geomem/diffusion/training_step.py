@@ -15,19 +15,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, Key, Shaped
 
 from geomem import data
-from geomem.diffusion import augment, preconditioning, schedules
+from geomem.diffusion import augment, data_parallel, preconditioning, schedules
 
 __all__ = [
     "Images",
@@ -37,8 +36,7 @@ __all__ = [
     "load_images",
     "loss",
     "make_update",
-    "replicate",
-    "unreplicate",
+    "program",
 ]
 
 
@@ -56,6 +54,8 @@ class Recipe:
       augment: probability of each augmentation; 0 turns all of them off, including the x-flip.
       seed: seed of the initial parameters and of all steps.
       window: number of steps over which the reported metrics are averaged.
+      microbatch: images per device whose gradient is computed at once; None for all. Fewer take
+        less memory, and the sum of the gradients is the same up to rounding.
     """
 
     schedule: schedules.Schedule
@@ -67,6 +67,7 @@ class Recipe:
     augment: float = 0.12
     seed: int = 0
     window: int = 100
+    microbatch: int | None = None
 
     def optimizer(self) -> optax.GradientTransformation:
         """Return Adam with the ramped learning rate."""
@@ -87,11 +88,11 @@ class Images(NamedTuple):
     """The training set on a device.
 
     Attributes:
-      pixels: uint8, or float32 in [-1, 1].
+      pixels: one image per row, uint8, or float32 in [-1, 1]; a TPU fetches rows much faster.
       mean, std: per-pixel mean and standard deviation over the training set, for dummy images.
     """
 
-    pixels: Shaped[Array | np.ndarray, "images height width channels"]
+    pixels: Shaped[Array | np.ndarray, "images height*width*channels"]
     mean: Float32[Array | np.ndarray, "height width channels"]
     std: Float32[Array | np.ndarray, "height width channels"]
 
@@ -117,7 +118,7 @@ class TrainState:
 def load_images(pixels: Shaped[np.ndarray, "images height width channels"]) -> Images:
     """Return the training set, uint8 or float32 in [-1, 1], with its mean and std, on the host."""
     images = data.to_float(pixels)
-    return Images(pixels, images.mean(0), images.std(0))
+    return Images(pixels.reshape(len(pixels), -1), images.mean(0), images.std(0))
 
 
 def init(
@@ -162,48 +163,30 @@ def loss(
 
 
 def make_update(
-    denoiser: preconditioning.EDMDenoiser, recipe: Recipe, devices: Sequence[Any] | None = None
+    denoiser: preconditioning.EDMDenoiser,
+    recipe: Recipe,
+    devices: Sequence[Any] | None = None,
+    parallel: Literal["pmap", "shard_map"] = "pmap",
 ) -> Callable[[TrainState, Images, int], TrainState]:
-    """Make a data-parallel update over devices, by `jax.pmap` with the axis "data".
+    """Make a data-parallel update over devices.
 
     Args:
       denoiser, recipe: the preconditioned network, and the step.
       devices: default: all devices of all processes.
+      parallel: as in `program`.
 
     Returns:
       A function update(state, images, count) -> state that runs `count` steps in one call: a scan
       if count > 1, which is an order of magnitude slower on a CPU. State and images come from
-      `replicate`, and the state is donated. Each count is compiled once.
+      `data_parallel.replicate`, and the state is donated. Each count is compiled once.
 
     Raises:
-      ValueError: the batch is not a multiple of the number of devices.
+      ValueError: as in `program`.
     """
-    num_devices = len(devices or jax.devices())
-    if recipe.batch % num_devices:
-        raise ValueError(
-            f"batch must be a multiple of the {num_devices} devices, got {recipe.batch}."
-        )
-    step = functools.partial(_step, denoiser, recipe, recipe.batch // num_devices)
-    # Arguments of the program, so that runs with other seeds or schedules can reuse it.
-    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
-    levels = recipe.schedule.levels()
-
-    @functools.partial(
-        jax.pmap,
-        axis_name="data",
-        in_axes=(0, 0, None, None),
-        devices=devices,
-        static_broadcasted_argnums=4,
-        donate_argnums=0,
-    )
-    def mapped(state, images, seed, levels, count):
-        def one(state, _=None):
-            return step(state, images, seed, levels), None
-
-        return one(state)[0] if count == 1 else jax.lax.scan(one, state, length=count)[0]
+    mapped, constants = program(denoiser, recipe, devices, parallel)
 
     def update(state, images, count):
-        state = mapped(state, images, seed, levels, count)
+        state = mapped(state, images, *constants, count)
         # A CPU's virtual devices share few threads. With further steps in the queue, an all-reduce
         # can wait so long that XLA ends the process.
         return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
@@ -211,22 +194,48 @@ def make_update(
     return update
 
 
-def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
-    """Copy each array to all of this process's devices, which become its leading axis."""
-    process = jax.process_index()
-    devices = [device for device in devices or jax.devices() if device.process_index == process]
-    sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+def program(
+    denoiser: preconditioning.EDMDenoiser,
+    recipe: Recipe,
+    devices: Sequence[Any] | None = None,
+    parallel: Literal["pmap", "shard_map"] = "pmap",
+) -> tuple[Callable[..., TrainState], tuple[Any, ...]]:
+    """Return the compiled function of `make_update` and its constant arguments.
 
-    def put(leaf):
-        leaf = np.asarray(leaf)
-        return jax.device_put(np.broadcast_to(leaf, (len(devices), *leaf.shape)), sharding)
+    Args:
+      denoiser, recipe, devices: as in `make_update`.
+      parallel: what maps the step over the devices: "pmap", or "shard_map" under `jit`, which
+        JAX recommends and which gives the same result.
 
-    return jax.tree.map(put, tree)
+    Returns:
+      A function (state, images, *constants, count) -> state, and the constants. They are arguments
+      of the program, so that runs with other seeds or schedules can reuse it.
 
+    Raises:
+      ValueError: the batch is not a multiple of the number of devices, or a device's part of it
+        not a multiple of `recipe.microbatch`.
+    """
+    devices = list(devices or jax.devices())
+    device_batch, rest = divmod(recipe.batch, len(devices))
+    if rest:
+        raise ValueError(
+            f"batch must be a multiple of the {len(devices)} devices, got {recipe.batch}."
+        )
+    if device_batch % (recipe.microbatch or 1):
+        raise ValueError(
+            f"microbatch must divide the {device_batch} images of a device, got "
+            f"{recipe.microbatch}."
+        )
+    step = functools.partial(_step, denoiser, recipe, device_batch)
 
-def unreplicate(tree: Any) -> Any:
-    """Return the first device's copy of a replicated tree, as new NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
+    def steps(state, images, seed, levels, count):
+        def one(state, _=None):
+            return step(state, images, seed, levels), None
+
+        return one(state)[0] if count == 1 else jax.lax.scan(one, state, length=count)[0]
+
+    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
+    return data_parallel.PROGRAMS[parallel](steps, devices), (seed, recipe.schedule.levels())
 
 
 def _step(denoiser, recipe, device_batch, state, images, seed, levels):
@@ -235,7 +244,7 @@ def _step(denoiser, recipe, device_batch, state, images, seed, levels):
     step_key = jax.random.fold_in(key, state.step + 1)  # steps count from 1
     index = jax.lax.axis_index("data") * device_batch + jnp.arange(device_batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
-    value, grads = jax.value_and_grad(loss, 1)(denoiser, state.params, keys, images, recipe, levels)
+    value, grads = _gradients(denoiser, state.params, keys, images, recipe, levels)
     value, grads = jax.lax.pmean((value, grads), "data")
     # As in EDM, a gradient that is not finite does not end the run. `train.loop` checks the loss.
     grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5), grads)
@@ -253,13 +262,29 @@ def _step(denoiser, recipe, device_batch, state, images, seed, levels):
     )
 
 
+def _gradients(denoiser, params, keys, images, recipe, levels):
+    """The loss and its gradients, averaged over the batch, `recipe.microbatch` images at a time."""
+    gradients = jax.value_and_grad(loss, 1)
+    size = recipe.microbatch or len(keys)
+    if size == len(keys):
+        return gradients(denoiser, params, keys, images, recipe, levels)
+
+    def add(sums, keys):
+        new = gradients(denoiser, params, keys, images, recipe, levels)
+        return jax.tree.map(jnp.add, sums, new), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    sums, _ = jax.lax.scan(add, zeros, keys.reshape(-1, size))
+    return jax.tree.map(lambda leaf: leaf * (size / len(keys)), sums)
+
+
 def _draw(key, images, recipe, levels):
     """Draw one training example: clean image, unit noise, sigma, labels and a dropout key."""
     keys = iter(jax.random.split(key, 6))
     shape = images.mean.shape
     sigma = levels.sample(next(keys))
     index = jax.random.randint(next(keys), (), 0, len(images.pixels))
-    clean = data.to_float(jnp.asarray(images.pixels)[index])
+    clean = data.to_float(jnp.asarray(images.pixels)[index]).reshape(shape)
     noise_key, dummy_key, augment_key, dropout_key = keys
     if recipe.schedule.dummy:
         dummy = images.mean + images.std * _normal(dummy_key, shape)

@@ -11,6 +11,7 @@ Submodules are named as in the published state dict: `enc.16x16_block0.conv0` is
 `enc_16x16_block0/conv0`. So `edm_weights` only has to change the layout of the arrays.
 """
 
+import functools
 import math
 import zlib
 from typing import Literal
@@ -19,6 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key
+
+from geomem.diffusion.normalization import GroupNorm
 
 __all__ = ["COMPUTE", "UNet"]
 
@@ -50,6 +53,8 @@ class UNet(nn.Module):
         about four times cheaper on small machines.
       compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
         with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU).
+      remat: whether the backward pass computes each block's activations again, which takes a third
+        longer and keeps only the blocks' inputs in memory.
     """
 
     channels: int = 128
@@ -62,6 +67,7 @@ class UNet(nn.Module):
     adaptive_scale: bool = False
     patch: int = 1
     compute: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -102,7 +108,7 @@ class UNet(nn.Module):
             keys = dropout_keys
             if keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
-            module = Block(
+            module = (nn.remat(Block) if self.remat else Block)(
                 width, self.dropout, self.compute, self.adaptive_scale, name=name, **options
             )
             return module(x, embedding, keys)
@@ -132,7 +138,7 @@ class UNet(nn.Module):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
 
-        x = nn.silu(_norm(x, self.compute, name=f"dec_{_size(x)}_aux_norm"))
+        x = GroupNorm(name=f"dec_{_size(x)}_aux_norm")(x)
         x = _conv(
             image_channels * self.patch**2, self.compute, name=f"dec_{_size(x)}_aux_conv", gain=1e-5
         )(x)
@@ -179,15 +185,14 @@ class Block(nn.Module):
     def __call__(self, x, embedding, dropout_keys):
         """Map x [B, H, W, C], embedding [B, E] and keys [B] or None to [B, H', W', width]."""
         shortcut = x
-        x = nn.silu(_norm(x, self.compute, name="norm0"))
+        x = GroupNorm(name="norm0")(x)
         x = _conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
         width = self.width * (1 + self.adaptive_scale)
-        shift = _dense(width, self.compute, name="affine")(embedding)[:, None, None]
+        shift = _dense(width, self.compute, name="affine")(embedding)
         if self.adaptive_scale:
-            scale, shift = jnp.split(shift, 2, axis=-1)
-            x = nn.silu(shift + _norm(x, self.compute, name="norm1") * (1 + scale))
+            x = GroupNorm(name="norm1")(x, *jnp.split(shift, 2, axis=-1))
         else:
-            x = nn.silu(_norm(x + shift, self.compute, name="norm1"))
+            x = GroupNorm(name="norm1")(x + shift[:, None, None])
         if dropout_keys is not None and self.dropout:
             # One key per image, so that the mask does not depend on how the batch is sharded.
             keep, size = 1 - self.dropout, math.prod(x.shape[1:])
@@ -203,16 +208,29 @@ class Block(nn.Module):
     def _attend(self, x):
         batch, height, width, channels = x.shape
         _, precision = COMPUTE[self.compute]
-        normed = _norm(x, self.compute, name="norm2")
+        normed = GroupNorm(activate=False, name="norm2")(x)
         qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
         # The published weights interleave q, k and v channel by channel.
         q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
-        products = {"precision": precision, "preferred_element_type": jnp.float32}
-        logits = jnp.einsum("bqc,bkc->bqk", q, k / math.sqrt(channels), **products)
+        logits = _inner_products(q, k / math.sqrt(channels), precision)
         weights = nn.softmax(logits).astype(x.dtype)
         x = jnp.einsum("bqk,bkc->bqc", weights, v, precision=precision)
         x = x.reshape(batch, height, width, channels)
         return _conv(channels, self.compute, name="proj", kernel=1, gain=1e-5)(x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _inner_products(q, k, precision):
+    """Return float32 <q_i, k_j>, [B, Q, C] and [B, K, C] -> [B, Q, K]."""
+    return jnp.einsum("bqc,bkc->bqk", q, k, precision=precision, preferred_element_type=jnp.float32)
+
+
+@_inner_products.defjvp
+def _inner_products_derivative(precision, primals, tangents):
+    (q, k), (dq, dk) = primals, tangents
+    product = functools.partial(jnp.einsum, "bqc,bkc->bqk", precision=precision)
+    # The products of the backward pass then take the type of q and k.
+    return _inner_products(q, k, precision), (product(dq, k) + product(q, dk)).astype(jnp.float32)
 
 
 class FourierEmbedding(nn.Module):
@@ -288,18 +306,6 @@ def _dense(width, compute, *, name, use_bias=True):
     return nn.Dense(
         width, use_bias, dtype=dtype, precision=precision, kernel_init=_initializer(1.0), name=name
     )
-
-
-def _norm(x, compute, *, name):
-    width = x.shape[-1]
-    groups = min(32, width // 4)
-    if width % groups:
-        raise ValueError(
-            "channels and multipliers must make layers of at most 128 channels or a multiple of 32 "
-            f"(group normalization), got a layer of {width}."
-        )
-    dtype, _ = COMPUTE[compute]
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)(x)
 
 
 def _resample(x, direction):

@@ -1,6 +1,8 @@
 from . import audit as audit
 from . import benchmark as benchmark
 from . import benchmark_training as benchmark_training
+from . import compile as compile
+from . import compile_check as compile_check
 from . import danger_zone as danger_zone
 from . import denoiser_swap as denoiser_swap
 from . import denoising_error as denoising_error

@@ -1,12 +1,23 @@
 """The training step against closed forms and float64 loops, on 1, 2 and 8 devices."""
 
+import dataclasses
+import re
+
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geomem.diffusion import checkpoints, preconditioning, schedules, training_step, unet
+from geomem.diffusion import (
+    checkpoints,
+    data_parallel,
+    preconditioning,
+    schedules,
+    training_step,
+    unet,
+)
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
@@ -65,10 +76,10 @@ def test_loss_matches_its_closed_form_expectation():
 def test_steps_follow_adam_and_the_averaging_rule():
     recipe = _recipe(lr_ramp=60, ema_halflife=40, ema_ramp=0.5)
     update = training_step.make_update(Scaled(), recipe, jax.devices()[:2])
-    state = training_step.replicate(
+    state = data_parallel.replicate(
         training_step.init(Scaled(), recipe, (8, 8, 1)), jax.devices()[:2]
     )
-    images = training_step.replicate(IMAGES, jax.devices()[:2])
+    images = data_parallel.replicate(IMAGES, jax.devices()[:2])
     grad = jax.jit(
         jax.value_and_grad(
             lambda w, keys: training_step.loss(Scaled(), {"w": w}, keys, IMAGES, recipe)
@@ -89,7 +100,7 @@ def test_steps_follow_adam_and_the_averaging_rule():
         window = value + (window if step % 3 else 0)
 
         state = update(state, images, 1)
-        host = training_step.unreplicate(state)
+        host = data_parallel.unreplicate(state)
         assert host.step == step + 1
         assert host.params["w"] == pytest.approx(w, rel=1e-5)
         assert host.ema["w"] == pytest.approx(ema, rel=1e-5)
@@ -98,14 +109,14 @@ def test_steps_follow_adam_and_the_averaging_rule():
 
 def test_one_dispatch_equals_single_steps():
     update = training_step.make_update(Scaled(), _recipe())
-    images = training_step.replicate(IMAGES)
+    images = data_parallel.replicate(IMAGES)
     start = training_step.init(Scaled(), _recipe(), (8, 8, 1))
-    single = training_step.replicate(start)
+    single = data_parallel.replicate(start)
     for _ in range(4):
         single = update(single, images, 1)
-    scanned = update(training_step.replicate(start), images, 4)
+    scanned = update(data_parallel.replicate(start), images, 4)
     chex.assert_trees_all_close(
-        training_step.unreplicate(scanned), training_step.unreplicate(single)
+        data_parallel.unreplicate(scanned), data_parallel.unreplicate(single)
     )
 
 
@@ -118,9 +129,9 @@ def network_runs():
     updates = {n: training_step.make_update(denoiser, recipe, jax.devices()[:n]) for n in (1, 2, 8)}
 
     def step(state, devices):
-        state = training_step.replicate(state, jax.devices()[:devices])
-        images = training_step.replicate(IMAGES, jax.devices()[:devices])
-        return training_step.unreplicate(updates[devices](state, images, 1))
+        state = data_parallel.replicate(state, jax.devices()[:devices])
+        images = data_parallel.replicate(IMAGES, jax.devices()[:devices])
+        return data_parallel.unreplicate(updates[devices](state, images, 1))
 
     return start, step
 
@@ -133,6 +144,42 @@ def test_step_is_independent_of_device_count(network_runs):
         state = step(start, devices)
         assert _leaf_error(state.params, expected.params) <= 1e-6
         assert _leaf_error(state.ema, expected.ema) <= 1e-6
+
+
+def test_microbatches_remat_and_shard_map_make_the_same_step():
+    recipe, devices = _recipe(lr=1e-3), jax.devices()[:2]
+    network = unet.UNet(8, (1,), 0, (), dropout=0.3, patch=2)
+    start = training_step.init(preconditioning.EDMDenoiser(network), recipe, (8, 8, 1))
+
+    def step(network, recipe, parallel):
+        denoiser = preconditioning.EDMDenoiser(network)
+        update = training_step.make_update(denoiser, recipe, devices, parallel)
+        arguments = (data_parallel.replicate(tree, devices) for tree in (start, IMAGES))
+        return data_parallel.unreplicate(update(*arguments, 1))
+
+    expected = step(network, recipe, "pmap")
+    thrifty = dataclasses.replace(recipe, microbatch=2)
+    state = step(network.clone(remat=True), thrifty, "shard_map")
+    # Adam's first moment is a tenth of the gradient.
+    assert _leaf_error(state.opt_state[0].mu, expected.opt_state[0].mu) <= 1e-6
+    assert state.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-6)
+
+
+def test_lowers_for_gpus_and_tpus_without_one():
+    network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2, compute="bfloat16")
+    denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5)
+    devices = jax.devices()[:2]
+    program, constants = training_step.program(denoiser, recipe, devices, "shard_map")
+    start = training_step.init(denoiser, recipe, (8, 8, 1))
+    arguments = (data_parallel.replicate(tree, devices) for tree in (start, IMAGES))
+    exported = jax.export.export(program, platforms=("cuda", "tpu"))(*arguments, *constants, 1)
+    text = exported.mlir_module()
+    assert "stablehlo.all_reduce" in text
+    assert "f64" not in text
+    assert "callback" not in text
+    convolutions = re.findall(r"stablehlo.convolution.*", text)
+    assert convolutions
+    assert not any("xf32>" in line for line in convolutions)
 
 
 def test_checkpoints_move_between_device_counts(network_runs, tmp_path):
@@ -161,10 +208,10 @@ def test_compiles_only_on_the_first_step():
             return super().__call__(*arguments)
 
     update = training_step.make_update(Counted(), _recipe(), jax.devices()[:1])
-    state = training_step.replicate(
+    state = data_parallel.replicate(
         training_step.init(Counted(), _recipe(), (8, 8, 1)), jax.devices()[:1]
     )
-    images = training_step.replicate(IMAGES, jax.devices()[:1])
+    images = data_parallel.replicate(IMAGES, jax.devices()[:1])
     state = update(state, images, 1)
     first = len(traced)
     for _ in range(4):
@@ -178,11 +225,11 @@ def test_ignores_nonfinite_gradients():
             return x + jnp.sqrt(params["w"] - params["w"])  # value 0, gradient NaN
 
     update = training_step.make_update(Broken(), _recipe(), jax.devices()[:1])
-    state = training_step.replicate(
+    state = data_parallel.replicate(
         training_step.init(Broken(), _recipe(), (8, 8, 1)), jax.devices()[:1]
     )
-    images = training_step.replicate(IMAGES, jax.devices()[:1])
-    host = training_step.unreplicate(update(state, images, 1))
+    images = data_parallel.replicate(IMAGES, jax.devices()[:1])
+    host = data_parallel.unreplicate(update(state, images, 1))
     assert host.params["w"] == pytest.approx(0.7)
     assert np.isfinite(host.metrics["loss"])
 
@@ -215,3 +262,8 @@ def test_dummy_images_replace_only_the_interval():
 def test_rejects_indivisible_batch():
     with pytest.raises(ValueError, match=r"^batch must be a multiple of the 8 devices, got 12"):
         training_step.make_update(Scaled(), _recipe(batch=12))
+
+
+def test_rejects_indivisible_microbatch():
+    with pytest.raises(ValueError, match=r"^microbatch must divide the 2 images of a"):
+        training_step.make_update(Scaled(), _recipe(microbatch=3))

@@ -21,22 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem.diffusion import training_step, unet
+from geomem.diffusion import data_parallel, training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import image_flags, results
+from geomem.experiments.common import chips, image_flags, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets
 
-# Dense peak of one device in teraflop/s, by a part of its name, from the vendors' data sheets.
-_PEAKS = {
-    "H100": {"float32": 67, "tf32": 495, "bfloat16": 989},
-    "H200": {"float32": 67, "tf32": 495, "bfloat16": 989},
-    "A100": {"float32": 19.5, "tf32": 156, "bfloat16": 312},
-    "TPU v4": {"tf32": 275, "bfloat16": 275},
-    "TPU v5 lite": {"tf32": 197, "bfloat16": 197},
-    "TPU v5": {"tf32": 459, "bfloat16": 459},
-    "TPU v6 lite": {"tf32": 918, "bfloat16": 918},
-}
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
@@ -54,6 +44,12 @@ class Config:
     """Height and width of the random images."""
     image_channels: int = 1
     """Channels of the random images."""
+    channels: int | None = flag(None, most=2**14)
+    """Base number of channels; default: the preset's."""
+    multipliers: tuple[int, ...] | None = flag(None, most=64)
+    """Channels of each resolution level as multiples of the base; default: the preset's."""
+    torch: bool = False
+    """Also time the same network and step in PyTorch."""
     steps: int = 100
     """Number of timed steps, after as many warm-up steps."""
     profile: bool = True
@@ -95,6 +91,8 @@ def _time_training(config, compute, scratch):
         num_train=None,
         batch=batch,
         compute=compute,
+        channels=config.channels or preset.channels,
+        multipliers=config.multipliers or preset.multipliers,
         kimg=3 * config.steps * batch / 1000,
         log_every=config.steps,
         checkpoint_every=3 * config.steps,
@@ -104,6 +102,10 @@ def _time_training(config, compute, scratch):
     facts = configuration.facts(configuration.resolve(training), split)
     denoiser, recipe = configuration.build(facts)
     bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
+    if config.torch:
+        bare_loop["torch_images_per_cpu_second"] = _time_torch(
+            denoiser, recipe, split.pixels, config
+        )
     speed = loop.run(training).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
     peak, peak_source = _peak(compute)
@@ -124,32 +126,47 @@ def _time_training(config, compute, scratch):
 def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
     """The time of the updates alone, with as many steps per launch as in the command."""
     update = training_step.make_update(denoiser, recipe)
-    state = training_step.replicate(training_step.init(denoiser, recipe, pixels.shape[1:]))
-    images = training_step.replicate(training_step.load_images(pixels))
+    state = data_parallel.replicate(training_step.init(denoiser, recipe, pixels.shape[1:]))
+    images = data_parallel.replicate(training_step.load_images(pixels))
     count = 1 if jax.default_backend() == "cpu" else math.gcd(10, config.steps)
 
     def window(state):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         for _ in range(config.steps // count):
             state = update(state, images, count)
         jax.block_until_ready(state)
-        return state, (time.perf_counter() - start) / config.steps
+        ends = time.perf_counter() - start, time.process_time() - start_cpu
+        return state, *(seconds / config.steps for seconds in ends)
 
     start = time.perf_counter()
     state = jax.block_until_ready(update(state, images, count))
     first = time.perf_counter() - start
     with _compilations() as compiled:
-        state, _ = window(state)
-        state, seconds = window(state)
+        state, *_ = window(state)
+        state, seconds, cpu_seconds = window(state)
     memory = jax.local_devices()[0].memory_stats() or {}
     costs = _costs(lambda: window(state), scratch) if config.profile else None
     return {
+        "images_per_cpu_second": round(recipe.batch / cpu_seconds, 1),
         "seconds_per_step": seconds,
         "first_step_seconds": round(first, 2),
         "compilations_after": len(compiled),
         "peak_memory_gib": memory["peak_bytes_in_use"] / 2**30 if memory else None,
         "largest_costs": costs,
     }
+
+
+def _time_torch(denoiser, recipe, pixels, config):
+    """Images per second of CPU time, after as many steps to warm up."""
+    from geomem.experiments.benchmarks import torch_training
+
+    params = training_step.init(denoiser, recipe, pixels.shape[1:]).params
+    step, start = torch_training.trainer(denoiser, recipe, params, pixels), 0.0
+    for i in range(2 * config.steps):
+        if i == config.steps:
+            start = time.process_time()
+        step()
+    return round(config.steps * recipe.batch / (time.process_time() - start), 1)
 
 
 @contextlib.contextmanager
@@ -177,10 +194,8 @@ def _forward_flops(denoiser, image_shape):
 
 def _peak(compute):
     """(peak flop/s of one device, source of the number)."""
-    kind = jax.devices()[0].device_kind
-    for name, peaks in _PEAKS.items():
-        if name in kind and compute in peaks:
-            return peaks[compute] * 1e12, "data sheet"
+    if chip := chips.find(jax.devices()[0].device_kind):
+        return chip.peak(compute), "data sheet"
     dtype, precision = unet.COMPUTE[compute]
     side = 1024
     matrix = jnp.ones((side, side), dtype)

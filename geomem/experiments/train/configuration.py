@@ -66,6 +66,10 @@ class Config(image_flags.ImageFlags):
 
     batch: int = flag(512, "training", most=2**20)
     """Images per step, in total over all devices."""
+    microbatch: int | None = flag(None, "training", most=2**20)
+    """Images per device whose gradient is computed at once, to save memory; default: all."""
+    remat: bool = flag(False, "training")
+    """Compute activations again in the backward pass, to save memory; takes a third longer."""
     lr: float = flag(1e-3, "training", most=1e3)
     """Adam's learning rate."""
     lr_ramp_kimg: float = flag(10_000, "training", least=0)
@@ -95,6 +99,8 @@ class Config(image_flags.ImageFlags):
     """Resume the run in the folder."""
     steps_per_dispatch: int | None = flag(None, "advanced")
     """Steps per launch from Python; default: 1 on a CPU, 10 elsewhere."""
+    parallel: Literal["pmap", "shard_map"] = flag("pmap", "advanced")
+    """What maps the step over devices: jax.pmap, or jax.shard_map under jit."""
     distributed: bool = flag(False, "advanced")
     """Join a multi-host run with jax.distributed.initialize(); GEOMEM_DISTRIBUTED=1 in the
     environment does this for every command."""
@@ -112,6 +118,7 @@ MAY_CHANGE = {
         *("out", "resume", "dataset", "heldout", "heldout_seed", "num_heldout", "kimg", "samples"),
         *("checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "distributed"),
         *("watch", "watch_samples"),
+        *("microbatch", "remat", "parallel"),
     )
 }
 _POSITIVE = (
@@ -120,7 +127,7 @@ _POSITIVE = (
 )
 _OF_NETWORK = (  # fields that UNet has too
     *("channels", "multipliers", "blocks", "attention", "dropout"),
-    *("embedding", "adaptive_scale", "patch", "compute"),
+    *("embedding", "adaptive_scale", "patch", "compute", "remat"),
 )
 
 
@@ -215,5 +222,6 @@ def build(facts: Mapping[str, Any]) -> tuple[preconditioning.EDMDenoiser, traini
         augment=config.augment,
         seed=config.seed,
         window=config.log_every,
+        microbatch=config.microbatch,
     )
     return preconditioning.EDMDenoiser(network, facts["data"]["sigma_data"]), recipe

@@ -22,7 +22,14 @@ from tqdm import tqdm
 
 from geomem import data, memory, paths
 from geomem.data.datasets import warn
-from geomem.diffusion import checkpoints, grids, preconditioning, sampler, training_step
+from geomem.diffusion import (
+    checkpoints,
+    data_parallel,
+    grids,
+    preconditioning,
+    sampler,
+    training_step,
+)
 from geomem.experiments.common import image_flags, output, results
 from geomem.experiments.train import configuration, run_folder
 from geomem.experiments.train.configuration import Config
@@ -74,7 +81,7 @@ def run(config: Config) -> Result:
         _check_values(config, dataset)
         facts = configuration.facts(config, dataset.train_split)
     denoiser, recipe = configuration.build(facts)
-    update = training_step.make_update(denoiser, recipe)
+    update = training_step.make_update(denoiser, recipe, parallel=config.parallel)
     template = run_folder.state_template(facts)
     shape = tuple(facts["data"]["image_shape"])
     _check_memory(config, shape, template)
@@ -187,7 +194,7 @@ def _train(session, update, state, images, step, stopping):
     """Run steps, log and save until the end or a signal; return (last step, images/s)."""
     config, first_process = session.config, jax.process_index() == 0
     log = MetricsLog(session.folder, step) if first_process else None
-    state, images = training_step.replicate(state), training_step.replicate(images)
+    state, images = data_parallel.replicate(state), data_parallel.replicate(images)
     _say("compiling the training step (up to a minute) ...")
     usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
     usual = math.gcd(usual, config.log_every)
@@ -241,7 +248,7 @@ def _metrics(session, state, step):
 def _save(session, state, step, draw):
     """Save a checkpoint and a grid of samples, unless the loss is not finite."""
     _metrics(session, state, step)
-    host = training_step.unreplicate(state)
+    host = data_parallel.unreplicate(state)
     session.saved.save(step, host)
     if draw and session.config.samples:
         seeds = range(session.config.samples)

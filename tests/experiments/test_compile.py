@@ -1,0 +1,83 @@
+"""Programs compile for TPUs that are not there; nothing is run."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from geomem.experiments import compile_check
+from geomem.experiments.common import chips
+
+
+def test_counts_collectives_and_their_bytes():
+    text = """
+      %all-reduce.1 = (f32[2,3]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1
+      %start = u8[10]{0} all-gather-start(%c), channel_id=2
+      %done = u8[10]{0} all-gather-done(%start)
+      %fusion.all-reduce = f32[7]{0} fusion(%d), calls=%all-reduce.2
+    """
+    assert compile_check.collectives(text) == {
+        "all-reduce": {"count": 1, "bytes": 32},
+        "all-gather": {"count": 1, "bytes": 10},
+    }
+
+
+def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^target v5e:2x4 needs .*'geomem\[compile-tpu\]'\.$"):
+        chips.target("v5e:2x4")
+    with pytest.raises(ValueError, match=r"^target h100:8 needs .*'geomem\[compile-cuda\]'\.$"):
+        chips.target("h100:8")
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "v5e:2x", "v9:2x2", "h100:2.5"])
+def test_rejects_unknown_targets(name):
+    with pytest.raises(ValueError, match=r"^target must be like v5e:2x4"):
+        chips.target(name)
+
+
+@pytest.fixture(scope="module")
+def libtpu(tmp_path_factory):
+    """Install the TPU compiler that this JAX needs into a folder of its own."""
+    (needed,) = (
+        requirement.partition(";")[0].strip()
+        for requirement in importlib.metadata.requires("jax") or ()
+        if requirement.startswith("libtpu")
+    )
+    folder = tmp_path_factory.mktemp("libtpu")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
+    if subprocess.run([*install, needed], capture_output=True).returncode:
+        pytest.skip(f"{needed} could not be installed")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "flags", "all_reduces", "temporaries"),
+    [
+        ("train", ["--preset", "digits"], 1, 20e6),
+        ("sample", ["--preset", "digits"], 0, 20e6),
+        ("posterior", [], None, 200e6),
+        ("nearest", [], None, 200e6),
+    ],
+)
+def test_compiles_for_a_tpu_slice(program, flags, all_reduces, temporaries, libtpu, tmp_path):
+    command = [sys.executable, "-m", "geomem.experiments.compile", "v5e:2x2", "--program", program]
+    paths = os.pathsep.join(filter(None, [str(libtpu), os.environ.get("PYTHONPATH")]))
+    outcome = subprocess.run(
+        [*command, *flags, "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert "nothing was run" in outcome.stdout
+    report = json.loads((tmp_path / "out" / "compile.json").read_text())
+    assert report["fits"]
+    assert report["temporary_bytes"] < temporaries
+    count = sum(entry["count"] for entry in report["collectives"].values())
+    assert count == all_reduces if all_reduces is not None else count > 0
