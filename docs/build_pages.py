@@ -28,6 +28,7 @@ RECIPES = {
     "evaluate": "Evaluate samples",
     "scale": "Large data sets",
     "benchmark": "Speed",
+    "compile": "Compile for TPUs",
     "tpu": "Cloud TPU",
 }
 

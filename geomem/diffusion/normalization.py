@@ -61,16 +61,19 @@ def normalize(
     >>> round(float(y.var()), 4)
     1.0
     """
-    return _apply(x, gain, bias, *_statistics(x, groups), activate)
+    mean, inverse_std = _statistics(x, groups)
+    return _apply(x, gain, bias, mean, inverse_std, activate)
 
 
 @normalize.defjvp
 def _derivative(groups, activate, primals, tangents):
-    statistics = _statistics(primals[0], groups)
+    x, gain, bias = primals
+    mean, inverse_std = _statistics(x, groups)
     tangent = functools.partial(_tangent, groups, activate)
     # The backward pass starts from these arguments; no intermediate result is kept for it.
     tangent = jax.checkpoint(tangent, prevent_cse=False)
-    return _apply(*primals, *statistics, activate), tangent(*primals, *statistics, *tangents)
+    y = _apply(x, gain, bias, mean, inverse_std, activate)
+    return y, tangent(x, gain, bias, mean, inverse_std, *tangents)
 
 
 def _apply(x, gain, bias, mean, inverse_std, activate):
