@@ -269,7 +269,7 @@ def _watch(session, log, state, step):
     if not (config.watch and log and regular) or step in (seen := log.values("watch/copying")):
         return
     observation = watch.observe(
-        session.denoiser.bind(training_step.unreplicate(state).ema),
+        session.denoiser.bind(data_parallel.unreplicate(state).ema),
         dataset.train,
         dataset.test,
         count=config.watch_samples,
