@@ -35,7 +35,7 @@ COMMANDS = {
         "benchmark": "Time the geometry against NumPy, FAISS and the device's peak.",
         "benchmark-training": "Time training steps on this machine's devices.",
         "scale": "Time geometry on more images than memory holds.",
-        "compile": "Compile for TPUs or GPUs that are not there: does it fit, how fast can it be?",
+        "compile": "Compile for TPUs or GPUs that are not there: memory, least time.",
     },
 }
 _NAMES = [name for commands in COMMANDS.values() for name in commands]

@@ -28,6 +28,8 @@ from geomem.geometry._noise_coordinates import direct_frame
 from geomem.points import neighbours
 from geomem.points.visit import Points
 
+__all__ = ["Config", "check", "collectives", "run", "text"]
+
 _DATA = {"digits": (1437, (8, 8, 1)), "cifar10": (50_000, (32, 32, 3))}
 _COLLECTIVES = re.compile(
     r"= (\(?[^=]*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"

@@ -143,11 +143,12 @@ def _check_memory(config, shape, template):
     """Raise a ValueError if the host cannot hold the state, or a CPU a step's activations."""
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
     memory.check("channels", state, config.channels)
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not config.remat:
         # A lower limit: four activations of each block of the first level, kept for the gradient.
         positions = math.prod(shape[:2]) // config.patch**2
         kept = 4 * (2 * config.blocks + 1)
-        memory.check("batch", 4 * config.batch * positions * config.channels * kept, config.batch)
+        images = config.microbatch or config.batch
+        memory.check("batch", 4 * images * positions * config.channels * kept, config.batch)
 
 
 class StopSignal:
