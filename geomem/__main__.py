@@ -15,9 +15,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "Start here": {
         "audit": "Check a data set for copies and for its risk of memorization.",
-        "duplicates": "List copies inside a data set, and of its held-out images.",
         "danger-zone": "Find the noise levels at which a data set can be memorized (Figure 3).",
         "train": "Train a diffusion model, with or without a gap in its training noise.",
+        "duplicates": "List copies inside a data set, and of its held-out images.",
     },
     "Generated images": {
         "sample": "Sample images from a training run or from published EDM weights.",

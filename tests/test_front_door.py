@@ -136,7 +136,8 @@ def test_bash_completes_commands_and_flags(monkeypatch, capsys):
         assert process.stderr == ""
         return process.stdout.split()
 
-    assert complete("geomem", "d") == ["danger-zone", "denoising-error", "denoiser-swap"]
+    starts_with_d = ["danger-zone", "duplicates", "denoising-error", "denoiser-swap"]
+    assert complete("geomem", "d") == starts_with_d
     assert complete("geomem", "danger-zone", "--num-s") == ["--num-sigmas"]
     assert "digits" in complete("geomem", "train", "")
     zsh = geomem_command(monkeypatch, capsys, "--print-completion", "zsh")[1]
