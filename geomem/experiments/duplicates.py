@@ -46,9 +46,9 @@ class Config(image_flags.ImageFlags):
     heldout: float | str | None = flag(None, "data")
     """Other images, or the fraction of the images, to use as held-out images; default: the data
     set's test images, or none."""
-    threshold: float = flag(0.75, "evaluation")
-    """Images are duplicates if the distance of their textures is below this, times the cube of
-    the typical distance of an image to its nearest neighbor."""
+    threshold: float = flag(0.7, "evaluation")
+    """Photographs are duplicates if the distance of their textures is below this; images that all
+    look alike must be closer."""
     fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the fraction of training images that repeat others, or of held-out images
     that are training images, is above this."""

@@ -8,9 +8,9 @@ the texture (`metrics._texture`): the distance of a pair is
 
 the part of one texture that the other does not explain: 0 for the same picture at any brightness
 and contrast, near 1 for unrelated pictures, however flat. With t the typical distance of an image
-to its nearest neighbor, a pair is reported if d <= 0.75 t^3. The cube demands more of images that
-all look alike (digits, faces). And the fewer parts of the images have texture, the closer it must
-agree: arctanh(r) sqrt(parts) >= 2.6.
+to its nearest neighbor, 0.9 or more for photographs, a pair is reported if
+d <= 0.7 min(1, t / 0.9)^4: images that all look alike (digits, faces) need more agreement. And the
+fewer parts of the images have texture, the closer it must agree: arctanh(r) sqrt(parts) >= 2.6.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = ["Duplicates", "Pair", "find"]
 _SIDE = 32  # larger images are reduced until their shorter side is this long
 _REFERENCE = 2048  # most images that the typical distance is estimated from
 _FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the nearest is typical
+_PHOTOGRAPHS = 0.9  # a usual typical distance
 _PROPOSED = 8  # candidates for each image
 _PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
 _EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.parts`
@@ -74,7 +75,7 @@ class Duplicates(NamedTuple):
       blank: whether an image has no texture beyond rounding; only its exact copies are found.
       train: N.
       typical: typical distance of an image to its nearest neighbor; 1 for fewer than 4 images.
-      cutoff: threshold * typical^3.
+      cutoff: threshold * min(1, typical / 0.9)^4.
     """
 
     pairs: list[Pair]
@@ -105,7 +106,7 @@ def find(
     images: Shaped[Array | np.ndarray, "train ..."],
     heldout: Shaped[Array | np.ndarray, "heldout ..."] | None = None,
     *,
-    threshold: float = 0.75,
+    threshold: float = 0.7,
     progress: bool = False,
 ) -> Duplicates:
     """Find the duplicates among training images, and between them and held-out images.
@@ -144,7 +145,7 @@ def find(
     different = np.flatnonzero(exact == np.arange(len(whole)))
     textures = _texture_search.Textures(_prepared(whole, different))
     typical = _typical_distance(textures)
-    cutoff = threshold * typical**3
+    cutoff = threshold * min(1.0, typical / _PHOTOGRAPHS) ** 4
     found = _near_pairs(textures, cutoff, progress)
     group, found = _stars(found, different < len(images), textures, cutoff)
     repeated = np.flatnonzero(exact != np.arange(len(whole)))

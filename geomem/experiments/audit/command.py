@@ -57,9 +57,9 @@ class Config(image_flags.CurveFlags):
     """Also measure random subsamples, to see how the zone changes with the number of images."""
     out: str = flag("runs/audit", "output")
     """Folder for the page and its files."""
-    duplicate_threshold: float = flag(0.75, "advanced")
-    """Images are duplicates if the distance of their textures is below this, times the cube of
-    the typical distance to a nearest neighbor."""
+    duplicate_threshold: float = flag(0.7, "advanced")
+    """Photographs are duplicates if the distance of their textures is below this; images that all
+    look alike must be closer."""
     max_noised: int | None = flag(None, "advanced")
     """Maximum number of held-out images, and of training images, to add noise to; default: 2,000,
     and down to 500 for more than 50,000 training images."""
