@@ -2,8 +2,10 @@ from . import adapters as adapters
 from . import augment as augment
 from . import checkpoints as checkpoints
 from . import conventions as conventions
+from . import data_parallel as data_parallel
 from . import edm_weights as edm_weights
 from . import grids as grids
+from . import normalization as normalization
 from . import preconditioning as preconditioning
 from . import sampler as sampler
 from . import schedules as schedules
