@@ -160,8 +160,9 @@ def test_heun_is_that_of_diffusers(pipelines):
     import torch
 
     folder, network, schedulers = pipelines
+    # Another scheduler has other default betas, and `from_config` drops the defaults of the first.
     scheduler = diffusers.HeunDiscreteScheduler.from_config(
-        schedulers["epsilon"].config, clip_sample=False
+        schedulers["epsilon"].config, clip_sample=False, beta_start=1e-4, beta_end=0.02
     )
     scheduler.set_timesteps(timesteps=[999, 800, 600, 450, 300, 200, 100, 40, 10])
     sigmas = list(dict.fromkeys(scheduler.sigmas.tolist()))  # it lists inner levels twice

@@ -130,9 +130,9 @@ def test_images_lists_every_training_image(tmp_path, capsys):
         squares[i] = np.inf
         assert nearest == squares.argmin()
         assert float(row["distance"]) == pytest.approx(np.sqrt(squares.min()), abs=1e-5)
-    # A far image keeps its weight longest.
+    # A far image keeps its weight longer: 0.28 has probability 2.5% for unrelated ranks.
     ranks = np.argsort([float(row["distance"]) for row in rows])
-    assert np.corrcoef(ranks.argsort(), np.arange(50)[::-1])[0, 1] > 0.5
+    assert np.corrcoef(ranks.argsort(), np.arange(50)[::-1])[0, 1] > 0.28
     assert f"Image {rows[0]['image']} is exposed up to the most noise" in capsys.readouterr().out
     with Image.open(result.folder / "images.png") as image:
         assert image.size == (2100, 1770)
@@ -242,7 +242,7 @@ def test_explicit_and_edm_grids(tmp_path):
         ({"shell_c": 0.0}, "shell_c must be positive and finite, got 0"),
         ({"threshold": 1.0}, "threshold must be between 0 and 1, got 1"),
         ({"num_train": 901}, r"count \(--num-train\) must be between 1 and 900, .*, got 901"),
-        ({"num_train": 1}, "train must hold at least 2 points, got 1"),
+        ({"num_train": 1}, "num_train must leave at least 2 training images, got 1"),
         ({"bootstrap": 0}, "bootstrap must be at least 1, got 0"),
         ({"classes": ("car",)}, "classes must be among those of digits .*, got 'car'"),
         ({"heldout": "cifar10_sample"}, r"heldout must .* shape \(8, 8, 1\) .*, got \(32, 32, 3\)"),

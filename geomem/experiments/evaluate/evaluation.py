@@ -200,7 +200,11 @@ def _pairs(inputs, found):
     for i, count in zip(shown, copied[found.group[nearest]], strict=True):
         change = verdict.transform[i]
         value = found.report.samples.ratio[i] if change == "none" else moved[i]
-        words = [f"{value:.2f}", change.replace("none", ""), f"({count} copies)" * (count > 1)]
+        words = [
+            f"{value:.2f}",
+            change.replace("none", ""),
+            f"({count} copies)" if count > 1 else "",
+        ]
         captions.append(" ".join(filter(None, words)))
     title = (
         f"{verdict.copy.sum():,} of {len(verdict.copy):,} samples are copies (orange), of "
