@@ -202,6 +202,7 @@ def test_a_folder_in_use_is_refused_in_one_line(work, tmp_path, monkeypatch, cap
     assert holder.stdout.readline() == "held\n"
     needed = {
         "audit": ["digits"],
+        "duplicates": ["digits"],
         "train": ["digits"],
         "sample": ["--run", "run"],
         "evaluate": ["--samples", "samples.npy", "--dataset", "digits"],
