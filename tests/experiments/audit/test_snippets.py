@@ -44,7 +44,7 @@ def check_levels(levels, low, high, *, least=None, most=None):
 def test_titles_name_the_gap():
     titles = " ".join(title for title, _ in snippets.snippets(GAP))
     assert "sigma in [1.7, 5]" in titles
-    assert "linear betas t = 383..573, cosine betas t = " in titles
+    assert "linear betas t = 364..565, cosine betas t = " in titles
     assert f"t in [{START:g}, {END:g}]" in titles
     none = snippets.snippets({**GAP, "ddpm_timesteps": {"linear": [383, 573], "cosine": None}})
     assert "cosine betas none" in " ".join(title for title, _ in none)

@@ -8,7 +8,7 @@ from geomem.experiments.train import run_folder
 def test_folder_belongs_to_one_run(tmp_path):
     facts = {
         "config": {"lr": 0.1, "kimg": 5, "sigma_data": 0.5, "gap": (1.0, 2.0)},
-        "data": {"sha256": "ab", "image_shape": [8, 8, 1]},
+        "data": {"sha256": "ab", "image_shape": [8, 8, 1], "sigma_data": 0.5},
     }
     assert not run_folder.claim(tmp_path, facts)
     assert run_folder.claim(tmp_path, facts)
@@ -18,7 +18,10 @@ def test_folder_belongs_to_one_run(tmp_path):
         run_folder.claim(tmp_path, longer)
     assert run_folder.claim(tmp_path, longer, ["config.kimg"])
     with pytest.raises(ValueError, match=r"^sha256 must be 'ab' as in .*, got 'cd'"):
-        run_folder.claim(tmp_path, {**longer, "data": {"sha256": "cd", "image_shape": [8, 8, 1]}})
+        run_folder.claim(
+            tmp_path,
+            {**longer, "data": {"sha256": "cd", "image_shape": [8, 8, 1], "sigma_data": 0.5}},
+        )
 
 
 def test_rejects_a_folder_that_is_not_a_run(tmp_path):
