@@ -17,7 +17,7 @@ from geomem.experiments.common import image_flags
 from geomem.experiments.train import configuration, run_folder
 
 FROM_RUN = (
-    *("dataset", "heldout", "heldout_seed", "resize"),
+    *("dataset", "heldout", "heldout_seed", "resize", "layout", "range", "scale"),
     *("num_train", "classes", "subset_seed"),
 )
 _LARGEST = 16.0  # pixels beyond it are not those of unclipped samples, but have another range
