@@ -145,6 +145,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     {'all-reduce': {'count': 1, 'bytes': 32}}
     """
     found: dict[str, dict[str, int]] = {}
+    text = re.sub(r"/\*.*?\*/", "", text)  # long tuples are numbered: /*index=5*/
     for shapes, name in _COLLECTIVES.findall(text):
         entry = found.setdefault(name, {"count": 0, "bytes": 0})
         entry["count"] += 1

@@ -59,7 +59,7 @@ def libtpu(tmp_path_factory):
 @pytest.mark.parametrize(
     ("program", "flags", "all_reduces", "temporaries"),
     [
-        ("train", ["--preset", "digits"], 1, 20e6),
+        ("train", ["--preset", "digits"], 1, 30e6),
         ("sample", ["--preset", "digits"], 0, 20e6),
         ("posterior", [], None, 200e6),
         ("nearest", [], None, 200e6),
