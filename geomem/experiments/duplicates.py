@@ -83,9 +83,7 @@ def run(config: Config) -> Result:
         chosen = 0.0 if config.heldout is None else config.heldout
         dataset = image_flags.load(dataclasses.replace(config, heldout=chosen))
         splits = dataset.train_split, dataset.test_split
-        other = config.heldout if isinstance(config.heldout, str) else config.dataset
-        origins = zip((config.dataset, other), splits, strict=True)
-        names = [name for origin in origins for name in image_flags.file_names(*origin)]
+        names = image_flags.all_file_names(config, dataset)
     total = len(names)
     print(f"comparing every pair of {total:,} images", flush=True)
     with output.phase("search"):

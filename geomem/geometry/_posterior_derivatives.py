@@ -47,7 +47,7 @@ def _differentiated_once(values):
 
 @_differentiated_once.defjvp
 def _refuse(primals, tangents):
-    raise NotImplementedError("denoise must be differentiated only once, got a second derivative.")
+    raise ValueError("denoise must be differentiated only once, got a second derivative.")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -132,7 +132,7 @@ def run(config: Config) -> Result:
         results.write_columns(folder / "curves.csv", curves.columns())
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
-        kept = findings.keep(copies, dataset, findings.names(config, dataset))
+        kept = findings.keep(copies, dataset, image_flags.all_file_names(config, dataset))
         paths.write_whole(folder / "keep.txt", "".join(f"{name}\n" for name in kept))
     recorded = {
         "config": dataclasses.asdict(config) | _without_folders(config),

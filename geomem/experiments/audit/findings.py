@@ -30,7 +30,6 @@ __all__ = [
     "groups_of",
     "growth",
     "keep",
-    "names",
     "scale",
     "training_noise",
 ]
@@ -85,7 +84,7 @@ def _moments(points):
 
 def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, Any]:
     """Return the groups of duplicates, with the names of their images."""
-    every, count = names(config, images), len(images.train_split)
+    every, count = image_flags.all_file_names(config, images), len(images.train_split)
     exact, distance = duplicates.exact, np.zeros(len(duplicates.exact))
     for pair in duplicates.pairs:  # of each image, to the image that represents its group
         for a, b in ((pair.image, pair.copy), (pair.copy, pair.image)):
@@ -117,13 +116,6 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
 def groups_of(duplicates: Duplicates, train: int) -> list[np.ndarray]:
     """Return the groups of duplicates, those with both training and held-out images first."""
     return sorted(duplicates.groups(), key=lambda group: not group.min() < train <= group.max())
-
-
-def names(config: Any, images: Dataset) -> list[str]:
-    """Return names of the training, then of the held-out images; see `image_flags.file_names`."""
-    heldout = config.heldout if isinstance(config.heldout, str) else config.dataset
-    sources = (config.dataset, images.train_split), (heldout, images.test_split)
-    return [name for source in sources for name in image_flags.file_names(*source)]
 
 
 def growth(subsamples: Growth | None, noised: int) -> dict[str, Any] | None:

@@ -93,6 +93,13 @@ def file_names(source: str, split: data.Split) -> list[str]:
     return [files[i].relative_to(folder).as_posix() for i in split.index]
 
 
+def all_file_names(config: ImageFlags, dataset: data.Dataset) -> list[str]:
+    """Return the `file_names` of the training images, then of the held-out images."""
+    other = config.heldout if isinstance(config.heldout, str) else config.dataset
+    splits = (config.dataset, dataset.train_split), (other, dataset.test_split)
+    return [name for source, split in splits for name in file_names(source, split)]
+
+
 def level_range(config: CurveFlags, scale: float = 1.0) -> tuple[float, float]:
     """Return the smallest and largest noise level for data of this `Dataset.noise_scale`."""
     low = 0.02 * scale if config.sigma_min is None else config.sigma_min
