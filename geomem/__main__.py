@@ -17,9 +17,9 @@ COMMANDS = {
         "audit": "Check a data set for copies and for its risk of memorization.",
         "danger-zone": "Find the noise levels at which a data set can be memorized (Figure 3).",
         "train": "Train a diffusion model, with or without a gap in its training noise.",
-        "duplicates": "List copies inside a data set, and of its held-out images.",
     },
-    "Generated images": {
+    "Copies and generated images": {
+        "duplicates": "List copies inside a data set, and of its held-out images.",
         "sample": "Sample images from a training run or from published EDM weights.",
         "evaluate": "Report copies of training images, leftover noise and quality.",
     },

@@ -85,7 +85,7 @@ def run(config: Config) -> Result:
         splits = dataset.train_split, dataset.test_split
         names = image_flags.all_file_names(config, dataset)
     total = len(names)
-    print(f"comparing every pair of {total:,} images", flush=True)
+    print(f"searching {total:,} images for copies", flush=True)
     with output.phase("search"):
         found = duplicates.find(
             splits[0].pixels,

@@ -191,7 +191,7 @@ def _find_duplicates(config, dataset):
     needed = 3 * count * dataset.train_split.at(slice(0, 1)).nbytes
     memory.check("dataset", needed, f"{count} images of {dataset.train_split.shape[1:]}")
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
-    _say(f"duplicates: comparing every pair of {len(train) + len(heldout):,} images")
+    _say(f"duplicates: searching {len(train) + len(heldout):,} images")
     threshold = config.duplicate_threshold
     return duplicates.find(train, heldout, threshold=threshold, progress=_bars())
 
