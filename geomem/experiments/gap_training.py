@@ -259,6 +259,8 @@ def _print_table(summary):
 
 
 def _with_error(value, error):
+    if value is None:  # too few samples for this measure
+        return "-"
     return f"{value:.2f}" if error is None else f"{value:.2f} +- {error:.2f}"
 
 

@@ -57,7 +57,7 @@ def exposure(
 
     >>> own = np.array([[[0.9, 0.5, 0.1]], [[0.45, 0.3, 0.1]]])
     >>> exposure(np.arange(2), np.array([1.0, 2.0, 4.0]), own, np.array([0, 1])).sigma.round(2)
-    array([2.  , 2.52])
+    array([2.  , 2.34])
     """
     order = np.argsort(np.asarray(sigmas))
     grid = np.log(np.asarray(sigmas, np.float64)[order])

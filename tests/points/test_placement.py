@@ -61,8 +61,10 @@ def test_denoiser_matches_one_device_and_float64(points, noised, place):
     placed = place(points)
     for sigma, y in zip(SIGMAS, noised, strict=True):
         found = posterior.denoise(y, placed, sigma)
-        assert relative(found, posterior.denoise(y, points, sigma)) <= 1e-6, sigma
-        assert np.abs(found - oracles.denoise(y, points, sigma)).max() <= BAR, sigma
+        exact = oracles.denoise(y, points, sigma)
+        assert relative(found, posterior.denoise(y, points, sigma)) <= 2e-6, sigma
+        assert relative(found, exact) <= 2e-6, sigma
+        assert np.abs(found - exact).max() <= BAR, sigma
 
 
 @everywhere
