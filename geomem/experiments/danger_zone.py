@@ -105,7 +105,7 @@ def sigma_grid(config: Config, scale: float = 1.0) -> np.ndarray:
       ValueError: levels that are not finite, positive and ascending, or an empty grid.
     """
     if config.sigmas:
-        return np.asarray(curves_lib.check_sigmas(np.asarray(config.sigmas)))
+        return curves_lib.check_sigmas(config.sigmas)
     paper = config.protocol == "paper"
     levels = config.num_sigmas, *image_flags.level_range(config, scale)
     count, low, high = _PAPER_SIGMAS if paper else levels
@@ -114,7 +114,7 @@ def sigma_grid(config: Config, scale: float = 1.0) -> np.ndarray:
         raise ValueError(f"rho must be positive, got {config.rho:g}.")
     if paper or config.grid == "edm":
         sigmas = np.linspace(low ** (1 / config.rho), high ** (1 / config.rho), count) ** config.rho
-    return np.asarray(curves_lib.check_sigmas(sigmas))
+    return curves_lib.check_sigmas(sigmas)
 
 
 def run(config: Config) -> Result | None:

@@ -1,11 +1,13 @@
-"""The results of `curves`: the curves with their bands, and what gives the bands."""
+"""The results of `curves`: the curves with their bands, and what gives the bands.
+
+All in NumPy: each small operation of JAX would be one more program to compile.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
@@ -38,10 +40,10 @@ class Estimate(NamedTuple):
       replicates: random replicates of the mean.
     """
 
-    mean: Float[Array, " levels"]
-    low: Float[Array, " levels"]
-    high: Float[Array, " levels"]
-    replicates: Float[Array, "bootstrap levels"]
+    mean: Float[np.ndarray, " levels"]
+    low: Float[np.ndarray, " levels"]
+    high: Float[np.ndarray, " levels"]
+    replicates: Float[np.ndarray, "bootstrap levels"]
 
     def __repr__(self) -> str:
         """Return a summary of the size, without values."""
@@ -56,9 +58,9 @@ class Refinement(NamedTuple):
       mean, replicates: as in `Estimate`.
     """
 
-    sigma: Float[Array, " levels"]
-    mean: Float[Array, " levels"]
-    replicates: Float[Array, "bootstrap levels"]
+    sigma: Float[np.ndarray, " levels"]
+    mean: Float[np.ndarray, " levels"]
+    replicates: Float[np.ndarray, "bootstrap levels"]
 
     def __repr__(self) -> str:
         """Return the number of levels, without values."""
@@ -88,14 +90,14 @@ class Curves(NamedTuple):
       exposure: Exposure of the noised training points, or None.
     """
 
-    sigma: Float[Array, " levels"]
+    sigma: Float[np.ndarray, " levels"]
     coverage: Estimate
-    coverage_lower_bound: Float[Array, " levels"]
-    coverage_upper_bound: Float[Array, " levels"]
+    coverage_lower_bound: Float[np.ndarray, " levels"]
+    coverage_upper_bound: Float[np.ndarray, " levels"]
     max_weight: Estimate
-    own_weight: Float[Array, " levels"]
-    own_weight_lower_bound: Float[Array, " levels"]
-    own_weight_upper_bound: Float[Array, " levels"]
+    own_weight: Float[np.ndarray, " levels"]
+    own_weight_lower_bound: Float[np.ndarray, " levels"]
+    own_weight_upper_bound: Float[np.ndarray, " levels"]
     coverage_refinement: Refinement | None = None
     max_weight_refinement: Refinement | None = None
     entropy: Estimate | None = None
@@ -142,7 +144,7 @@ def bootstrap_mean(
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail], axis=0).astype(np.float32)
     mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return Estimate(*map(jnp.asarray, (mean, low, high, replicates)))
+    return Estimate(mean, low, high, replicates)
 
 
 def bootstrap_fraction(
@@ -173,7 +175,7 @@ def bootstrap_fraction(
     hits, misses = mean * effective, (1 - mean) * effective
     low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1e-9), misses + 1, tail), 0)
     high = np.where(misses > 0, special.betaincinv(hits + 1, np.maximum(misses, 1e-9), 1 - tail), 1)
-    return estimate._replace(low=jnp.asarray(low, jnp.float32), high=jnp.asarray(high, jnp.float32))
+    return estimate._replace(low=low.astype(np.float32), high=high.astype(np.float32))
 
 
 def stratified_mean(
@@ -216,7 +218,7 @@ def stratified_mean(
     high = _beta_quantile(mean, variance, number, unseen, 1 - tail)
     low = 1 - _beta_quantile(1 - mean, variance, number, unseen, 1 - tail)
     replicates = np.clip(mean + _random_sums(_rng(key, count), differences, count), 0, 1)
-    return Estimate(*(jnp.asarray(field, jnp.float32) for field in (mean, low, high, replicates)))
+    return Estimate(*(field.astype(np.float32) for field in (mean, low, high, replicates)))
 
 
 def _differences(deviations, share):
@@ -247,7 +249,6 @@ def _beta_quantile(mean, variance, number, unseen, level):
 
 
 def _rng(key, count):
-    """NumPy's random numbers: compiling JAX's for this would take longer than running it."""
     check_counts(bootstrap=count)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 

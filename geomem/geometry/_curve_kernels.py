@@ -24,7 +24,7 @@ from geomem.points.visit import Pass, Points
 
 __all__ = ["WeightSweep", "coverage_sweep", "weight_sweep"]
 
-_DELTAS = np.array([1e-3, 1e-2, 1e-1], np.float32)  # failure probabilities of the own-weight bounds
+_DELTAS = np.array([1e-3, 1e-2, 1e-1])  # failure probabilities of the own-weight bounds
 _TAILS = (0.25, 0.5)  # (1 - q) / delta of the upper bound
 _RADII = 128  # number of radii in the upper bound's geometric grid
 _REACH = 100.0  # ratio of the largest of these radii to the smallest
@@ -39,24 +39,21 @@ def _noise(key, index, draws, rank):
     return jnp.swapaxes(jax.vmap(row)(index), 0, 1)
 
 
-def _noise_and_norm(key, index, draws, rank, missing):
-    """Noise [draws, B, r] and its squared norm in all d dimensions, [draws, B]."""
-    noise_key, norm_key = jax.random.split(key)
-    noise = _noise(noise_key, index, draws, rank)
-    norms = jnp.sum(noise**2, axis=2)
-    if missing is None:
-        return noise, norms
+def _unseen_norms(key, index, draws, frame):
+    """Squared norms [B, draws] of the noise outside the frame's coordinates.
 
-    def unseen(i):
-        return jax.random.chisquare(jax.random.fold_in(norm_key, i), missing, (draws,))
-
-    return noise, norms + jax.vmap(unseen)(index).T
+    NumPy's, because JAX's chi-square takes seconds to compile.
+    """
+    if not frame.reduced:
+        return np.zeros((len(index), draws), np.float32)
+    seed, freedom = np.asarray(jax.random.key_data(key)), float(frame.missing)
+    rngs = (np.random.default_rng([*seed, i]) for i in np.asarray(index))
+    return np.array([rng.chisquare(freedom, draws) for rng in rngs], np.float32)
 
 
 class _Context(NamedTuple):
     key: jax.Array
     origin: jax.Array
-    missing: jax.Array | None
     sigmas: jax.Array
     limits: jax.Array | None = None
     table: shells.ProbabilityTable | None = None
@@ -71,15 +68,15 @@ class _Noised(NamedTuple):
     norms: jax.Array | None  # [draws, B], of the noise, squared
 
 
-def _run(frame, sweep, index, chunk, **context):
-    missing = frame.missing if frame.reduced else None
-    context = _Context(origin=frame.origin, missing=missing, reach=frame.reach, **context)
+def _run(frame, sweep, index, unseen, chunk, **context):
+    context = _Context(origin=frame.origin, reach=frame.reach, **context)
     run = _run_in_memory if isinstance(frame.points, Points) else _run_block
-    return run(frame, sweep, index, context, chunk=chunk)
+    return run(frame, sweep, index, unseen, context, chunk=chunk)
 
 
-def _run_block(frame, sweep, index, context, *, chunk):
-    return frame.points.run(sweep, (index, *frame.query(index)), context, chunk=chunk)
+def _run_block(frame, sweep, index, unseen, context, *, chunk):
+    queries = index, *frame.query(index), unseen
+    return frame.points.run(sweep, queries, context, chunk=chunk)
 
 
 _run_in_memory = jax.jit(_run_block, static_argnames=("sweep", "chunk"))
@@ -112,13 +109,16 @@ def coverage_sweep(
       Fraction of draws covered, lower and upper bound of the coverage: float32 [B, S] each.
     """
     sweep = _coverage_pass(draws, frame.rank)
-    return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas, limits=limits, table=table)
+    unseen = _unseen_norms(key, index, draws, frame)
+    context = {"sigmas": sigmas, "limits": limits, "table": table}
+    return _run(frame, sweep, index, unseen, chunk, key=key, **context)
 
 
 @functools.cache
 def _coverage_pass(draws: int, rank: int) -> Pass:
-    def start(context, index, queries, coordinates):
-        noise, norms = _noise_and_norm(context.key, index, draws, rank, context.missing)
+    def start(context, index, queries, coordinates, unseen):
+        noise = _noise(context.key, index, draws, rank)
+        norms = jnp.sum(noise**2, axis=2) + unseen.T
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), norms)
 
     def empty(context, state):
@@ -211,7 +211,7 @@ def weight_sweep(
       WeightSweep.
     """
     sweep = _weight_pass(draws, frame.rank, len(frame.points))
-    return _run(frame, sweep, index, chunk, key=key, sigmas=sigmas)
+    return _run(frame, sweep, index, None, chunk, key=key, sigmas=sigmas)
 
 
 class _Weights(NamedTuple):
@@ -227,7 +227,7 @@ class _Weights(NamedTuple):
 
 @functools.cache
 def _weight_pass(draws: int, rank: int, total: int) -> Pass:
-    def start(context, index, queries, coordinates):
+    def start(context, index, queries, coordinates, unseen):
         noise = _noise(context.key, index, draws, rank)
         return _Noised(index, queries, noise, jnp.sum(noise * coordinates, axis=2), None)
 
@@ -278,7 +278,7 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
                     term = weight_bounds.union_bound_terms(distances, sigma, delta, total - 1)
                     return jnp.sum(term, axis=1, where=other)
 
-                return lax.map(failure, _DELTAS)
+                return lax.map(failure, jnp.asarray(_DELTAS, jnp.float32))
 
             sums, doubled = lax.map(draw, (state.noise, state.own))
             within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
@@ -319,7 +319,7 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
             jnp.maximum(log_total - moment / total, 0),
             jnp.exp(2 * log_total - log_doubled),
         )
-        lower = (1 - _DELTAS[:, None]) / (1 + partial.terms.transpose(2, 1, 0))
+        lower = (1 - np.float32(_DELTAS[:, None])) / (1 + partial.terms.transpose(2, 1, 0))
         upper = _upper_bounds(_radii(context), partial.within.T, partial.nearest, context.sigmas)
         by_draw = (values.transpose(2, 0, 1) for values in by_draw)
         return WeightSweep(*by_draw, partial.copies, lower, upper)
@@ -336,13 +336,11 @@ def _upper_bounds(radii, counts, nearest, sigmas):
     radii = jnp.concatenate([nearest[:, None], jnp.broadcast_to(radii, counts.shape)], axis=1)
     counts = jnp.pad(counts, ((0, 0), (1, 0)), constant_values=1)
 
-    def choice(delta, tail):
-        def level(sigma):
-            return weight_bounds.own_weight_upper_bound(
-                radii, counts, sigma, delta, 1 - delta * tail
-            )
+    delta = np.repeat(_DELTAS, len(_TAILS))[:, None, None]  # float64, as 1 - q is small
+    q = 1 - delta * np.tile(_TAILS, len(_DELTAS))[:, None, None]
 
-        return (1 - delta) * lax.map(level, sigmas) + delta
+    def level(sigma):
+        bound = weight_bounds.own_weight_upper_bound(radii, counts, sigma, delta, q)
+        return bound + np.float32(delta[..., 0]) * (1 - bound)
 
-    choices = [choice(float(delta), tail) for delta in _DELTAS for tail in _TAILS]
-    return jnp.stack(choices).transpose(2, 0, 1)
+    return lax.map(level, sigmas).transpose(2, 1, 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float, Float32
 
 from geomem.points.exact import check_counts
 from geomem.points.visit import PlacedPoints
@@ -80,14 +80,14 @@ def _products(rng, points, queries):
 
 
 def refined_grid(
-    sigmas: Float[Array, " levels"], count: int, pilot: Callable[[], np.ndarray]
-) -> Float[Array, " more"]:
+    sigmas: Float[np.ndarray, " levels"], count: int, pilot: Callable[[], np.ndarray]
+) -> Float[np.ndarray, " more"]:
     """Return the grid, and after it `count` more levels where the pilot's curve changes most."""
     check_counts(0, refine=count)
     if count == 0 or len(sigmas) == 1:
         return sigmas
-    extra = refined_sigmas(np.asarray(sigmas), pilot(), count)
-    return jnp.asarray(np.concatenate([sigmas, extra]))
+    extra = refined_sigmas(sigmas, pilot(), count)
+    return np.concatenate([sigmas, extra])
 
 
 def refined_sigmas(

@@ -45,6 +45,8 @@ __all__ = [
     "stratified_mean",
 ]
 
+Levels = Float[np.ndarray, " levels"]
+
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
 
@@ -164,7 +166,7 @@ def estimate(
     """
     check_key(key)
     sigmas = check_sigmas(sigmas)
-    coverage_key, weight_key = jax.random.split(key)
+    coverage_key, weight_key = _keys(key, 2)
     points, queries = _both(train, heldout)
     num_base = len(points) if num_base is None else num_base
     check_counts(draws_coverage=draws_coverage, draws_weight=draws_weight, num_base=num_base)
@@ -188,7 +190,7 @@ def estimate_coverage(
     shell_c: float = 5.0,
     bootstrap: int = 500,
     progress: bool = False,
-) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"]]:
+) -> tuple[Estimate, Levels, Levels]:
     """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
     check_key(key)
     check_counts(draws=draws)
@@ -208,7 +210,7 @@ def estimate_weight(
     draws: int = 4,
     bootstrap: int = 500,
     progress: bool = False,
-) -> tuple[Estimate, Float[Array, " levels"], Float[Array, " levels"], Float[Array, " levels"]]:
+) -> tuple[Estimate, Levels, Levels, Levels]:
     """Estimate W(sigma), with the own weight and its bounds; arguments as in `estimate`."""
     check_key(key)
     sigmas = check_sigmas(sigmas)
@@ -223,7 +225,7 @@ def estimate_weight(
 
 def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -> dict[str, Any]:
     """The fields of Curves that are about coverage."""
-    noise_key, bootstrap_key = jax.random.split(key)
+    noise_key, bootstrap_key = _keys(key, 2)
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
     limits = np.array(shells.radii(dim, shell_c), np.float32) ** 2
@@ -235,7 +237,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -
         _curve_kernels.coverage_sweep,
         noise_key,
         sigmas=levels,
-        limits=jnp.asarray(limits),
+        limits=limits,
         table=shells.probability_table(dim, float(shell_c)),
         draws=draws,
     )
@@ -243,7 +245,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -
     covered, *bounds = _noise_coordinates.in_blocks(
         index, frame, draws, kernel, "coverage" if progress else None
     )
-    lower, upper = (jnp.asarray(bound[:, : len(sigmas)].mean(axis=0)) for bound in bounds)
+    lower, upper = (bound[:, : len(sigmas)].mean(axis=0) for bound in bounds)
     whole = bootstrap_fraction(bootstrap_key, covered, draws, bootstrap)
     return _split("coverage", whole, levels, len(sigmas)) | {
         "coverage_lower_bound": lower,
@@ -256,7 +258,7 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
     total, count = len(frame.points), len(sigmas)
     if num_base > total:
         raise ValueError(f"num_base must be between 1 and {total}, got {num_base}.")
-    noise_key, bootstrap_key, sample_key = jax.random.split(key, 3)
+    noise_key, bootstrap_key, sample_key = _keys(key, 3)
     index = np.arange(total)
     if num_base < total:
         index = np.sort(_rng(sample_key).permutation(index)[:num_base])
@@ -285,11 +287,11 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
         curves |= _split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
     log_size = mean(np.log(sweep.effective_size[..., :count]), 0, np.log(total))
     return curves | {
-        "own_weight": jnp.asarray(own.mean(axis=(0, 1))),
-        "own_weight_lower_bound": jnp.asarray(lower),
-        "own_weight_upper_bound": jnp.asarray(upper),
+        "own_weight": own.mean(axis=(0, 1)),
+        "own_weight_lower_bound": lower,
+        "own_weight_upper_bound": upper,
         "entropy": mean(sweep.entropy[..., :count], 0, np.log(total)),
-        "effective_size": Estimate(*map(jnp.exp, log_size)),
+        "effective_size": Estimate(*map(np.exp, log_size)),
         "exposure": exposure.exposure(index, levels, sweep.own, sweep.copies - 1),
     }
 
@@ -303,11 +305,16 @@ def _split(name, whole, levels, count):
     return {name: on_grid, f"{name}_refinement": refinement}
 
 
+def _keys(key, count):
+    """Independent keys; `jax.random.split` would be one more program to compile for each count."""
+    return [jax.random.fold_in(key, i) for i in range(count)]
+
+
 def _rng(key):
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Float[Array, " levels"]:
+def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Levels:
     """Return a grid of noise levels as float32.
 
     Raises:
@@ -321,7 +328,7 @@ def check_sigmas(sigmas: Float[ArrayLike, " levels"]) -> Float[Array, " levels"]
         first = int(np.argmax(np.diff(values) <= 0))
         pair = f"{values[first]:g} before {values[first + 1]:g}"
         raise ValueError(f"sigmas must be ascending, got {pair}.")
-    return jnp.asarray(values)
+    return values
 
 
 def _rows(name, points):

@@ -8,6 +8,7 @@ this. They have the form of the paper's Theorem 4.2; the constants are geomem's.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
@@ -68,8 +69,8 @@ def own_weight_upper_bound(
     radii: Float[ArrayLike, "*#shape radii"],
     counts: Shaped[ArrayLike, "*#shape radii"],
     sigma: float | Float[ArrayLike, ...],
-    delta: float = 0.05,
-    q: float = 0.975,
+    delta: float | Float[np.ndarray, ...] = 0.05,
+    q: float | Float[np.ndarray, ...] = 0.975,
 ) -> Float[Array, "*shape"]:
     """Return 1 / (1 + a exp(-r^2/(2 s^2) - b r/s)), a = ceil(K (1 - (1-q)/delta)), b = F^-1(q).
 
@@ -82,8 +83,8 @@ def own_weight_upper_bound(
       radii: for instance the sorted distances to the other points.
       counts: number of other points within each radius (then 1, 2, ..., N - 1).
       sigma: noise level, > 0, broadcast against `radii`.
-      delta: allowed probability of failure, > 1 - q.
-      q: in (1/2, 1).
+      delta: allowed probability of failure, > 1 - q, broadcast against `radii`.
+      q: in (1/2, 1), broadcast against `radii`.
 
     Returns:
       The bound, in (0, 1].
@@ -91,9 +92,10 @@ def own_weight_upper_bound(
     Raises:
       ValueError: not 1/2 < q < 1 or not 1 - q < delta < 1.
     """
-    if not (0.5 < q < 1 and 1 - q < delta < 1):
+    valid = (np.asarray(q) > 0.5) & (np.asarray(q) < 1) & (1 - np.asarray(q) < delta)
+    if not np.all(valid & (np.asarray(delta) < 1)):
         raise ValueError(
-            f"delta and q must satisfy 1/2 < q < 1 and 1 - q < delta < 1, got {delta:g} and {q:g}."
+            f"delta and q must satisfy 1/2 < q < 1 and 1 - q < delta < 1, got {delta} and {q}."
         )
     # Rounding must not lift an exact integer to the next one.
     good = jnp.ceil(counts * (1 - (1 - q) / delta - 1e-6))

@@ -139,9 +139,8 @@ def denoising_error(
     sigmas = check_sigmas(sigmas)
     measure = Partial(_error, as_pytree(denoiser))
     per_image = _sweep(noise_key, measure, images, sigmas, draws, batch, progress).mean(axis=1)
-    error = bootstrap_mean(bootstrap_key, jnp.asarray(per_image.T), bootstrap)
-    mean, low, high = (np.asarray(field) for field in (error.mean, error.low, error.high))
-    return Errors(np.asarray(sigmas), mean, low, high, per_image)
+    error = bootstrap_mean(bootstrap_key, per_image.T, bootstrap)
+    return Errors(sigmas, error.mean, error.low, error.high, per_image)
 
 
 def noise_level_memorization(
@@ -185,7 +184,7 @@ def noise_level_memorization(
         nearest.append(result.index[:, 0])
     rate, low, high = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])
     memorized, index = np.stack(flags), np.stack(nearest)
-    return NoiseLevelMemorization(np.asarray(sigmas), rate, low, high, memorized, index)
+    return NoiseLevelMemorization(sigmas, rate, low, high, memorized, index)
 
 
 def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
@@ -241,16 +240,16 @@ def relative_gap(
     images = jnp.asarray(images)
     measure = Partial(_gap, as_pytree(denoiser_a), as_pytree(denoiser_b), images.mean(axis=0))
     values = _sweep(noise_key, measure, images, sigmas, draws, batch, progress).mean(axis=1)
-    table = jnp.asarray(values.transpose(1, 2, 0).reshape(len(images), -1))  # [M, 3 S]
+    table = values.transpose(1, 2, 0).reshape(len(images), -1)  # [M, 3 S]
     means = bootstrap_mean(bootstrap_key, table, bootstrap)
-    distance, signal, error = np.asarray(means.mean, np.float64).reshape(3, -1)
-    replicates = np.asarray(means.replicates, np.float64).reshape(bootstrap, 3, -1)
+    distance, signal, error = means.mean.astype(np.float64).reshape(3, -1)
+    replicates = means.replicates.astype(np.float64).reshape(bootstrap, 3, -1)
     tail = (1 - _CONFIDENCE) / 2
     ratios = np.sqrt(replicates[:, 0] / replicates[:, 1])
     low, high = np.quantile(ratios, [tail, 1 - tail], axis=0)
     with np.errstate(divide="ignore"):  # the empirical denoiser's error is 0 at small sigma
         relative, excess = np.sqrt(distance / signal), distance / error
-    return RelativeGap(np.asarray(sigmas), relative, low, high, excess, distance)
+    return RelativeGap(sigmas, relative, low, high, excess, distance)
 
 
 def _error(denoiser, noised, clean, sigma):

@@ -36,6 +36,7 @@ _FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the ne
 _PHOTOGRAPHS = 0.9  # a usual typical distance
 _PROPOSED = 8  # candidates for each image
 _PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
+_ALIGNED_ERROR = 1e-4  # far above the error of a correlation in float32
 _EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.parts`
 _SIMPLER = 0.05  # a simpler transform is named if its distance is at most this much larger
 _CHANGED = 0.15  # of contrast or, in standard deviations of the data, of brightness
@@ -261,9 +262,13 @@ def _decide(textures, low, high, cutoff):
     if len(low) == 0:
         return []
     crops = _crops(textures)
+    both = [_texture_search.align(textures, *ends, crops) for ends in ((low, high), (high, low))]
+    best = np.maximum(*(found.value.max(axis=1) for found in both))
+    likely = _distance(best + _ALIGNED_ERROR) <= cutoff
+    low, high = low[likely], high[likely]
     options = [[(0, 0, 0, 0, 0)] * len(low), [(0, 1, 0, 0, 0)] * len(low)]
-    for backward, (x, y) in enumerate(((low, high), (high, low))):
-        found = _texture_search.align(textures, x, y, crops)
+    for backward, found in enumerate(both):
+        found = _texture_search.Agreement(*(field[likely] for field in found))
         for part in (slice(0, 1), slice(1, None)):
             if crops[part] and not (backward and part.start == 0):
                 best = found.value[:, part].argmax(axis=1)

@@ -264,7 +264,9 @@ def test_rejects_bad_flags(command, flags, message, tmp_path):
 def test_swap_reports_a_missing_run_before_training(tmp_path):
     runs = tmp_path / "runs"
     config = denoiser_swap.Config(out=str(tmp_path), memorizing="absent", runs=str(runs))
-    with pytest.raises(ValueError, match=r"^memorizing must be the folder of a training run, got absent"):
+    with pytest.raises(
+        ValueError, match=r"^memorizing must be the folder of a training run, got absent"
+    ):
         denoiser_swap.run(config)
     assert not runs.exists()
 
