@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
-from scipy import linalg, special
+from scipy import special
 
 from geomem.geometry.exposure import Exposure
 from geomem.points.exact import check_counts
@@ -229,7 +229,10 @@ def _differences(deviations, share):
         between = deviations.mean(axis=1)
         parts.append(between * np.sqrt((1 - share) / (points * max(points - 1, 1))))
     if share > 0:
-        within = linalg.helmert(draws) @ deviations  # [points, draws - 1, levels]
+        # Helmert's contrasts: each draw against the mean of those before it.
+        k = np.arange(1, draws)[:, None]
+        before = np.cumsum(deviations, axis=1)[:, :-1]
+        within = (before - k * deviations[:, 1:]) / np.sqrt(k * (k + 1))
         within *= np.sqrt(share / (draws * (draws - 1))) / points
         parts.append(within.reshape(-1, levels))
     return np.concatenate(parts)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
-import scipy.stats
 import tqdm
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
@@ -152,7 +151,9 @@ def extrapolate(growth: Growth) -> Closing | None:
     x, y = np.log2(growth.count[known]), growth.width[known]
     if len(np.unique(x)) < 3 or len(x) < 4:
         return None
-    line = cast(Any, scipy.stats.linregress(x, y))
-    half = scipy.stats.t.ppf(0.975, len(x) - 2) * line.stderr
+    from scipy import stats
+
+    line = cast(Any, stats.linregress(x, y))
+    half = stats.t.ppf(0.975, len(x) - 2) * line.stderr
     interval = float(line.slope - half), float(line.slope + half)
     return Closing(float(line.slope), interval, interval[1] < 0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
-from scipy import special, stats
+from scipy import special
 
 from geomem import data
 from geomem.experiments.common import image_flags
@@ -16,7 +16,6 @@ from geomem.geometry import danger_zone
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.exposure import Exposure
-from geomem.plots import exposed
 from geomem.points import neighbours
 
 _LEAST_SUBSETS = 3
@@ -58,6 +57,8 @@ def exposed_images(
     columns["file"] = image_flags.file_names(name, split.take(index))
     edges = None if zone.low is None or zone.high is None else (zone.low, zone.high)
     pictures = (split.at(index), split.at(other)) if split.is_images else (None, None)
+    from geomem.plots import exposed  # imports Flax
+
     return columns, exposed.exposed(exposure.sigma[order], *pictures, edges, title)
 
 
@@ -168,7 +169,7 @@ def _next(values):
     """(low, high) of one more value, from values [K, ...]."""
     values = np.asarray(values)
     count = len(values)
-    half = stats.t.ppf(0.975, count - 1) * np.sqrt(1 + 1 / count) * values.std(axis=0, ddof=1)
+    half = special.stdtrit(count - 1, 0.975) * np.sqrt(1 + 1 / count) * values.std(axis=0, ddof=1)
     return np.array([values.mean(axis=0) - half, values.mean(axis=0) + half])
 
 
