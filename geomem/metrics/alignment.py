@@ -110,7 +110,8 @@ def squared_distances(
     count, height, width, channels = x.shape
     y = np.flip(y, 2) if flip else y
     if crop:
-        y = np.einsum("ah,nhwc,bw->nabc", shrink(height, crop), y, shrink(width, crop))
+        y = np.einsum("ah,nhwc->nawc", shrink(height, crop), y)
+        y = np.einsum("bw,nawc->nabc", shrink(width, crop), y)
     # Rows of x that y covers, if its first row lies on row crop + down of x.
     rows, columns = overlap(height, crop, down), overlap(width, crop, right)
     x = x[:, slice(*rows), slice(*columns)].reshape(count, -1)

@@ -76,7 +76,8 @@ def aligned_copy(
     if crop:  # a pixel is known if the same place of the enlarged image is
         rows, columns = (_centers(side, crop) for side in (height, width))
         known = known[rows][:, columns]
-        y = np.einsum("ah,hwc,bw->abc", shrink(height, crop), y, shrink(width, crop))
+        y = np.einsum("ah,hwc->awc", shrink(height, crop), y)
+        y = np.einsum("bw,awc->abc", shrink(width, crop), y)
     copy, mask = np.zeros(sample.shape), np.zeros(sample.shape, bool)
     (top, bottom), (left, end) = overlap(height, crop, down), overlap(width, crop, right)
     at = slice(top, bottom), slice(left, end)

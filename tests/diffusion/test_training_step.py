@@ -140,10 +140,9 @@ def test_step_is_independent_of_device_count(network_runs):
     start, step = network_runs
     expected = step(start, 1)
     assert _leaf_error(expected.params, start.params) > 5e-4  # the step changes the parameters
-    for devices in (2, 8):
-        state = step(start, devices)
-        assert _leaf_error(state.params, expected.params) <= 1e-6
-        assert _leaf_error(state.ema, expected.ema) <= 1e-6
+    state = step(start, 8)
+    assert _leaf_error(state.params, expected.params) <= 1e-6
+    assert _leaf_error(state.ema, expected.ema) <= 1e-6
 
 
 def test_microbatches_remat_and_shard_map_make_the_same_step():

@@ -46,16 +46,11 @@ def slow_distance(sample, image, transform, gain):
 
 def loop(samples, train, alignment):
     """All aligned distances [Q, N], and their transforms."""
+    pairs = np.repeat(samples, len(train), axis=0), np.tile(train, (len(samples), 1, 1, 1))
     squares = np.stack(
-        [
-            [
-                squared_distances(np.repeat(y[None], len(train), 0), train, t, alignment.gain)
-                for t in alignment.transforms()
-            ]
-            for y in samples
-        ]
-    )
-    return np.sqrt(squares.min(axis=1)), squares.argmin(axis=1)
+        [squared_distances(*pairs, t, alignment.gain) for t in alignment.transforms()]
+    ).reshape(-1, len(samples), len(train))
+    return np.sqrt(squares.min(axis=0)), squares.argmin(axis=0)
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.5])
