@@ -134,7 +134,7 @@ def estimate(
     draws_weight: int = 4,
     shell_c: float = 5.0,
     bootstrap: int = 500,
-    refine: int = 8,
+    refine: int = 12,
     progress: bool = False,
 ) -> Curves:
     """Estimate C(sigma) and W(sigma) on a grid, with 95% bands and sampling-free bounds.

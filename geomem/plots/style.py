@@ -87,6 +87,9 @@ def save(figure, folder: paths.AnyPath, name: str = "figure") -> list[pathlib.Pa
 
 def svg(figure) -> bytes:
     """Return the figure as SVG with text as outlines, so that it does not depend on fonts."""
+    import matplotlib
+
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "geomem"}):  # the same ids in each file
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from geomem import paths
-from geomem.experiments.common import results
+from geomem.experiments.common import output
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +141,7 @@ def test_reports_an_unwritable_bucket_in_one_line(bucket, monkeypatch):
     with pytest.raises(
         ValueError, match=r"out must be a writable folder, got gs://no-such-bucket/x \("
     ) as error:
-        results.make_folder("gs://no-such-bucket/x")
+        output.make_folder("gs://no-such-bucket/x")
     assert "\n" not in str(error.value)
 
 

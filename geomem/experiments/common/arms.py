@@ -199,7 +199,7 @@ class _EvaluationCache:
         self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
         self._settings = [settings.samples, settings.method, settings.inception, _BALLS]
         self._rows = {}
-        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        text = self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
                 entry = json.loads(line)

@@ -53,5 +53,5 @@ def _until(path, step):
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-    return "".join(itertools.takewhile(is_kept, lines))
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    return "".join(itertools.takewhile(is_kept, text.splitlines(keepends=True)))

@@ -186,7 +186,8 @@ def test_parallel_runs_save_and_stop_when_their_parent_is_killed(tmp_path):
         parent = subprocess.Popen(
             [sys.executable, "-c", _PARALLEL_RUNS, str(tmp_path)], env=environment, stderr=log
         )
-        _wait(lambda: len(list(tmp_path.glob("a-*/metrics.jsonl"))) == 2)
+        logs = [tmp_path / f"a-{seed}" / "metrics.jsonl" for seed in (0, 1)]
+        _wait(lambda: all(path.exists() and path.stat().st_size for path in logs))
         listed = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True)
         parent.kill()
         parent.wait()
