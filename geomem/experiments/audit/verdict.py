@@ -90,7 +90,7 @@ def decide(different: int, train: int, zone: Zone) -> dict[str, Any]:
     if different >= _FEW and removed >= _MANY_DUPLICATES * train:
         risk, reason = RISKS[min(RISKS.index(risk) + 1, len(RISKS) - 1)], "duplicates"
         why = (
-            f"{count(removed, 'image')} of {train:,} training images are copies of others, and "
+            f"{removed:,} of {train:,} training images are copies of others, and "
             f"what occurs several times is memorized first. {why}"
         )
         text = "clean the data first."
