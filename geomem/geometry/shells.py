@@ -165,8 +165,8 @@ def shell_probability(
     """Return P(x + sigma Z in S_sigma(x_i)) for lambda = ||x - x_i||^2 / sigma^2, in float64.
 
     It is F(r_out^2; d, lambda) - F(r_in^2; d, lambda), where F is the noncentral chi-square CDF.
-    SciPy's F (from Boost) agrees with the Poisson mixture of chi-squares to 1e-12 (absolute) and
-    1e-10 (relative), for d from 1 to 196,608 and far into the tails.
+    SciPy's F agrees with the Poisson mixture of chi-squares to 1e-12 (absolute) and
+    1e-9 (relative), for d from 1 to 196,608 and far into the tails.
 
     Args:
       noncentrality: lambda >= 0.
