@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from geomem.geometry import shells, weight_bounds
 from geomem.geometry._noise_coordinates import Frame, with_coordinates
@@ -87,8 +88,8 @@ def coverage_sweep(
     index: jax.Array,
     frame: Frame,
     *,
-    sigmas: jax.Array,
-    limits: jax.Array,
+    sigmas: ArrayLike,
+    limits: ArrayLike,
     table: shells.ProbabilityTable,
     draws: int,
     chunk: int = CHUNK,
@@ -193,7 +194,7 @@ def weight_sweep(
     index: jax.Array,
     frame: Frame,
     *,
-    sigmas: jax.Array,
+    sigmas: ArrayLike,
     draws: int,
     chunk: int = CHUNK,
 ) -> WeightSweep:
