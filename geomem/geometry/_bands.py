@@ -22,6 +22,7 @@ __all__ = [
     "Refinement",
     "bootstrap_fraction",
     "bootstrap_mean",
+    "split",
     "stratified_mean",
 ]
 
@@ -131,6 +132,17 @@ class Curves(NamedTuple):
         """Return a summary of the grid; `print(danger_zone.find(curves))` describes the curves."""
         levels = f"{len(self.sigma)} noise levels from {self.sigma[0]:.4g} to {self.sigma[-1]:.4g}"
         return f"Curves({levels}, {len(self.coverage.replicates)} bootstrap replicates)"
+
+
+def split(
+    name: str, whole: Estimate, levels: Float[np.ndarray, " more"], count: int
+) -> dict[str, Estimate | Refinement | None]:
+    """Return the Estimate on the first `count` levels, and the Refinement at those after them."""
+    refinement = None
+    if len(levels) > count:
+        refinement = Refinement(levels[count:], whole.mean[count:], whole.replicates[:, count:])
+    on_grid = Estimate(*(field[..., :count] for field in whole))
+    return {name: on_grid, f"{name}_refinement": refinement}
 
 
 def bootstrap_mean(

@@ -23,6 +23,7 @@ from geomem.geometry._bands import (
     Refinement,
     bootstrap_fraction,
     bootstrap_mean,
+    split,
     stratified_mean,
 )
 from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_grid
@@ -247,7 +248,7 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -
     )
     lower, upper = (bound[:, : len(sigmas)].mean(axis=0) for bound in bounds)
     whole = bootstrap_fraction(bootstrap_key, covered, draws, bootstrap)
-    return _split("coverage", whole, levels, len(sigmas)) | {
+    return split("coverage", whole, levels, len(sigmas)) | {
         "coverage_lower_bound": lower,
         "coverage_upper_bound": upper,
     }
@@ -281,10 +282,10 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
     # Each constant bounds the expectation; take the best.
     lower = sweep.lower[..., :count].mean(axis=0).max(axis=0)
     upper = sweep.upper[..., :count].mean(axis=0).min(axis=0)
-    curves = _split("max_weight", largest, levels, count)
+    curves = split("max_weight", largest, levels, count)
     if (sweep.copies > 1).any():
         grouped = np.maximum(sweep.largest, sweep.own * sweep.copies[:, None, None])
-        curves |= _split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
+        curves |= split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
     log_size = mean(np.log(sweep.effective_size[..., :count]), 0, np.log(total))
     return curves | {
         "own_weight": own.mean(axis=(0, 1)),
@@ -294,15 +295,6 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
         "effective_size": Estimate(*map(np.exp, log_size)),
         "exposure": exposure.exposure(index, levels, sweep.own, sweep.copies - 1),
     }
-
-
-def _split(name, whole, levels, count):
-    """The Estimate on the grid, and the Refinement at the levels after it."""
-    refinement = None
-    if len(levels) > count:
-        refinement = Refinement(levels[count:], whole.mean[count:], whole.replicates[:, count:])
-    on_grid = Estimate(*(field[..., :count] for field in whole))
-    return {name: on_grid, f"{name}_refinement": refinement}
 
 
 def _keys(key, count):
