@@ -151,6 +151,7 @@ def test_kimg_sets_the_checkpoints_and_can_be_raised(monkeypatch):
         assert 5 <= train.steps / train.checkpoint_every <= 9
 
 
+@pytest.mark.slow
 def test_parallel_processes_give_the_same_rows(study, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device each
     gap = next(row for row in study[1].rows if row["arm"] == ARMS[1])
