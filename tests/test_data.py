@@ -141,7 +141,7 @@ def test_gray_folder_has_one_channel_and_resize_crops(tmp_path):
     gradient = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (12, 1))
     Image.fromarray(gradient).save(tmp_path / "a.png")
     Image.fromarray(gradient.T).save(tmp_path / "b.jpg", quality=100)
-    dataset = data.load(str(tmp_path), resize=4, heldout="digits")
+    dataset = data.load(str(tmp_path), resize=4, heldout="cifar10_sample")
     assert dataset.train.shape == (2, 4, 4, 1)
     # The center square, averaged: columns 6..17 in four groups of three.
     np.testing.assert_allclose(dataset.train_split.pixels[0, 0, :, 0], [70, 100, 130, 160], atol=6)
@@ -340,9 +340,14 @@ def test_rejects_bad_resize(tmp_path):
         data.load(str(tmp_path), resize=0)
 
 
-def test_rejects_resize_without_folder(folder, tmp_path):
+def test_resizes_8_bit_images_only(folder, tmp_path):
     path, _ = folder
-    with pytest.raises(ValueError, match=r"resize must be left out unless .* from files, got 8"):
+    small, whole = (data.load("cifar10_sample", resize=side) for side in (16, None))
+    means = whole.train.reshape(1000, 16, 2, 16, 2, 3).mean((2, 4))
+    assert small.train.shape == means.shape
+    assert np.abs(small.train - means).mean() < 0.03  # antialiased, not every second pixel
+    assert small.test.shape == (1000, 16, 16, 3)
+    with pytest.raises(ValueError, match=r"resize must be left out unless .* 8-bit images, got 8"):
         data.load("digits", resize=8)
     np.save(tmp_path / "floats.npy", np.linspace(-1, 1, 64).reshape(4, 4, 4, 1))
     with pytest.raises(ValueError, match=r"resize must be left out unless .* 8-bit images, got 8"):

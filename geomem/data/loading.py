@@ -39,8 +39,7 @@ def load(
       heldout: a fraction in (0, 1) of the images to hold out, or the name or path of other images.
         Default: the source's test images, or a fifth of its images if it has none. 0 holds out no
         training image: the held-out images are the source's test images, or none.
-      resize: crop the images of a folder or array to their center square and resize them to this
-        side.
+      resize: crop 8-bit images to their center square and resize them to this side.
       seed: selects the held-out fraction.
       layout: "NHWC" or "NCHW", the order of an array's axes; needed where it could be either.
       value_range: the values of an array that stand for black and white, such as (0, 1).
@@ -62,8 +61,6 @@ def load(
     options = sources.ArrayOptions(layout, value_range, scale)
     train, test, class_names = sources.open_source(name, resize, options=options)
     names = [path for path in (name, heldout) if isinstance(path, str)]
-    if resize is not None and not any(sources.holds_files(n) for n in names):
-        raise ValueError(f"resize must be left out unless images come from files, got {resize}.")
     if any(options) and not any(sources.is_array(n) for n in names):
         raise ValueError(
             f"layout, range and scale must be left out unless arrays are read, got {name}."

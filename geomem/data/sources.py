@@ -18,7 +18,7 @@ from geomem import array_files, paths
 from geomem.data import folders, hugging_face
 from geomem.data.datasets import Split, finite_range
 
-__all__ = ["ArrayOptions", "holds_files", "is_array", "is_folder", "open_source"]
+__all__ = ["ArrayOptions", "is_array", "is_folder", "open_source"]
 
 _SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
 _NAMES = ("cifar10_sample", "cifar10", "celeba_gray", "digits")
@@ -57,14 +57,10 @@ def open_source(
     Raises:
       ValueError: as in `load`.
     """
-    if name == "cifar10_sample":
-        return _open_cifar10_sample()
-    if name == "digits":
-        return _open_digits()
-    if name == "celeba_gray":
-        return _open_tfds("celeb_a", argument, lambda image: folders.square_gray(image, 32))
-    if name == "cifar10" or name.startswith("tfds:"):
-        return _open_tfds(name.removeprefix("tfds:"), argument)
+    if name in _NAMES or name.startswith("tfds:"):
+        *splits, class_names = _open_named(name, argument)
+        train, test = (split and _resized(split, resize, argument) for split in splits)
+        return train, test, class_names
     if name.startswith("hf:"):
         return hugging_face.open_table(paths.as_path(name.removeprefix("hf:")), resize, argument)
     path = paths.as_path(name) if name else None
@@ -87,11 +83,6 @@ def is_folder(name: str) -> bool:
     return bool(name) and not known and paths.as_path(name).is_dir()
 
 
-def holds_files(name: str) -> bool:
-    """Return whether `open_source` reads this name as files, which it may resize."""
-    return is_folder(name) or is_array(name) or name.startswith("hf:")
-
-
 def is_array(name: str) -> bool:
     """Return whether `open_source` reads this name as the path of an array file."""
     return paths.as_path(name).suffix in (".npy", ".npz")
@@ -99,6 +90,16 @@ def is_array(name: str) -> bool:
 
 def _from_array(pixels, labels=None, argument="dataset"):
     return Split(pixels.__getitem__, np.arange(len(pixels)), labels, argument)
+
+
+def _open_named(name, argument):
+    if name == "cifar10_sample":
+        return _open_cifar10_sample()
+    if name == "digits":
+        return _open_digits()
+    if name == "celeba_gray":
+        return _open_tfds("celeb_a", argument, lambda image: folders.square_gray(image, 32))
+    return _open_tfds(name.removeprefix("tfds:"), argument)
 
 
 def _open_cifar10_sample():
@@ -112,9 +113,7 @@ def _open_cifar10_sample():
             sheet = np.asarray(Image.open(file))
         rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
         pixels = sheet.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-        labels = np.array(
-            [int(label) for label in (folder / f"{split}_labels.txt").read_text().strip()]
-        )
+        labels = np.array([*(folder / f"{split}_labels.txt").read_text().strip()], np.int64)
         digest.update(np.ascontiguousarray(pixels).data)
         digest.update(labels.astype(np.uint8).data)
         splits.append(_from_array(pixels, labels))
@@ -168,7 +167,7 @@ def _open_array(array, path, resize, argument, options):
         split = _from_array(array, argument=argument)
     else:
         split = _open_floats(array, argument, options)
-    return split if resize is None else _resized(split, resize, argument)
+    return _resized(split, resize, argument)
 
 
 def _channels_last(array, path, layout, argument):
@@ -218,6 +217,8 @@ def _open_floats(array, argument, options):
 
 
 def _resized(split, side, argument):
+    if side is None:
+        return split
     if not split.is_images or split.at(slice(0, 1)).dtype != np.uint8:
         raise ValueError(
             f"resize must be left out unless {argument} holds 8-bit images, got {side}."

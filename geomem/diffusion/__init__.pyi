@@ -7,6 +7,7 @@ from . import edm_weights as edm_weights
 from . import grids as grids
 from . import normalization as normalization
 from . import preconditioning as preconditioning
+from . import replacement as replacement
 from . import sampler as sampler
 from . import schedules as schedules
 from . import training_step as training_step
@@ -20,6 +21,10 @@ from .conventions import usual_training_noise as usual_training_noise
 from .grids import edm_grid as edm_grid
 from .grids import skip_gaps as skip_gaps
 from .preconditioning import EDMDenoiser as EDMDenoiser
+from .replacement import blend as blend
+from .replacement import gate as gate
+from .replacement import guide as guide
+from .replacement import repair as repair
 from .sampler import Churn as Churn
 from .sampler import Denoiser as Denoiser
 from .sampler import generate as generate

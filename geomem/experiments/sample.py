@@ -1,6 +1,7 @@
 """Sample images from a training run, published EDM weights, or a network of another library.
 
     geomem sample --run runs/digits --count 256 --out samples.npz
+    geomem sample --run runs/digits --repair runs/zone/zone.json --out repaired.npz
 
 Writes float32 images, neither clipped nor quantized, with their seeds (samples.npz, keys `images`
 and `seeds`), a grid of the first 256 (samples.png), and the settings (samples.json).
@@ -14,8 +15,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from geomem import memory, paths
-from geomem.diffusion import edm_weights, grids, sampler
-from geomem.experiments.common import command_line, denoisers, results
+from geomem.diffusion import edm_weights, grids, replacement, sampler
+from geomem.experiments.common import (
+    command_line,
+    denoisers,
+    image_flags,
+    replacements,
+    results,
+)
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import run_folder
 
@@ -55,6 +62,17 @@ class Config:
     """Exponent of EDM's grid of noise levels; larger values put more of them near sigma_min."""
     over_gap: bool = flag(True, "sampling")
     """Cross the gap in the run's training noise in one step."""
+    repair: tuple[str, ...] = flag((), "sampling")
+    """A zone.json file, or the two edges of an interval of noise levels: on the sampling steps that
+    start there, --repair-with takes the network's place, so that fewer samples are copies."""
+    repair_with: str = flag("ls", "sampling")
+    """The denoiser of --repair: ls or els (patches of the training images at the same or at all
+    positions), wiener, gaussian, or the folder of another training run."""
+    repair_patch: int | None = flag(None, "sampling", most=1023)
+    """Side of the patches of ls and els in pixels, odd; default: 3."""
+    repair_data: str | None = flag(None, "sampling")
+    """The training images of --weights or --denoiser, or others for --repair; default: the images
+    of the run."""
     churn: float = flag(0.0, "advanced", least=0)
     """Amount of noise added during sampling (EDM's S_churn); 0 is deterministic."""
     batch_size: int = flag(256, "advanced")
@@ -94,6 +112,7 @@ def run(config: Config) -> Result:
         raise ValueError("image_shape must be given for a denoiser, and only for one.")
     if config.seed + config.count > 2**32:
         raise ValueError(f"seed and count must give seeds below 2^32, got {config.seed}.")
+    edges = replacements.read_edges(config.repair) if config.repair else None
     output = results.Run(config)
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     if config.denoiser is not None:
@@ -111,6 +130,10 @@ def run(config: Config) -> Result:
         full_grid, sigmas = sigmas, run_folder.sampling_grid(config.run, sigmas)
         if not np.array_equal(sigmas, full_grid):
             print("Skipping the noise levels that training left out (--over-gap False keeps them).")
+    if edges is not None:
+        replaced, sigma_range = _repair(config, denoiser, image_shape, sigmas, edges)
+        print(f"Repairing {len(replaced.steps)} of {len(sigmas) - 1} steps, sigma {sigma_range}.")
+        denoiser = replaced
     memory.check("count", 4 * config.count * math.prod(image_shape), config.count)
     seeds = np.arange(config.seed, config.seed + config.count)
     with output.phase("sample"):
@@ -140,6 +163,40 @@ def run(config: Config) -> Result:
     return Result(images, seeds, tuple(output.out / name for name in files))
 
 
+def _repair(config, denoiser, image_shape, sigmas, edges):
+    """The denoiser with a replacement inside the edges, and its noise levels as a text."""
+    images = None
+    if config.repair_with in replacements.NEED_IMAGES:
+        images = _training_images(config)
+        if images.shape[1:] != tuple(image_shape):
+            raise ValueError(
+                f"repair_data must hold images of shape {tuple(image_shape)}, got "
+                f"{images.shape[1:]}."
+            )
+    elif config.repair_data is not None:
+        raise ValueError("repair_data must be left out if another run repairs.")
+    other = replacements.make(config.repair_with, images, config.repair_patch)
+    try:
+        repaired = replacement.repair(denoiser, other, sigmas, edges)
+    except ValueError as error:
+        raise ValueError(str(error).replace("zone", "repair", 1)) from None
+    levels = sigmas[sorted(repaired.steps)]
+    return repaired, f"{levels[0]:.3g} to {levels[-1]:.3g}"
+
+
+def _training_images(config):
+    if config.repair_data is not None:
+        return image_flags.load(image_flags.ImageFlags(dataset=config.repair_data)).train
+    if config.run is None:
+        raise ValueError("repair_data must be given to repair a network that is not a run's.")
+    return denoisers.load_images(config.run).train
+
+
 if __name__ == "__main__":
     of_run = "step", "average", "over_gap"
-    command_line.main(Config, run, excludes={"weights": of_run, "denoiser": of_run})
+    command_line.main(
+        Config,
+        run,
+        excludes={"weights": of_run, "denoiser": of_run},
+        needs=dict.fromkeys(("repair_with", "repair_patch", "repair_data"), ("repair",)),
+    )

@@ -22,6 +22,7 @@ from .frequency_bands import fourier_band as fourier_band
 from .gaussian import Gaussian as Gaussian
 from .gaussian import fit_gaussian as fit_gaussian
 from .gaussian import gaussian_denoise as gaussian_denoise
+from .gaussian import gaussian_denoiser as gaussian_denoiser
 from .growth import Growth as Growth
 from .posterior import TopWeights as TopWeights
 from .posterior import covariance_product as covariance_product

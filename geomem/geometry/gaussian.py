@@ -5,18 +5,20 @@ At large sigma the empirical denoiser approaches this one (paper, Theorems 4.9 a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from geomem.geometry.posterior import Sigma, check_sigma
 from geomem.points.exact import as_queries, as_rows, decode
 
-__all__ = ["Gaussian", "fit_gaussian", "gaussian_denoise"]
+__all__ = ["Gaussian", "fit_gaussian", "gaussian_denoise", "gaussian_denoiser"]
 
 
 class Gaussian(NamedTuple):
@@ -63,6 +65,15 @@ def gaussian_denoise(
     """
     rows = as_queries(y, (1, len(gaussian.mean)), "y")
     return _denoise(rows, gaussian, check_sigma(sigma)).reshape(np.shape(y))
+
+
+def gaussian_denoiser(points: Shaped[ArrayLike, "points ..."]) -> Callable[..., jax.Array]:
+    """Return the function (x, sigma) that denoises by the Gaussian fitted to `points`; a pytree."""
+    return Partial(_denoise_like, fit_gaussian(points))
+
+
+def _denoise_like(gaussian, x, sigma):
+    return gaussian_denoise(x, gaussian, sigma)
 
 
 @jax.jit

@@ -15,18 +15,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from geomem import memory, paths
+from geomem import data, memory, paths
 from geomem.diffusion import adapters, sampler
 from geomem.diffusion.sampler import Denoiser
 from geomem.experiments.common import image_flags, interruption, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets, run_folder
 from geomem.geometry import posterior
-from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
+from geomem.geometry.gaussian import gaussian_denoiser
 from geomem.plots import style
 
 Table = dict[str, np.ndarray]  # columns by name
@@ -204,6 +202,17 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
     """Return the images and denoisers of a training run."""
     folder = paths.as_path(folder)
     network, params, _ = run_folder.load(folder)
+    dataset = load_images(folder)
+    recorded = {"run": folder.name, "config": run_folder.read_facts(folder)["config"]}
+    return _trained_run(folder.name, network.bind(params), dataset, recorded)
+
+
+def load_images(folder: paths.AnyPath) -> data.Dataset:
+    """Return the images of a training run.
+
+    Raises:
+      ValueError: not a run folder, or the data set holds other images now.
+    """
     facts = run_folder.read_facts(folder)
     recipe = configuration.from_facts(facts)
     dataset = image_flags.load(recipe)
@@ -212,8 +221,7 @@ def load_run(folder: paths.AnyPath) -> TrainedRun:
             f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "
             "which was trained on others."
         )
-    recorded = {"run": folder.name, "config": facts["config"]}
-    return _trained_run(folder.name, network.bind(params), dataset, recorded)
+    return dataset
 
 
 def load_other(name: str, images: image_flags.ImageFlags) -> TrainedRun:
@@ -259,11 +267,10 @@ def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
 
 
 def _trained_run(name, network, dataset, facts):
-    gaussian = fit_gaussian(jnp.asarray(dataset.train.reshape(len(dataset.train), -1)))
     denoisers = {
         "network": network,
         "empirical": posterior.empirical_denoiser(dataset.train),
-        "Gaussian": jax.tree_util.Partial(_denoise_gaussian, gaussian),
+        "Gaussian": gaussian_denoiser(dataset.train),
     }
     facts["data"] = results.dataset_facts(dataset)
     return TrainedRun(name, dataset.train, dataset.test, denoisers, facts)
@@ -273,10 +280,6 @@ def _other_images(config):
     return image_flags.ImageFlags(
         dataset=config.dataset, num_train=config.num_train, heldout=config.heldout
     )
-
-
-def _denoise_gaussian(gaussian, x, sigma):
-    return gaussian_denoise(x.reshape(len(x), -1), gaussian, sigma).reshape(x.shape)
 
 
 def _as_numbers(values):

@@ -159,18 +159,18 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, schedule=schedule, gap=edges, gap_from=None)
 
 
-def read_zone(path: paths.AnyPath) -> tuple[float, float]:
-    """Return the edges (low, high) of the danger zone in a zone.json."""
+def read_zone(path: paths.AnyPath, argument: str = "gap_from") -> tuple[float, float]:
+    """Return the edges (low, high) of the danger zone in a zone.json; errors name `argument`."""
     try:
         zone = paths.read_json(path)
         low, high = zone["low"], zone["high"]
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        message = f"gap_from must be a JSON file with low and high, got {path} ({reason})."
+        message = f"{argument} must be a JSON file with low and high, got {path} ({reason})."
         raise ValueError(message) from None
     if low is None or high is None:
-        raise ValueError(f"gap_from must hold a danger zone, got {path}: low and high are null.")
-    schedules.check_interval("gap_from", low, high)
+        raise ValueError(f"{argument} must hold a danger zone, got {path}: low and high are null.")
+    schedules.check_interval(argument, low, high)
     return low, high
 
 
