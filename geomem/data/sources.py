@@ -58,9 +58,9 @@ def open_source(
       ValueError: as in `load`.
     """
     if name in _NAMES or name.startswith("tfds:"):
-        *splits, class_names = _open_named(name, argument)
-        train, test = (split and _resized(split, resize, argument) for split in splits)
-        return train, test, class_names
+        train, test, class_names = _open_named(name, argument)
+        test = test and _resized(test, resize, argument)
+        return _resized(train, resize, argument), test, class_names
     if name.startswith("hf:"):
         return hugging_face.open_table(paths.as_path(name.removeprefix("hf:")), resize, argument)
     path = paths.as_path(name) if name else None

@@ -62,7 +62,7 @@ class Config:
     """Exponent of EDM's grid of noise levels; larger values put more of them near sigma_min."""
     over_gap: bool = flag(True, "sampling")
     """Cross the gap in the run's training noise in one step."""
-    repair: tuple[str, ...] = flag((), "sampling")
+    repair: tuple[str, ...] | None = flag(None, "sampling")
     """A zone.json file, or the two edges of an interval of noise levels: on the sampling steps that
     start there, --repair-with takes the network's place, so that fewer samples are copies."""
     repair_with: str = flag("ls", "sampling")
@@ -112,7 +112,7 @@ def run(config: Config) -> Result:
         raise ValueError("image_shape must be given for a denoiser, and only for one.")
     if config.seed + config.count > 2**32:
         raise ValueError(f"seed and count must give seeds below 2^32, got {config.seed}.")
-    edges = replacements.read_edges(config.repair) if config.repair else None
+    edges = None if config.repair is None else replacements.read_edges(config.repair)
     output = results.Run(config)
     sigmas = grids.edm_grid(config.steps, config.sigma_min, config.sigma_max, config.rho)
     if config.denoiser is not None:

@@ -96,17 +96,12 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
     features = frechet.PIXELS
     if settings.inception is not None:
         features = network.features(weights.load(settings.inception))
-    if not loop.run(config).finished:
-        raise interruption.Stopped(
-            f"{config.out} was stopped; run the same command again to finish it."
-        )
+    train(config)
     dataset = image_flags.load(config)
     folder = paths.as_path(config.out)
     reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
-    with checkpoints.Checkpoints(folder, read_only=True) as saved:
-        regular = {*range(0, config.steps, config.checkpoint_every), config.steps}
-        steps = [step for step in saved.steps() if step in regular]
-    cache = _EvaluationCache(folder, settings)
+    steps = regular_steps(config)
+    cache = EvaluationCache(folder, settings)
 
     def evaluate(step, sigmas, keep_samples=False):
         key = cache.key(step, sigmas)
@@ -140,6 +135,25 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
         whole = {f"whole_grid_{key}": on_whole_grid.get(key) for key in MEASURES}
         rows.append(labels | {"kimg": step * config.batch / 1000} | row | whole)
     return rows
+
+
+def train(config: configuration.Config) -> None:
+    """Train a run to its end, or finish its training.
+
+    Raises:
+      interruption.Stopped: it was stopped.
+    """
+    if not loop.run(config).finished:
+        raise interruption.Stopped(
+            f"{config.out} was stopped; run the same command again to finish it."
+        )
+
+
+def regular_steps(config: configuration.Config) -> list[int]:
+    """Return the steps of a run's regular checkpoints and the last, without interruptions'."""
+    with checkpoints.Checkpoints(paths.as_path(config.out), read_only=True) as saved:
+        regular = {*range(0, config.steps, config.checkpoint_every), config.steps}
+        return [step for step in saved.steps() if step in regular]
 
 
 def evaluate_samples(
@@ -192,11 +206,13 @@ def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarra
         return dict(archive)
 
 
-class _EvaluationCache:
-    """The evaluations in a run folder, by checkpoint and settings, and the last samples."""
+class EvaluationCache:
+    """The evaluations in a file of a run folder, by checkpoint and settings; the last samples."""
 
-    def __init__(self, folder: pathlib.Path, settings: EvaluationSettings):
-        self._path, self._samples = folder / "judged.jsonl", folder / _SAMPLES
+    def __init__(
+        self, folder: pathlib.Path, settings: EvaluationSettings, name: str = "judged.jsonl"
+    ):
+        self._path, self._samples = folder / name, folder / _SAMPLES
         self._settings = [settings.samples, settings.method, settings.inception, _BALLS]
         self._rows = {}
         text = self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
@@ -205,18 +221,22 @@ class _EvaluationCache:
                 entry = json.loads(line)
                 self._rows[json.dumps(entry["at"])] = entry["found"]
 
-    def key(self, step, sigmas):
-        return json.dumps([step, *self._settings, np.asarray(sigmas).tolist()])
+    def key(self, step: int, sigmas: np.ndarray, *more: Any) -> str:
+        """Return the key of the samples from a checkpoint, along a grid, with other settings."""
+        return json.dumps([step, *self._settings, np.asarray(sigmas).tolist(), *more])
 
-    def get(self, key):
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the evaluation, or None if it is not there."""
         return self._rows.get(key)
 
-    def put(self, key, row):
+    def put(self, key: str, row: dict[str, Any]) -> None:
+        """Add an evaluation and write the file."""
         self._rows[key] = row
         lines = (f'{{"at": {key}, "found": {json.dumps(r)}}}\n' for key, r in self._rows.items())
         paths.write_whole(self._path, "".join(lines))
 
-    def has_samples(self, key):
+    def has_samples(self, key: str) -> bool:
+        """Return whether the kept samples are these."""
         if not self._samples.exists():
             return False
         try:
@@ -225,7 +245,8 @@ class _EvaluationCache:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile):  # damaged: sampled again
             return False
 
-    def put_samples(self, key, images, report):
+    def put_samples(self, key: str, images: np.ndarray, report: memorization.Report) -> None:
+        """Keep the last checkpoint's samples."""
         nearest = report.samples._asdict()
         arrays = {name: nearest[name] for name in ("distance", "index", "memorized")}
         cleaned = report.noise_removed_ratio < _THRESHOLD

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,21 +17,27 @@ from tqdm import tqdm
 
 from geomem.experiments.common import arms, output
 
+Rows = list[dict[str, Any]]
+
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # 8% faster on one core
 
 
 def train_and_evaluate_all(
-    tasks: Sequence[arms.Task], jobs: int | None = None
-) -> list[dict[str, Any]]:
-    """Return the rows of `arms.train_and_evaluate` for all tasks, in the order of the tasks.
+    tasks: Sequence[Any],
+    jobs: int | None = None,
+    evaluate: Callable[[Any], Rows] = arms.train_and_evaluate,
+) -> Rows:
+    """Return the rows of `evaluate` for all tasks, in the order of the tasks.
 
     A small network leaves most of a second core idle, so two runs at the same time take little more
     time than one. Their output goes to log files beside the run folders. On an accelerator, the
     tasks run in this process, one after the other.
 
     Args:
-      tasks: the runs.
+      tasks: the runs, an `arms.Task` each, or whatever `evaluate` takes; `task.config.out` is the
+        run folder.
       jobs: number of processes; default: the number of cores on a CPU, else 1.
+      evaluate: trains and evaluates one run; a function of a module.
     """
     if jobs is None:
         jobs = len(_cores()) if jax.default_backend() == "cpu" else 1
@@ -40,7 +46,7 @@ def train_and_evaluate_all(
         if jobs <= 1:
             rows = []
             for task in tasks:
-                rows += arms.train_and_evaluate(task)
+                rows += evaluate(task)
                 bar.update()
             return rows
         context = multiprocessing.get_context("spawn")
@@ -54,7 +60,7 @@ def train_and_evaluate_all(
                 # Ctrl-C is for this process; the others end when it does.
                 handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
                 try:
-                    futures = [pool.submit(_run_logged, task) for task in tasks]
+                    futures = [pool.submit(_run_logged, evaluate, task) for task in tasks]
                 finally:
                     signal.signal(signal.SIGINT, handler)
                 try:
@@ -93,8 +99,8 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _run_logged(task):
-    """`arms.train_and_evaluate`, with its output in a log file beside the run folder."""
+def _run_logged(evaluate, task):
+    """The rows of a task, with its output in a log file beside the run folder."""
     folder = output.make_folder(task.config.out)
     mode = "a" if isinstance(folder, pathlib.Path) else "w"  # a bucket's objects cannot grow
     with (
@@ -102,4 +108,4 @@ def _run_logged(task):
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        return arms.train_and_evaluate(task)
+        return evaluate(task)
