@@ -22,6 +22,7 @@ RECIPES = {
     "gap_training": "Gap training (Fig. 4)",
     "gap_sweep": "Gap sweep (Fig. 5)",
     "denoiser_swap": "Denoiser swap (Table 1)",
+    "repair": "Repair while sampling",
     "large_noise": "Large noise (Thms. 4.9, 4.10)",
     "audit": "Audit a data set",
     "train": "Train and sample",

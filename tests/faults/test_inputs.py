@@ -116,11 +116,26 @@ def test_damaged_runs_are_refused(run, tmp_path, refuses):  # noqa: F811
     (tmp_path / "file").touch()
     for name in ("missing", "pipe", "file", "nowhere"):
         rows.append((["sample", "--run", tmp_path / name], "--run", name))
+    repaired = ["sample", "--run", run, "--repair", "0.4", "1.4"]
     rows += [
         (["sample", "--run", run, "--step", "7"], "--step"),
         (["sample", "--run", run, "--weights", "x.npz"], "--run"),
         (["sample"], "--run"),
         (["sample", "--run", run, "--out", "/"], "--out"),
+        (["sample", "--run", run, "--repair"], "--repair", "nothing"),
+        (["sample", "--run", run, "--repair", "1"], "--repair", "no such file"),
+        (["sample", "--run", run, "--repair", "1", "x"], "--repair", "1 x"),
+        (["sample", "--run", run, "--repair", "1", "2", "3"], "--repair", "1 2 3"),
+        (["sample", "--run", run, "--repair", "2", "1"], "--repair", "0 < low < high"),
+        (["sample", "--run", run, "--repair", "nan", "1"], "--repair", "0 < low < high"),
+        (["sample", "--run", run, "--repair", "0.5", "0.50001"], "--repair", "noise level"),
+        (["sample", "--run", run, "--repair-with", "els"], "--repair-with", "without --repair"),
+        (["sample", "--run", run, "--repair-patch", "3"], "--repair-patch", "without --repair"),
+        ([*repaired, "--repair-with", "nowhere"], "--repair-with", "nowhere"),
+        ([*repaired, "--repair-with", "wiener", "--repair-patch", "3"], "--repair-patch"),
+        ([*repaired, "--repair-patch", "4"], "--repair-patch", "odd"),
+        ([*repaired, "--repair-data", "cifar10_sample"], "--repair-data", "(8, 8, 1)"),
+        ([*repaired, "--repair-with", run, "--repair-data", "digits"], "--repair-data"),
         (["sample", "--run", run, "--out", "x/"], "--out"),
         (["sample", "--run", run, "--sigma-min", "5", "--sigma-max", "5"], "--sigma-min"),
         (["sample", "--run", run, "--seed", str(2**32 - 1), "--count", "2"], "--seed"),

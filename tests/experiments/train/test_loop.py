@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from network_oracles import DATA
 
+import geomem
+from geomem.diffusion import grids, replacement, sampler
 from geomem.diffusion import training_step as steps
 from geomem.experiments import sample
+from geomem.experiments.common import denoisers
 from geomem.experiments.train import PRESETS, configuration, loop, run_folder
 from geomem.experiments.train.metrics_log import MetricsLog
 from geomem.metrics import watch
@@ -158,6 +161,23 @@ def test_samples_skip_the_training_gap(finished, tmp_path):
     assert np.abs(skipping - whole).max() > 1e-3
     without = sample.run(dataclasses.replace(config, run=str(finished))).images
     np.testing.assert_allclose(whole, without, atol=1e-4)
+
+
+def test_samples_are_repaired_inside_the_zone(finished, tmp_path):
+    zone = tmp_path / "zone.json"
+    zone.write_text('{"low": 0.3, "high": 1.5}')
+    config = sample.Config(run=str(finished), out=str(tmp_path / "a"), count=2, repair=(str(zone),))
+    images = sample.run(config).images
+    network, params, shape = run_folder.load(finished)
+    grid = grids.edm_grid(18)
+    local = geomem.geometry.ls(denoisers.load_images(finished).train, 3)
+    repaired = replacement.repair(network.bind(params), local, grid, (0.3, 1.5))
+    np.testing.assert_allclose(images, sampler.generate(repaired, range(2), shape, grid), atol=1e-5)
+    # The run itself in its own place changes nothing.
+    own = dataclasses.replace(config, repair=("0.3", "1.5"), repair_with=str(finished))
+    plain = dataclasses.replace(config, repair=None)
+    np.testing.assert_array_equal(sample.run(own).images, sample.run(plain).images)
+    assert np.abs(images - sample.run(plain).images).max() > 1e-2
 
 
 def test_samples_published_weights(tmp_path):
