@@ -9,6 +9,7 @@ With s = sigma_data (table 1, "Network and preconditioning"):
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -70,8 +71,13 @@ class EDMDenoiser:
     def init(self, key: Key[Array, ""], image_shape: tuple[int, int, int]) -> Params:
         """Return initial parameters for images of shape (height, width, channels)."""
         images, noise = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-        return jax.jit(self.network.init)(key, images, noise)["params"]
+        return _init(self.network, key, images, noise)["params"]
 
     def bind(self, params: Params) -> jax.tree_util.Partial:
         """Return the denoiser (x, sigma) -> x_0 with these parameters, a pytree."""
         return jax.tree_util.Partial(self, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for each network
+def _init(network, key, images, noise):
+    return network.init(key, images, noise)

@@ -226,7 +226,16 @@ def program(
             f"microbatch must divide the {device_batch} images of a device, got "
             f"{recipe.microbatch}."
         )
-    step = functools.partial(_step, denoiser, recipe, device_batch)
+    # What the constants hold is no part of the program.
+    schedule = schedules.Schedule(dummy=recipe.schedule.dummy)
+    same = dataclasses.replace(recipe, seed=0, schedule=schedule)
+    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
+    return _compiled(denoiser, same, tuple(devices), parallel), (seed, recipe.schedule.levels())
+
+
+@functools.lru_cache(maxsize=8)  # tracing and loading it again would take seconds
+def _compiled(denoiser, recipe, devices, parallel):
+    step = functools.partial(_step, denoiser, recipe, recipe.batch // len(devices))
 
     def steps(state, images, seed, levels, count):
         def one(state, _=None):
@@ -234,8 +243,7 @@ def program(
 
         return one(state)[0] if count == 1 else jax.lax.scan(one, state, length=count)[0]
 
-    seed = np.asarray(jax.random.key_data(jax.random.key(recipe.seed)))
-    return data_parallel.PROGRAMS[parallel](steps, devices), (seed, recipe.schedule.levels())
+    return data_parallel.PROGRAMS[parallel](steps, devices)
 
 
 def _step(denoiser, recipe, device_batch, state, images, seed, levels):

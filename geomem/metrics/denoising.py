@@ -298,7 +298,9 @@ def _measure(measure, key, images, index, sigma, level, draw):
     key = jax.random.fold_in(jax.random.fold_in(key, level), draw)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     clean = images[index]
-    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))(keys)
+    # Drawn flat: the same numbers, quicker to compile.
+    noise = jax.vmap(lambda k: jax.random.normal(k, (clean[0].size,), clean.dtype))(keys)
+    noise = noise.reshape(clean.shape)
     return measure(clean + sigma * noise, clean, jnp.full(len(clean), sigma, clean.dtype))
 
 

@@ -120,18 +120,21 @@ def test_one_dispatch_equals_single_steps():
     )
 
 
+# Every random option is turned on.
+NETWORK = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2)
+NETWORK_RECIPE = _recipe(augment=0.5, lr=1e-3)
+
+
 @pytest.fixture(scope="module")
 def network_runs():
-    """Return the initial state and a step function, with every random option turned on."""
-    network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2)
-    denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5, lr=1e-3)
-    start = training_step.init(denoiser, recipe, (8, 8, 1))
-    updates = {n: training_step.make_update(denoiser, recipe, jax.devices()[:n]) for n in (1, 2, 8)}
+    """Return the initial state, and a function that makes one step with fresh copies."""
+    start = training_step.init(preconditioning.EDMDenoiser(NETWORK), NETWORK_RECIPE, (8, 8, 1))
 
-    def step(state, devices):
-        state = data_parallel.replicate(state, jax.devices()[:devices])
-        images = data_parallel.replicate(IMAGES, jax.devices()[:devices])
-        return data_parallel.unreplicate(updates[devices](state, images, 1))
+    def step(state, devices, network=NETWORK, recipe=NETWORK_RECIPE, parallel="pmap"):
+        denoiser, devices = preconditioning.EDMDenoiser(network), jax.devices()[:devices]
+        update = training_step.make_update(denoiser, recipe, devices, parallel)
+        arguments = (data_parallel.replicate(tree, devices) for tree in (state, IMAGES))
+        return data_parallel.unreplicate(update(*arguments, 1))
 
     return start, step
 
@@ -145,20 +148,11 @@ def test_step_is_independent_of_device_count(network_runs):
     assert _leaf_error(state.ema, expected.ema) <= 1e-6
 
 
-def test_microbatches_remat_and_shard_map_make_the_same_step():
-    recipe, devices = _recipe(lr=1e-3), jax.devices()[:2]
-    network = unet.UNet(8, (1,), 0, (), dropout=0.3, patch=2)
-    start = training_step.init(preconditioning.EDMDenoiser(network), recipe, (8, 8, 1))
-
-    def step(network, recipe, parallel):
-        denoiser = preconditioning.EDMDenoiser(network)
-        update = training_step.make_update(denoiser, recipe, devices, parallel)
-        arguments = (data_parallel.replicate(tree, devices) for tree in (start, IMAGES))
-        return data_parallel.unreplicate(update(*arguments, 1))
-
-    expected = step(network, recipe, "pmap")
-    thrifty = dataclasses.replace(recipe, microbatch=2)
-    state = step(network.clone(remat=True), thrifty, "shard_map")
+def test_microbatches_remat_and_shard_map_make_the_same_step(network_runs):
+    start, step = network_runs
+    expected = step(start, 2)
+    thrifty = dataclasses.replace(NETWORK_RECIPE, microbatch=2)
+    state = step(start, 2, NETWORK.clone(remat=True), thrifty, "shard_map")
     # Adam's first moment is a tenth of the gradient.
     assert _leaf_error(state.opt_state[0].mu, expected.opt_state[0].mu) <= 1e-6
     assert state.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-6)

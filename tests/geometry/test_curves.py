@@ -255,9 +255,10 @@ def test_accepts_any_image_type(rng):
 def test_result_is_independent_of_block_size(small, monkeypatch):
     train, heldout = small
     key = jax.random.key(0)
-    whole = curves.estimate(key, train, heldout, SMALL_SIGMAS)
+    # As many levels as in the test above, so that only the blocks are compiled.
+    whole = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=3)
     monkeypatch.setattr(_noise_coordinates, "_QUERIES", 7)  # divides neither 30 nor 12
-    parts = curves.estimate(key, train, heldout, SMALL_SIGMAS)
+    parts = curves.estimate(key, train, heldout, SMALL_SIGMAS, refine=3)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

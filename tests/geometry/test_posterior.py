@@ -289,12 +289,14 @@ def test_empirical_denoiser_takes_images(cifar):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nonfinite_query_affects_only_itself(cifar, bad):
     train = cifar[0][:100]
-    y = cifar[1][:3].copy()
+    finite = cifar[1][:3]
+    y = finite.copy()
     y[1, 7] = bad
     for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
         found = np.asarray(function(y, train, 1.0))
         assert np.isnan(found[1]).all()
-        np.testing.assert_allclose(found[::2], function(y[::2], train, 1.0), rtol=1e-5, atol=1e-5)
+        wanted = np.asarray(function(finite, train, 1.0))
+        np.testing.assert_allclose(found[::2], wanted[::2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
@@ -327,7 +329,8 @@ def test_rejects_bad_chunk(cifar):
 
 def test_rejects_images_of_another_layout(rng):
     """Images [N, C, H, W] and [N, H, W, C] have as many values, in another order."""
-    points = rng.standard_normal((5, 4, 4, 3)).astype(np.float32)
+    points = rng.standard_normal((21, 4, 4, 3)).astype(np.float32)
+    rows = points.reshape(21, -1)[:5]
     functions = (
         posterior.plain_denoise,
         posterior.log_weights,
@@ -339,8 +342,8 @@ def test_rejects_images_of_another_layout(rng):
         for y in (points.transpose(0, 3, 1, 2), points[0]):
             with pytest.raises(ValueError, match=r"y must be images of shape \(4, 4, 3\) like the"):
                 function(y, points, 1.0)
-        as_rows = function(points.reshape(5, -1), points, 1.0)  # vectors do fit images
-        chex.assert_trees_all_equal_shapes(as_rows, function(points.reshape(5, -1), points, 2.0))
+        as_rows = function(rows, points, 1.0)  # vectors do fit images
+        chex.assert_trees_all_equal_shapes(as_rows, function(rows, points, 2.0))
     gray = points[..., :1]
     np.testing.assert_array_equal(
         posterior.max_weight(gray[..., 0], gray, 1.0), posterior.max_weight(gray, gray, 1.0)
@@ -348,15 +351,15 @@ def test_rejects_images_of_another_layout(rng):
 
 
 def test_takes_lists(rng, recwarn):
-    points = rng.standard_normal((5, 4)).astype(np.float32)
+    points = rng.standard_normal((21, 48)).astype(np.float32)  # compiled by the test above
     for function in (posterior.plain_denoise, posterior.denoise, posterior.weights):
-        found = function(points[:2].tolist(), points.tolist(), 1.0)
-        np.testing.assert_array_equal(found, function(points[:2], points, 1.0))
+        found = function(points[:5].tolist(), points.tolist(), 1.0)
+        np.testing.assert_array_equal(found, function(points[:5], points, 1.0))
     assert not recwarn.list
 
 
 def test_compiles_once_per_shape(count_compilations, rng):
-    points = rng.standard_normal((21, 4)).astype(np.float32)
+    points = rng.standard_normal((21, 48)).astype(np.float32)
     for function in (posterior.log_weights, posterior.denoise, posterior.max_weight):
         function(points[:5], points, 1.0)
         with count_compilations() as compilations:
