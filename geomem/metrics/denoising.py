@@ -186,17 +186,25 @@ def noise_level_memorization(
         result = memorization.measure(
             denoised, train, threshold=threshold, distinct=distinct, group=group
         )
-        paper = memorization.measure(denoised, train, threshold=threshold, distinct=False)
+        literal = memorization.measure(denoised, train, threshold=threshold, distinct=False)
         flags.append(result.memorized)
-        strict.append(paper.memorized)
+        strict.append(literal.memorized)
         nearest.append(result.index[:, 0])
-    rates = [
-        column
+    grouped, paper = (
+        np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in rows])
         for rows in (flags, strict)
-        for column in np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in rows])
-    ]
+    )
     return NoiseLevelMemorization(
-        sigmas, *rates, np.stack(flags), np.stack(strict), np.stack(nearest)
+        sigma=sigmas,
+        rate=grouped[0],
+        low=grouped[1],
+        high=grouped[2],
+        strict=paper[0],
+        strict_low=paper[1],
+        strict_high=paper[2],
+        memorized=np.stack(flags),
+        strict_memorized=np.stack(strict),
+        index=np.stack(nearest),
     )
 
 
