@@ -60,8 +60,9 @@ def nearest(
     """Return the nearest training image of each sample, and the nearest one outside its group.
 
     Every ratio d1 / d2 below `exact_below` is that of a float64 loop, and none is missed. Samples
-    for which the first candidates do not prove this are searched again with more frequencies and
-    more candidates, if need be with all. So photographs are fast, and images of noise are slow.
+    for which the first candidates do not prove this are searched again with more candidates and
+    more frequencies, and the last few are compared with all images. So photographs are fast, and
+    images of noise are slow.
 
     Args:
       samples: images in the range of `train`.
