@@ -48,6 +48,14 @@ def memorized(queries, points, threshold):
     return index, distance[:, 0] < threshold * distance[:, 1]
 
 
+def two_nearest_groups(queries, points, group):
+    """Distances [Q, 2] to the nearest point, and to the nearest one of another group."""
+    distances = np.sqrt(squared_distances(queries, points))
+    first = distances.argmin(axis=1)
+    second = [row[group != group[i]].min() for row, i in zip(distances, first, strict=True)]
+    return np.stack([distances.min(axis=1), second], axis=1)
+
+
 def local_score(y, images, sigma, side, everywhere=False, same_border=False):
     """The LS or (everywhere) ELS estimate, one pixel at a time; [Q, H, W, C], [N, H, W, C]."""
     y, images, half = np.float64(y), np.float64(images), side // 2

@@ -21,7 +21,9 @@ __all__ = ["Aligned", "nearest"]
 
 Images = Float[Array | np.ndarray, "images height width channels"]
 
-_ROUNDS = ((64, 16), (256, 64), (1024, 256))  # frequencies and candidates for the open samples
+_ROUNDS = ((64, 16), (64, 256), (256, 64), (1024, 256))  # frequencies and candidates
+_FEW = 64  # open samples that are faster compared with all images than screened again
+_TOGETHER = 512  # images that one of them is compared with at once
 _SAMPLES, _IMAGES = 1024, 1024  # screened at once
 _FEATURES = 2**25  # values of training features at once
 _GATHERED = 2**24  # pixels of candidates at once
@@ -58,8 +60,9 @@ def nearest(
     """Return the nearest training image of each sample, and the nearest one outside its group.
 
     Every ratio d1 / d2 below `exact_below` is that of a float64 loop, and none is missed. Samples
-    for which the first candidates do not prove this are searched again with more frequencies and
-    more candidates, if need be with all. So photographs are fast, and images of noise are slow.
+    for which the first candidates do not prove this are searched again with more candidates and
+    more frequencies, and the last few are compared with all images. So photographs are fast, and
+    images of noise are slow.
 
     Args:
       samples: images in the range of `train`.
@@ -82,7 +85,8 @@ def nearest(
     search = _Search(*_checked(samples, train, group, alignment), alignment)
     for frequencies, count in itertools.chain(_ROUNDS, ((2**30, 4**k) for k in range(5, 32))):
         search.advance(frequencies, min(count, len(train)), exact_below)
-        if search.done.all():
+        if np.count_nonzero(~search.done) <= _FEW:
+            search.compare_with_all()
             break
     return search.result()
 
@@ -150,6 +154,16 @@ class _Search:
         self.known[rows] = self.first_known[rows] & (second < bound)
         least = np.where(self.first_known[rows], first, np.minimum(first, bound))
         self.done[rows] = self.known[rows] | (least >= exact_below**2 * second)
+
+    def compare_with_all(self):
+        """Decide the open samples without bounds."""
+        size = min(_TOGETHER, _power_of_two(len(self.train)))
+        for row in np.flatnonzero(~self.done)[:, None]:
+            for start in range(0, len(self.train), size):
+                images = np.arange(start, start + size) % len(self.train)
+                # The nearest so far, and the nearest one of another group, stay in the running.
+                self._decide(row, np.concatenate([images, self.index[row[0]]])[None], 1)
+            self.first_known[row] = self.known[row] = self.done[row] = True
 
     def result(self):
         first, second = distance = np.sqrt(self.squares.T)

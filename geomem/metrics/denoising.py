@@ -60,9 +60,11 @@ class NoiseLevelMemorization(NamedTuple):
     """Which denoised images are copies of training images at each noise level.
 
     Attributes:
-      rate: memorized fraction.
+      rate: memorized fraction, with d2 outside the group of the nearest training image.
       low, high: exact 95% (Clopper-Pearson) interval.
-      memorized: whether each image is memorized.
+      strict, strict_low, strict_high: the same by the paper's definition, in which duplicates are
+        images of their own.
+      memorized, strict_memorized: whether each image is memorized, by either definition.
       index: the training image nearest to each image.
     """
 
@@ -70,7 +72,11 @@ class NoiseLevelMemorization(NamedTuple):
     rate: PerLevel
     low: PerLevel
     high: PerLevel
+    strict: PerLevel
+    strict_low: PerLevel
+    strict_high: PerLevel
     memorized: Bool[np.ndarray, "levels images"]
+    strict_memorized: Bool[np.ndarray, "levels images"]
     index: Int[np.ndarray, "levels images"]
 
 
@@ -174,17 +180,32 @@ def noise_level_memorization(
     noise_key, _ = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
     measure = Partial(_denoised, as_pytree(denoiser))
-    flags, nearest = [], []
+    flags, strict, nearest = [], [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
         result = memorization.measure(
             denoised, train, threshold=threshold, distinct=distinct, group=group
         )
+        literal = memorization.measure(denoised, train, threshold=threshold, distinct=False)
         flags.append(result.memorized)
+        strict.append(literal.memorized)
         nearest.append(result.index[:, 0])
-    rate, low, high = np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in flags])
-    memorized, index = np.stack(flags), np.stack(nearest)
-    return NoiseLevelMemorization(sigmas, rate, low, high, memorized, index)
+    grouped, paper = (
+        np.transpose([intervals.rate(row, _CONFIDENCE)[2:] for row in rows])
+        for rows in (flags, strict)
+    )
+    return NoiseLevelMemorization(
+        sigma=sigmas,
+        rate=grouped[0],
+        low=grouped[1],
+        high=grouped[2],
+        strict=paper[0],
+        strict_low=paper[1],
+        strict_high=paper[2],
+        memorized=np.stack(flags),
+        strict_memorized=np.stack(strict),
+        index=np.stack(nearest),
+    )
 
 
 def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:

@@ -9,8 +9,10 @@ the texture (`metrics._texture`): the distance of a pair is
 the part of one texture that the other does not explain: 0 for the same picture at any brightness
 and contrast, near 1 for unrelated pictures, however flat. With t the typical distance of an image
 to its nearest neighbor, 0.9 or more for photographs, a pair is reported if
-d <= 0.7 min(1, t / 0.9)^4: images that all look alike (digits, faces) need more agreement. And the
-fewer parts of the images have texture, the closer it must agree: arctanh(r) sqrt(parts) >= 2.6.
+d <= 0.7 min(1, t / 0.9)^4: images that all look alike (digits, faces) need more agreement. Images
+of 64 pixels or more are averaged, which removes noise and compression, so 0.8 of this is the
+limit. And the fewer parts have texture, the closer it must agree: arctanh(r) sqrt(parts) >= 2.6.
+Flat images are compared by their pixels too (`metrics._flat`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import scipy.sparse.csgraph
 from jaxtyping import Array, Bool, Int, Shaped
 
 from geomem.data import to_float
-from geomem.metrics import _texture, _texture_search
+from geomem.metrics import _flat, _texture, _texture_search
 from geomem.metrics.alignment import Transform
 from geomem.metrics.features import check_finite
 
@@ -34,6 +36,7 @@ _SIDE = 32  # larger images are reduced until their shorter side is this long
 _REFERENCE = 2048  # most images that the typical distance is estimated from
 _FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the nearest is typical
 _PHOTOGRAPHS = 0.9  # a usual typical distance
+_AVERAGED = 0.8  # of the cutoff, for images of twice _SIDE or more
 _PROPOSED = 8  # candidates for each image
 _PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
 _ALIGNED_ERROR = 1e-4  # far above the error of a correlation in float32
@@ -41,6 +44,7 @@ _EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.par
 _SIMPLER = 0.05  # a simpler transform is named if its distance is at most this much larger
 _CHANGED = 0.15  # of contrast or, in standard deviations of the data, of brightness
 _VALUES = 2**24  # pixels that are reduced at once
+_SAME = Transform(False, 0, 0, 0)
 
 
 class Pair(NamedTuple):
@@ -76,7 +80,7 @@ class Duplicates(NamedTuple):
       blank: whether an image has no texture beyond rounding; only its exact copies are found.
       train: N.
       typical: typical distance of an image to its nearest neighbor; 1 for fewer than 4 images.
-      cutoff: threshold * min(1, typical / 0.9)^4.
+      cutoff: threshold * min(1, typical / 0.9)^4, times 0.8 for images of 64 pixels or more.
     """
 
     pairs: list[Pair]
@@ -147,11 +151,16 @@ def find(
     textures = _texture_search.Textures(_prepared(whole, different))
     typical = _typical_distance(textures)
     cutoff = threshold * min(1.0, typical / _PHOTOGRAPHS) ** 4
+    if whole.ndim == 4 and min(whole.shape[1:3]) >= 2 * _SIDE:
+        cutoff *= _AVERAGED
     found = _near_pairs(textures, cutoff, progress)
+    if whole.ndim == 4 and whole.dtype == np.uint8:
+        known = {tuple(sorted(pair[:2])) for pair in found}
+        flat = [pair for pair in _flat.close_pairs(textures.images) if pair[:2] not in known]
+        found += [Pair(x, y, "near", _SAME, distance) for x, y, distance in flat]
     group, found = _stars(found, different < len(images), textures, cutoff)
     repeated = np.flatnonzero(exact != np.arange(len(whole)))
-    same = Transform(False, 0, 0, 0)
-    pairs = [Pair(int(exact[i]), int(i), "exact", same, 0.0) for i in repeated]
+    pairs = [Pair(int(exact[i]), int(i), "exact", _SAME, 0.0) for i in repeated]
     pairs += [p._replace(image=int(different[p.image]), copy=int(different[p.copy])) for p in found]
     blank = np.zeros(len(whole), bool)
     blank[different] = textures.blank

@@ -72,7 +72,8 @@ class Report(NamedTuple):
       memorized, memorized_heldout: Rate of d1 < threshold d2, with d2 outside the first's group.
       strict: Rate of the paper's definition, in which duplicates are images of their own.
       noise_mean, noise_median: mean and median of the samples' residual noise (RMS per pixel).
-      without_noise, without_noise_heldout: Rate of the same test after that noise is subtracted.
+      without_noise, without_noise_heldout: Rate of `memorized` after that noise is subtracted.
+      without_noise_strict: Rate of `strict` after that noise is subtracted.
       adaptive, adaptive_heldout: Rate of adaptive scores below the cutoff (Carlini et al. 2023).
       copied: number of different training images that memorized samples copy.
       samples, heldout: Memorization of each sample and of each held-out image.
@@ -89,6 +90,7 @@ class Report(NamedTuple):
     noise_median: float
     without_noise: Rate
     without_noise_heldout: Rate | None
+    without_noise_strict: Rate
     adaptive: Rate
     adaptive_heldout: Rate | None
     copied: int
@@ -101,7 +103,7 @@ class Report(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers without the per-sample arrays, as plain JSON values."""
-        fields = list(self._asdict().items())[:10]
+        fields = list(self._asdict().items())[:11]
         return {k: v._asdict() if isinstance(v, Rate) else v for k, v in fields}
 
 
@@ -209,9 +211,11 @@ def report(
         neighbors = Nearest(*(field[:, :_CANDIDATES] for field in neighbors))
         memorization = _decide(images, train, neighbors, threshold, distinct, group)
         ratio = noise_removed_ratio(memorization.distance, noise, dim)
-        strict = _decide(images, train, neighbors, threshold, False).memorized
-        flags = memorization.memorized, ratio < threshold, score < adaptive_cutoff, strict
-        return [rate(x, confidence) for x in flags], memorization, strict, noise, ratio, score
+        strict = _decide(images, train, neighbors, threshold, False)
+        flags = [memorization.memorized, ratio < threshold, score < adaptive_cutoff]
+        flags += [strict.memorized, noise_removed_ratio(strict.distance, noise, dim) < threshold]
+        rates = [rate(x, confidence) for x in flags]
+        return rates, memorization, strict.memorized, noise, ratio, score
 
     rates, memorization, strict, noise, ratio, score = evaluate(samples)
     false, false_memorization = 3 * [None], None
@@ -225,6 +229,7 @@ def report(
         noise_median=float(np.median(noise)),
         without_noise=rates[1],
         without_noise_heldout=false[1],
+        without_noise_strict=rates[4],
         adaptive=rates[2],
         adaptive_heldout=false[2],
         copied=len(np.unique(memorization.index[memorization.memorized, 0])),

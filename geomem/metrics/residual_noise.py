@@ -127,7 +127,8 @@ def noise_removed_ratio(
     """Return d1 / d2 without the noise: sqrt((d1^2 - tau^2 d) / (d2^2 - tau^2 d)).
 
     Args:
-      distance: d1 and d2 of each sample.
+      distance: d1 and d2 of each sample; d2 outside the group of the first if near-duplicates
+        count as one image (`memorization.measure`).
       noise: tau of each sample.
       dim: d, pixels times channels.
 

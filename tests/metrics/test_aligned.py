@@ -86,7 +86,15 @@ def case(request):
     return samples, train, alignment, loop(samples, train, alignment)
 
 
+@pytest.fixture(params=[0, 64], ids=["screened", "all compared"])
+def ways(request, monkeypatch):
+    """The last open samples are screened again, or compared with all images in blocks."""
+    monkeypatch.setattr(aligned, "_FEW", request.param)
+    monkeypatch.setattr(aligned, "_TOGETHER", 64)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.usefixtures("ways")
 def test_search_equals_loop(case, grouped):
     samples, train, alignment, (distance, transform) = case
     group = np.arange(150) // 2 if grouped else None
@@ -102,6 +110,7 @@ def test_search_equals_loop(case, grouped):
     np.testing.assert_array_equal(result.transform, transform[rows[:, None], index])
 
 
+@pytest.mark.usefixtures("ways")
 def test_all_small_ratios_are_exact(case):
     """Without proof of all rows, the ratios below the limit are still all those of the loop."""
     samples, train, alignment, (distance, _) = case

@@ -137,6 +137,34 @@ def test_exact_denoiser_returns_copies_at_small_noise(digits):
     assert linear.rate.max() < 0.05
 
 
+def known(images, x, sigma):
+    """A denoiser that returns these images at sigma 1, and noisier ones at larger sigma."""
+    return images + 0.3 * (sigma[:, None, None, None] - 1) * jnp.roll(images, 1, axis=0)
+
+
+def test_near_duplicates_count_as_one_image(digits):
+    """The rates are those of a float64 loop over the groups, beside the paper's definition."""
+    train, heldout, _, _ = digits
+    doubled = np.concatenate([train, train[:40] + np.float32(1 / 255)])
+    group = np.r_[np.arange(128), np.arange(40)]
+    images = train[:128] + 0.02 * heldout
+    sigmas = np.float32([1, 2, 4])
+    result = denoising.noise_level_memorization(
+        KEY, Partial(known, jnp.asarray(images)), heldout, doubled, sigmas, group=group, batch=128
+    )
+    for level, sigma in enumerate(sigmas):
+        denoised = np.asarray(known(images, None, jnp.full(128, sigma))).reshape(128, -1)
+        points = doubled.reshape(len(doubled), -1)
+        first, second = oracles.two_nearest_groups(denoised, points, group).T
+        np.testing.assert_array_equal(result.memorized[level], first < second / 3)
+        _, strict = oracles.memorized(denoised, points, 1 / 3)
+        np.testing.assert_array_equal(result.strict_memorized[level], strict)
+        assert result.strict[level] == strict.mean()
+        assert result.strict_low[level] <= strict.mean() <= result.strict_high[level]
+    assert result.rate[0] == 1
+    assert result.strict[0] == 88 / 128  # near-duplicates hide all copies of 40 images
+
+
 def test_relative_gap_matches_loop_and_vanishes_at_large_noise(digits):
     train, _, exact, wiener = digits
     sigmas = np.float32([2.0, 20.0, 200.0])

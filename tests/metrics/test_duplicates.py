@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from geomem import data
-from geomem.metrics import _texture, _texture_search, duplicates, planted
+from geomem.metrics import _flat, _texture, _texture_search, duplicates, planted
 from geomem.metrics.alignment import Transform
 
 SHAPE = (10, 9, 3)
@@ -149,6 +149,48 @@ def test_flat_images_are_blank_or_different(rng):
     assert result.blank.tolist() == [False] * 121 + [True] * 2
 
 
+def sky(rng, count, side=32):
+    """Gradients of random color and direction, with a little noise."""
+    place = np.linspace(-1, 1, side)
+    slopes = rng.uniform(5, 12, (count, 2, 1, 1, 1)) * rng.choice([-1, 1], (count, 2, 1, 1, 1))
+    colors = rng.uniform(40, 200, (count, 1, 1, 3))
+    pixels = colors + slopes[:, 0] * place[:, None, None] + slopes[:, 1] * place[:, None]
+    return np.clip(np.rint(pixels + rng.normal(size=pixels.shape)), 0, 255).astype(np.uint8)
+
+
+def test_close_pairs_equal_a_loop(rng, monkeypatch):
+    """Skies and noisy copies of them, some a little beyond each limit."""
+    skies = sky(rng, 40, 8)
+    copies = (
+        skies[:30] + rng.normal(size=(30, 8, 8, 3)) * np.linspace(0.3, 2.5, 30)[:, None, None, None]
+    )
+    images = np.concatenate([skies, np.clip(np.rint(copies), 0, 255).astype(np.uint8)])
+    images = np.concatenate([images, rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)])
+    expected = {}
+    for i, j in itertools.combinations(range(len(images)), 2):
+        x, y = np.float64(images[i]), np.float64(images[j])
+        contrast = min(np.sqrt(a.var(axis=(0, 1)).mean()) for a in (x, y))
+        gap = np.sqrt(np.mean((x - y) ** 2))
+        if gap <= 1.5 and gap < contrast / 4 and contrast < 16:
+            expected[i, j] = gap / contrast
+    assert 5 < len(expected) < 30
+    for values in (100, _flat._VALUES):
+        monkeypatch.setattr(_flat, "_VALUES", values)
+        found = {(x, y): distance for x, y, distance in _flat.close_pairs(images)}
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_finds_compressed_skies():
+    """JPEG leaves only a gradient of a sky; skies of other colors are no copies."""
+    photographs = data.load().train_split.pixels[:100].repeat(3, axis=1).repeat(3, axis=2)
+    skies = sky(np.random.default_rng(0), 20, 96)
+    copies = to_uint8(planted.plant("JPEG 75", data.to_float(skies)))
+    result = duplicates.find(np.concatenate([photographs, skies, copies]))
+    found = {pair[:3] for pair in result.pairs}
+    assert found <= {(i, i + 20, "near") for i in range(100, 120)}
+    assert len(found) >= 19
+
+
 def test_leaks_come_with_the_training_image():
     train, heldout = data.load().train_split.pixels[:150], data.load().test_split.pixels[:60].copy()
     heldout[5], heldout[6] = train[3], train[4, :, ::-1]
@@ -170,7 +212,12 @@ def test_larger_images_are_reduced(rng):
     large[50] = np.roll(large[0], 4, axis=1)
     result = duplicates.find(large)
     assert [(p.image, p.copy, p.kind) for p in result.pairs] == [(0, 50, "shifted")]
-    assert duplicates.find(small).typical == pytest.approx(result.typical, rel=0.1)
+    whole = duplicates.find(small)
+    assert whole.typical == pytest.approx(result.typical, rel=0.1)
+    # Averaging removes noise, so larger images must agree more closely.
+    assert result.cutoff / whole.cutoff == pytest.approx(
+        0.8 * min(1, result.typical / 0.9) ** 4 / min(1, whole.typical / 0.9) ** 4
+    )
 
 
 def test_latents_and_vectors_of_any_scale(rng):

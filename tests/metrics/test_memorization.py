@@ -125,7 +125,31 @@ def test_report_on_samples_of_the_empirical_denoiser(digits, rng):
     np.testing.assert_allclose(result.samples.distance, alone.distance, rtol=2e-6)
     score = memorization.adaptive_score(samples, train)
     np.testing.assert_array_equal(result.adaptive_score, score)
-    assert set(result.summary()) == set(result._fields[:10])
+    assert set(result.summary()) == set(result._fields[:11])
+
+
+def test_noise_is_removed_from_the_distances_between_groups(digits, rng):
+    """Near-duplicates hide noisy copies by the paper's definition alone."""
+    train, heldout = digits
+    doubled = np.concatenate([train, train[:40] + np.float32(1 / 255)])
+    group = np.r_[np.arange(128), np.arange(40)]
+    samples = train[:60] + 0.05 * rng.standard_normal((60, 8, 8, 1)).astype("f")
+    result = memorization.report(samples, doubled, heldout, group=group)
+    rows = [a.reshape(len(a), -1) for a in (samples, doubled)]
+    added = 64 * result.noise**2
+    for distance, rate in (
+        (oracles.two_nearest_groups(*rows, group), result.without_noise),
+        (oracles.two_nearest(*rows)[0], result.without_noise_strict),
+    ):
+        ratios = []
+        for (first, second), noise in zip(distance**2, added, strict=True):
+            removed = noise if second - noise > 4 * noise / 8 else 0
+            ratios.append(np.sqrt(max(first - removed, 0) / (second - removed)))
+        if rate is result.without_noise:
+            np.testing.assert_allclose(result.noise_removed_ratio, ratios, rtol=1e-4, atol=1e-3)
+        assert rate.count == (np.array(ratios) < 1 / 3).sum()
+    assert result.without_noise.count >= 58
+    assert result.without_noise_strict.count <= 30
 
 
 @pytest.mark.parametrize(

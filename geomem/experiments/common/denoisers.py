@@ -91,6 +91,7 @@ class TrainedRun(NamedTuple):
     name: str  # of the run folder
     train: np.ndarray
     heldout: np.ndarray
+    stored: np.ndarray  # the training images as they are stored, e.g. in 8 bits
     denoisers: dict[str, Denoiser]  # "network", "empirical" and "Gaussian"; pytrees
     facts: dict[str, Any]  # configuration and data, as JSON values
 
@@ -273,7 +274,8 @@ def _trained_run(name, network, dataset, facts):
         "Gaussian": gaussian_denoiser(dataset.train),
     }
     facts["data"] = results.dataset_facts(dataset)
-    return TrainedRun(name, dataset.train, dataset.test, denoisers, facts)
+    stored = dataset.train_split.pixels
+    return TrainedRun(name, dataset.train, dataset.test, stored, denoisers, facts)
 
 
 def _other_images(config):

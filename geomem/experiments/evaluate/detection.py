@@ -21,7 +21,8 @@ __all__ = ["Detection", "detect", "near_duplicates"]
 
 _MEASURES = (
     *("memorized", "memorized_heldout", "strict", "noise_mean", "noise_median"),
-    *("without_noise", "without_noise_heldout", "adaptive", "adaptive_heldout"),
+    *("without_noise", "without_noise_heldout", "without_noise_strict"),
+    *("adaptive", "adaptive_heldout"),
 )
 _FEWEST = 4  # images that show the spectrum of images without noise
 _PLANTED = 100  # copies of each kind, of different images

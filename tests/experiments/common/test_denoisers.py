@@ -159,6 +159,11 @@ def only_copies(x, sigma):
     return posterior.denoise(x, IMAGES, sigma)
 
 
+def identity(x, sigma):
+    """A network that removes nothing."""
+    return x
+
+
 def wrong_shape(x, sigma):
     """A network for other images."""
     return x[:, :4]
@@ -184,3 +189,25 @@ def test_measures_a_network_of_another_library(tmp_path, monkeypatch):
         denoisers.load_runs(dataclasses.replace(config, denoiser="others:wrong_shape"))
     with pytest.raises(ValueError, match="denoiser and dataset must be given together"):
         denoisers.load_runs(dataclasses.replace(config, dataset=None))
+
+
+def test_near_duplicates_do_not_hide_copies(tmp_path, monkeypatch, capsys):
+    """Each training image is there twice, with a pixel changed by a gray level."""
+    monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
+    images = data.load("cifar10_sample").train_split.pixels[:32]
+    near = images.copy()
+    near[:, 5, 5] ^= 1
+    np.savez(tmp_path / "train.npz", train=np.concatenate([images, near]), test=images[:16])
+    config = noise_level_memorization.Config(
+        num_sigmas=2,
+        sigma_min=0.001,
+        sigma_max=1.0,
+        denoiser="others:identity",
+        dataset=str(tmp_path / "train.npz"),
+        out=str(tmp_path / "out"),
+    )
+    rates = denoisers.select(noise_level_memorization.run(config)["rates"], kind="network")
+    np.testing.assert_array_equal(rates["rate"], [1, 0])
+    np.testing.assert_array_equal(rates["strict"], [0, 0])
+    assert (rates["strict"] <= rates["strict_high"]).all()
+    assert "(0.0% by the paper's strict definition)" in capsys.readouterr().out
