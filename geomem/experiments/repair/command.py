@@ -140,7 +140,8 @@ def compare(rows: Rows, chosen: variants.Replacement) -> Rows:
 
     Returns:
       Entries with first, second, and for each measure the second minus the first: mean, low, high,
-      and each network's difference; None if a network lacks a value.
+      and each network's difference. Networks that lack a value, because no checkpoint is as good,
+      are left out; None if all do.
     """
     last = max(row["kimg"] for row in rows)
     table: dict[str, dict[int, dict]] = {}
@@ -149,7 +150,7 @@ def compare(rows: Rows, chosen: variants.Replacement) -> Rows:
         table.setdefault(name, {})[row["seed"]] = row
     repaired = f"zone: {chosen}"
     table["stopped early"] = _stopped_early(rows, table[repaired])
-    pairs = [("none", name) for name in table if name != "none"]
+    pairs = [("none", name) for name in table if name not in ("none", "stopped early")]
     others = (f"above: {chosen}", f"below: {chosen}", f"{_GAP} training", "stopped early")
     pairs += [(name, repaired) for name in others if name in table]
     return [
@@ -175,9 +176,8 @@ def _stopped_early(rows, repaired):
 
 def _difference(first, second, key):
     pairs = [(first[seed], second[seed]) for seed in first if seed in second]
-    if len(pairs) < len(first) or any(
-        row is None or row[key] is None for pair in pairs for row in pair
-    ):
+    pairs = [pair for pair in pairs if None not in pair and None not in (row[key] for row in pair)]
+    if not pairs:
         return None
     each = [after[key] - before[key] for before, after in pairs]
     return intervals.mean(each)._asdict() | {"each": each}
