@@ -22,7 +22,7 @@ COMMANDS = {
         "duplicates": "List copies inside a data set, and of its held-out images.",
         "sample": "Sample images from a training run or from published EDM weights.",
         "evaluate": "Report copies of training images, leftover noise and quality.",
-        "repair": "Measure what other denoisers in the danger zone repair, without training.",
+        "repair": "Replace networks that copy in the danger zone, and measure the samples.",
     },
     "The paper's other figures": {
         "denoising-error": "Compare denoising errors on training and held-out images (Figure 1).",

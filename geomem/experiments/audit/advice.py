@@ -64,6 +64,21 @@ def advise(duplicates: Mapping[str, Any], gap: Mapping[str, Any] | None) -> list
         ),
     ]
     if gap is not None:
+        repair = measured["repair"]
+        items.append(
+            Advice(
+                "Repair while sampling",
+                f"Copies fell from {repair['from']:.0%} to {repair['to']:.0%} of the samples: "
+                f"{_points(repair['change'])} over {repair['runs']} training runs. The Frechet "
+                "distance of pixels did not change measurably, and coverage of held-out images "
+                "rose. By a stricter test, a fifth of the samples still resembled a training "
+                "image.",
+                "geomem, 128 digits (experiments/repair). Not measured on natural images.",
+                "No training is needed: a local denoiser of the training images takes the "
+                "network's place on the sampling steps inside the danger zone. The command is "
+                "below.",
+            )
+        )
         wide, narrow, below = measured["gaps"]
         items.append(
             Advice(
@@ -113,7 +128,7 @@ def advise(duplicates: Mapping[str, Any], gap: Mapping[str, Any] | None) -> list
 
 
 def commands(config: Any, facts: Mapping[str, Any], gap: Mapping[str, Any] | None) -> list[str]:
-    """Return commands: train and watch, sample, evaluate, and train with the gap.
+    """Return commands: train and watch, sample, evaluate, repair, and train with the gap.
 
     Args:
       config: configuration of the audit.
@@ -131,6 +146,8 @@ def commands(config: Any, facts: Mapping[str, Any], gap: Mapping[str, Any] | Non
     if gap is not None:
         low, high = gap["sigma"]
         flags = _gap_network(config, facts)
+        repair = f"geomem sample --run runs/watched --repair {low:g} {high:g} --count 512"
+        lines.append(f"{repair} --out repaired.npz")
         lines.append(f"{train}{flags} --gap {low:g} {high:g} --watch True --out runs/gap")
     return lines
 

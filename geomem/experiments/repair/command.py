@@ -17,7 +17,7 @@ import numpy as np
 
 from geomem import data
 from geomem.diffusion import sampler
-from geomem.experiments.common import arms, command_line, gap_study, image_flags, parallel, results
+from geomem.experiments.common import arms, gap_study, image_flags, parallel, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.repair import measure, variants
 from geomem.metrics import intervals
@@ -217,7 +217,3 @@ def _print(comparisons):
             interval = "" if low is None else f" [{show(low)}, {show(high)}]"
             cells.append("-" if found is None else f"{show(found['mean'])}{interval}")
         print(f"{name:<38}" + "".join(f"{cell:<26}" for cell in cells))
-
-
-if __name__ == "__main__":
-    command_line.main(Config, run, resumes=True)

@@ -179,6 +179,17 @@ def test_evidence_equals_the_results_it_cites():
         arms = {arm["arm"]: arm["memorized"]["trainings"] for arm in _json(row["file"])}
         values = [arms[row["arm"]][name] for name in ("mean", "low", "high")]
         assert row["change"] == pytest.approx(values, abs=1e-4)
+    repair = stored["repair"]
+    (change,) = [
+        entry
+        for entry in _json(repair["file"])
+        if (entry["first"], entry["second"]) == ("none", "zone: ls 3")
+    ]
+    for name, key in (("change", "memorized"), ("frechet", "frechet"), ("coverage", "coverage")):
+        values = [change[key][edge] for edge in ("mean", "low", "high")]
+        assert repair[name] == pytest.approx(values, abs=1e-4)
+    assert repair["runs"] == len(change["memorized"]["each"]) == 6
+    assert repair["to"] - repair["from"] == pytest.approx(repair["change"][0], abs=2e-4)
     early = stored["early_stopping"]
     runs = [row for row in _rows(early["file"]) if row["arm"] == "baseline"]
     first, last = (
@@ -244,6 +255,7 @@ def test_advice_is_in_order_of_the_measured_effect(finished):
     changes = [
         stored["early_stopping"]["change"][0],
         stored["more_images"]["to"][0] - stored["more_images"]["from"][0],
+        stored["repair"]["change"][0],
         stored["gaps"][0]["change"][0],
     ]
     assert changes == sorted(changes)
