@@ -3,7 +3,7 @@ from . import denoiser_curves as denoiser_curves
 from . import exposed as exposed
 from . import pairs as pairs
 from . import ratios as ratios
-from . import repair as repair
+from . import repaired as repaired
 from . import scaling as scaling
 from . import style as style
 from . import swap as swap

@@ -1,7 +1,7 @@
 """`python -m geomem.experiments.repair --preset digits`."""
 
 from geomem.experiments.common import command_line
-from geomem.experiments.repair.command import Config, run
+from geomem.experiments.repair.study import Config, run
 
 __all__ = []
 

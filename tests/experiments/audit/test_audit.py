@@ -21,7 +21,7 @@ from geomem.experiments import evaluate as evaluate_command
 from geomem.experiments import sample as sample_command
 from geomem.experiments.audit import advice, command, evidence, findings, verdict
 from geomem.experiments.audit.command import Config
-from geomem.experiments.common import dataclass_flags, image_flags
+from geomem.experiments.common import dataclass_flags, image_flags, replacements
 from geomem.experiments.train import PRESETS, configuration
 from geomem.geometry import danger_zone, growth
 from geomem.metrics import intervals
@@ -378,7 +378,7 @@ def test_commands_train_on_the_audited_images(folder, changes):
     config = Config(**{"dataset": str(folder), **changes})
     audited = image_flags.load(config).train_split
     facts = FACTS | {"train": len(audited)}
-    train, sample, evaluate, gap = advice.commands(config, facts, GAP)
+    train, sample, evaluate, repair, gap = advice.commands(config, facts, GAP)
     gap = _parse_train(gap)
     assert configuration.resolve(gap).gap == (0.44, 0.66)
     baseline = _parse_train(train)
@@ -389,6 +389,9 @@ def test_commands_train_on_the_audited_images(folder, changes):
     assert (baseline.watch, sampling.run) == (True, baseline.out)
     judging = _parse(evaluate, "evaluate", evaluate_command.Config)
     assert (judging.samples, judging.run) == (sampling.out, baseline.out)
+    repairing = _parse(repair, "sample", sample_command.Config)
+    assert repairing.run == baseline.out
+    assert replacements.read_edges(repairing.repair) == (0.44, 0.66)
 
 
 def _parse(command, name, config):

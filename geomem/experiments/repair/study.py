@@ -21,7 +21,7 @@ from geomem.experiments.common import arms, gap_study, image_flags, parallel, re
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.repair import measure, variants
 from geomem.metrics import intervals
-from geomem.plots import repair as plots
+from geomem.plots import repaired as plots
 from geomem.points.neighbours import nearest
 
 __all__ = ["Config", "Result", "compare", "run", "summarize"]
