@@ -14,7 +14,7 @@ from geomem import data
 from geomem.experiments.benchmarks.timing import median_seconds, peak_growth, product_peak, seconds
 from geomem.experiments.common import results
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.geometry import curves, posterior, shells
+from geomem.geometry import curves, local, posterior, shells
 from geomem.metrics import aligned, copies, memorization
 from geomem.metrics.alignment import Alignment
 from geomem.points import neighbours
@@ -25,15 +25,18 @@ _SIGMAS = np.float32(
 _DRAWS_COVERAGE, _DRAWS_WEIGHT, _SHELL_C = 8, 4, 5.0
 _DIM = 3072
 
-Part = Literal["peak", "curves", "nearest", "memorization", "aligned", "denoise", "scaling"]
+Part = Literal[
+    "peak", "curves", "nearest", "memorization", "aligned", "denoise", "local", "scaling"
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Time the geometry against plain NumPy, FAISS and the device's matrix-product peak."""
+    """Time the geometry against NumPy, FAISS, PyTorch and the device's matrix-product peak."""
 
     only: tuple[Part, ...] = ("peak", "curves", "nearest", "memorization", "denoise", "scaling")
-    """Parts to run; aligned needs CIFAR-10 from TFDS, because images of noise are another case."""
+    """Parts to run. aligned needs CIFAR-10 from TFDS, because images of noise are another case, and
+    local compares with PyTorch."""
     repeats: int = 5
     """Timed runs after one warm-up; their median is reported. Slow baselines run once."""
     points: int = 50_000
@@ -236,6 +239,34 @@ def _denoise_rows(config, peak):
     yield Row("its memory beyond data and result", 0, memory.temp_size_in_bytes / 2**20, "MB")
 
 
+def _local_rows(config, peak):
+    """Time ELS on natural images with PyTorch in the same run, on the same batch."""
+    images = data.load().train
+    noise = np.random.default_rng(0).standard_normal((16, *images.shape[1:]), dtype=np.float32)
+    sigma, pixels = 1.0, 16 * 32 * 32
+    y = images[:16] + sigma * noise
+    for side in (5, 9):
+        denoiser = local.els(jnp.asarray(images), side)
+        ours = median_seconds(lambda d=denoiser: d(y, sigma), min(config.repeats, 3))
+        growth = peak_growth(lambda d=denoiser: d(y, sigma))
+        what = f"ELS, patches of {side} x {side}: 16 of 1,000 CIFAR-10 images"
+        operations = 2 * pixels * len(images) * 32 * 32 * 3 * (side**2 + 1)
+        yield Row(what, ours, operations / ours / peak, "of the peak")
+        if growth is not None:
+            yield Row("its memory beyond the data, resident at the peak", 0, growth / 2**20, "MB")
+        if (theirs := _torch_seconds(y, images, sigma, side)) is not None:
+            yield Row(what, ours, theirs / ours, "PyTorch float32")
+
+
+def _torch_seconds(y, images, sigma, side):
+    """The time of one call of the PyTorch baseline; None without PyTorch."""
+    try:
+        from geomem.experiments.benchmarks import torch_local
+    except ImportError:
+        return None
+    return seconds(lambda: torch_local.els(y, images, sigma, side))
+
+
 def _scaling_rows(config, peak):
     points, queries = _random_points(config, 4096)
     for axis, count, total in (
@@ -263,5 +294,6 @@ _PARTS = {
     "memorization": _memorization_rows,
     "aligned": _aligned_rows,
     "denoise": _denoise_rows,
+    "local": _local_rows,
     "scaling": _scaling_rows,
 }
