@@ -5,7 +5,7 @@ replaces it on the sampling steps there by a denoiser that does not copy, such a
 same images (`geomem.geometry.local`). Nothing is trained again. `blend`, `guide` and `gate` make
 milder replacements, which keep a part of the network. `geomem.experiments.repair` measures them.
 
-    local = geomem.geometry.ls(images, patch=3)
+    local = geomem.geometry.local.ls(images, patch=3)
     sampler.generate(repair(network, local, sigmas, (0.42, 1.39)), seeds, shape, sigmas)
 
 Source: geomem.

@@ -170,7 +170,7 @@ def test_samples_are_repaired_inside_the_zone(finished, tmp_path):
     images = sample.run(config).images
     network, params, shape = run_folder.load(finished)
     grid = grids.edm_grid(18)
-    local = geomem.geometry.ls(denoisers.load_images(finished).train, 3)
+    local = geomem.geometry.local.ls(denoisers.load_images(finished).train, 3)
     repaired = replacement.repair(network.bind(params), local, grid, (0.3, 1.5))
     np.testing.assert_allclose(images, sampler.generate(repaired, range(2), shape, grid), atol=1e-5)
     # The run itself in its own place changes nothing.
