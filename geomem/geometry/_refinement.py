@@ -19,7 +19,7 @@ from geomem.points.visit import PlacedPoints
 __all__ = ["pilot_coverage", "pilot_max_weight", "refined_grid", "refined_sigmas"]
 
 _IMAGES = 64  # noised in the pilot
-_POINTS = 20_000  # of all points, at most, in the pilot
+_POINTS, _VALUES = 20_000, 2**26  # of all points, at most, in the pilot (256 MB)
 
 
 def pilot_coverage(
@@ -63,8 +63,9 @@ def pilot_max_weight(
 def _some(rng, points):
     """(rows [n, d], index [n]) of the points, or of a random part of many."""
     index = np.arange(len(points))
-    if len(index) > _POINTS:
-        index = np.sort(rng.permutation(index)[:_POINTS])
+    most = min(_POINTS, max(_IMAGES, _VALUES // points.shape[1]))
+    if len(index) > most:
+        index = np.sort(rng.permutation(index)[:most])
     rows = points.take(jnp.asarray(index))
     return np.asarray(rows[0] if isinstance(rows, tuple) else rows), index
 
@@ -74,7 +75,8 @@ def _products(rng, points, queries):
     center = points.mean(axis=0)
     points, queries = points - center, queries - center
     z = rng.standard_normal(queries.shape, np.float32)
-    squares = (queries**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * queries @ points.T
+    norms = np.einsum("nd,nd->n", points, points)  # without a copy
+    squares = (queries**2).sum(axis=1)[:, None] + norms - 2 * queries @ points.T
     inner = (z * queries).sum(axis=1)[:, None] - z @ points.T
     return np.maximum(squares, 0), inner, (z**2).sum(axis=1)[:, None]
 

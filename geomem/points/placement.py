@@ -88,7 +88,7 @@ def stream(points: Any, mesh: Mesh | None = None, *, step: int | None = None) ->
 
 
 def place(points: Any, mesh: Mesh | None = None) -> Points | Stream:
-    """Place points with `shard` if they fit in half the devices' memory, else with `stream`.
+    """Place points with `shard` if they leave half the devices' memory free, else with `stream`.
 
     On a single device with enough memory, 8-bit images are converted to float32 right away.
 
@@ -97,8 +97,11 @@ def place(points: Any, mesh: Mesh | None = None) -> Points | Stream:
     """
     source, used = open_rows(points), _default_mesh(mesh)
     devices = jax.devices()[:1] if used is None else list(used.devices.flat)
-    room = _memory(devices[0]) * (1 if devices[0].platform == "cpu" else len(devices)) / 2
-    if source.count * source.dim * source.dtype.itemsize > room:
+    on_cpu = devices[0].platform == "cpu"
+    room = _memory(devices[0]) * (1 if on_cpu else len(devices)) / 2
+    # In a CPU's memory, what was read is there a second time while it is sent.
+    copies = 2 if on_cpu else 1
+    if copies * source.count * source.dim * source.dtype.itemsize > room:
         return stream(points, mesh)
     placed = shard(points, mesh)
     if used is None and source.count * source.dim * 4 <= room:
