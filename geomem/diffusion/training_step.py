@@ -39,6 +39,8 @@ __all__ = [
     "program",
 ]
 
+_BLOCK = 4096  # images that are floats at the same time
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -117,8 +119,16 @@ class TrainState:
 
 def load_images(pixels: Shaped[np.ndarray, "images height width channels"]) -> Images:
     """Return the training set, uint8 or float32 in [-1, 1], with its mean and std, on the host."""
-    images = data.to_float(pixels)
-    return Images(pixels.reshape(len(pixels), -1), images.mean(0), images.std(0))
+    starts = range(0, len(pixels), _BLOCK)  # as floats, all images may not fit in memory
+
+    def mean(function):
+        blocks = (function(data.to_float(pixels[i : i + _BLOCK])) for i in starts)
+        return sum(block.sum(0, dtype=np.float64) for block in blocks) / len(pixels)
+
+    center = mean(lambda images: images)
+    deviation = np.sqrt(mean(lambda images: (images - center) ** 2))
+    rows = pixels.reshape(len(pixels), -1)
+    return Images(rows, np.float32(center), np.float32(deviation))
 
 
 def init(

@@ -83,6 +83,7 @@ def run(config: Config) -> Result:
         chosen = 0.0 if config.heldout is None else config.heldout
         dataset = image_flags.load(dataclasses.replace(config, heldout=chosen))
         splits = dataset.train_split, dataset.test_split
+        image_flags.check_memory(3, *splits)  # as read, side by side, and reduced
         names = image_flags.all_file_names(config, dataset)
     total = len(names)
     print(f"searching {total:,} images for copies", flush=True)

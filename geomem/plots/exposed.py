@@ -11,9 +11,9 @@ from geomem.plots.style import COLORS, ZONE, noise_axis, sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["exposed"]
+__all__ = ["SHOWN", "exposed"]
 
-_SHOWN = 8  # images at each end
+SHOWN = 8  # images at each end, at most
 
 
 def exposed(
@@ -27,12 +27,12 @@ def exposed(
 
     Args:
       sigma: from `geometry.exposure`, descending.
-      images: in the same order, with their nearest other training images; None for other data.
-      nearest: see `images`.
+      images: the first images in this order, and as many of the last ones; None for other data.
+      nearest: the training image nearest to each of `images`.
       zone: edges of the danger zone, shaded.
       title: title of the figure.
     """
-    count = min(_SHOWN, len(sigma) // 2) if images is not None else 0
+    count = 0 if images is None else len(images) // 2
     height = 1.9 + (4.0 if count else 0)
     with sheet(7.0, height) as figure:
         figure.set_layout_engine("none")
@@ -55,9 +55,10 @@ def _draw_ends(axes, sigma, images, nearest, count):
     """Draw the first and the last `count` images, each above its nearest, in inches."""
     axes.set_axis_off()
     side = 0.8
+    ends = np.concatenate([sigma[:count], sigma[len(sigma) - count :]])
     for top, kind, places in (
         (0.2, "most exposed", range(count)),
-        (2.15, "least exposed", range(len(sigma) - count, len(sigma))),
+        (2.15, "least exposed", range(count, 2 * count)),
     ):
         axes.text(0.05, top - 0.05, f"{kind}, each with its nearest image", va="bottom")
         for column, at in enumerate(places):
@@ -66,6 +67,6 @@ def _draw_ends(axes, sigma, images, nearest, count):
                 upper = top + row * (side + 0.03)
                 extent = (left, left + side, upper + side, upper)
                 axes.imshow(shown(image), interpolation="nearest", extent=extent)
-            label = rf"$\sigma$ = {sigma[at]:.3g}"
+            label = rf"$\sigma$ = {ends[at]:.3g}"
             axes.text(left + side / 2, top + 2 * side + 0.17, label, ha="center", fontsize=7)
     axes.set(xlim=(0, 7.0), ylim=(4.0, 0), aspect="equal")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem import memory, paths
+from geomem import paths
 from geomem.diffusion import conventions
 from geomem.experiments.audit import advice, evidence, findings, page, verdict
 from geomem.experiments.common import image_flags, results
@@ -186,10 +186,8 @@ def _bars():
 
 def _find_duplicates(config, dataset):
     """Duplicates among training and held-out images together."""
-    count = len(dataset.train_split) + len(dataset.test_split)
-    # As read, side by side, and on the device.
-    needed = 3 * count * dataset.train_split.at(slice(0, 1)).nbytes
-    memory.check("dataset", needed, f"{count} images of {dataset.train_split.shape[1:]}")
+    splits = dataset.train_split, dataset.test_split
+    image_flags.check_memory(3, *splits)  # as read, side by side, and on the device
     train, heldout = dataset.train_split.pixels, dataset.test_split.pixels
     _say(f"duplicates: searching {len(train) + len(heldout):,} images")
     threshold = config.duplicate_threshold

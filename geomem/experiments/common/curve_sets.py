@@ -16,9 +16,10 @@ from geomem.geometry import danger_zone
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.exposure import Exposure
-from geomem.points import neighbours
+from geomem.points import neighbours, placement
 
 _LEAST_SUBSETS = 3
+_BLOCK = 4096  # images whose neighbors are searched at once
 
 
 def exposed_images(
@@ -36,13 +37,14 @@ def exposed_images(
     split = dataset.train_split
     order = np.argsort(-exposure.sigma, kind="stable")
     index = exposure.index[order]
-    nearest = neighbours.nearest(split.at(index), split.pixels, 2)
+    points, blocks = placement.place(split), range(0, len(index), _BLOCK)
+    found = [neighbours.nearest(split.at(index[i : i + _BLOCK]), points, 2) for i in blocks]
+    distance, other = (np.concatenate(parts) for parts in zip(*found, strict=True))
     # The nearest point is the image itself, or an exact copy with a smaller index.
-    other = np.where(np.asarray(nearest.index) == index[:, None], -1, nearest.index)
+    other = np.where(other == index[:, None], -1, other)
     column = np.where(other[:, 0] >= 0, 0, 1)[:, None]
     other, distance = (
-        np.take_along_axis(np.asarray(values), column, axis=1)[:, 0]
-        for values in (other, nearest.distance)
+        np.take_along_axis(values, column, axis=1)[:, 0] for values in (other, distance)
     )
     columns = {
         "image": split.index[index],
@@ -56,9 +58,13 @@ def exposed_images(
         columns["class"] = np.array(dataset.class_names)[split.labels[index]]
     columns["file"] = image_flags.file_names(name, split.take(index))
     edges = None if zone.low is None or zone.high is None else (zone.low, zone.high)
-    pictures = (split.at(index), split.at(other)) if split.is_images else (None, None)
     from geomem.plots import exposed  # imports Flax
 
+    count = min(exposed.SHOWN, len(index) // 2)
+    ends = np.concatenate([np.arange(count), np.arange(len(index) - count, len(index))])
+    pictures = None, None
+    if split.is_images:
+        pictures = split.at(index[ends]), split.at(other[ends])
     return columns, exposed.exposed(exposure.sigma[order], *pictures, edges, title)
 
 

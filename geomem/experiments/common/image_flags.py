@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from geomem import data, paths
+from geomem import data, memory, paths
 from geomem.data import folders, sources
 from geomem.experiments.common.dataclass_flags import flag
 
@@ -82,6 +82,13 @@ def load(config: ImageFlags) -> data.Dataset:
             f"heldout must have images of shape {shape} like training, got {heldout_shape}."
         )
     return dataset
+
+
+def check_memory(copies: int, *splits: data.Split) -> None:
+    """Raise a ValueError unless memory holds all images of `splits`, as stored, `copies` times."""
+    count, shape = sum(map(len, splits)), splits[0].shape[1:]
+    needed = copies * count * splits[0].at(slice(0, 1)).nbytes
+    memory.check("dataset", needed, f"{count} images of {shape}")
 
 
 def file_names(source: str, split: data.Split) -> list[str]:
