@@ -4,6 +4,7 @@ from . import exposure as exposure
 from . import frequency_bands as frequency_bands
 from . import gaussian as gaussian
 from . import growth as growth
+from . import local as local
 from . import posterior as posterior
 from . import shells as shells
 from . import weight_bounds as weight_bounds

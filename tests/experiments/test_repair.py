@@ -167,6 +167,8 @@ def test_early_stopping_takes_the_checkpoint_that_copies_least():
     ]
     (entry,) = [e for e in compare(rows, CHOSEN) if e["first"] == "stopped early"]
     assert entry["aligned"]["mean"] == pytest.approx(-0.1)
+    stops = {e["first"]: e["aligned"]["mean"] for e in compare(rows, CHOSEN) if "at" in e["first"]}
+    assert stops == pytest.approx({"stopped at 1": 0.1, "stopped at 2": -0.1})
     rows[-1]["frechet"] = 1.0  # better than all checkpoints
     (entry,) = [e for e in compare(rows, CHOSEN) if e["first"] == "stopped early"]
     assert entry["aligned"] is None

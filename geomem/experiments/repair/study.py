@@ -135,8 +135,9 @@ def compare(rows: Rows, chosen: variants.Replacement) -> Rows:
     """Return paired differences between networks sampled in two ways, with 95% intervals.
 
     Each variant is compared with the unrepaired network. The chosen replacement inside the zone is
-    also compared with itself above and below the zone, with gap training, and with the checkpoint
-    of the unrepaired network that copies least (aligned) at a Frechet distance no larger.
+    also compared with itself above and below the zone, with gap training, with every earlier
+    checkpoint of the unrepaired network ("stopped at" so many thousands of images), and with the
+    one that copies least (aligned) at a Frechet distance no larger ("stopped early").
 
     Returns:
       Entries with first, second, and for each measure the second minus the first: mean, low, high,
@@ -151,8 +152,12 @@ def compare(rows: Rows, chosen: variants.Replacement) -> Rows:
     repaired = f"zone: {chosen}"
     table["stopped early"] = _stopped_early(rows, table[repaired])
     pairs = [("none", name) for name in table if name not in ("none", "stopped early")]
-    others = (f"above: {chosen}", f"below: {chosen}", f"{_GAP} training", "stopped early")
-    pairs += [(name, repaired) for name in others if name in table]
+    others = [f"above: {chosen}", f"below: {chosen}", f"{_GAP} training", "stopped early"]
+    for row in rows:
+        if (row["arm"], row["variant"]) == (_BASELINE, "none") and row["kimg"] < last:
+            others.append(name := f"stopped at {row['kimg']:g}")
+            table.setdefault(name, {})[row["seed"]] = row
+    pairs += [(name, repaired) for name in dict.fromkeys(others) if name in table]
     return [
         {"first": first, "second": second}
         | {key: _difference(table[first], table[second], key) for key in measure.MEASURES}
