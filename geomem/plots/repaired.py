@@ -14,6 +14,7 @@ __all__ = ["frontier", "windows"]
 
 Rows = Sequence[Mapping[str, Any]]
 
+_WORDS = {"zone": "in", "above": "above", "below": "below"}
 _COLORS = "blue", "vermillion", "green"
 _PLACES = {"zone": ("vermillion", "o"), "above": ("sky", "^"), "below": ("green", "v")}
 
@@ -39,7 +40,9 @@ def frontier(summary: Rows, chosen: str) -> "Figure":
                 continue
             color, marker = _PLACES[place]
             style = dict(color=COLORS[color], marker=marker, ls="", mec="none")
-            axes.plot(*_columns([row]), ms=4, alpha=0.6, label=f"repair, {place} steps", **style)
+            axes.plot(
+                *_columns([row]), ms=4, alpha=0.6, label=f"repair {_WORDS[place]} the zone", **style
+            )
             if row["variant"] == f"zone: {chosen}":
                 circle = dict(mfc="none", mec=COLORS["vermillion"], ms=9, marker="o", ls="")
                 axes.plot(*_columns([row]), label=f"{name}, chosen before", **circle)
