@@ -128,7 +128,7 @@ def load_images(pixels: Shaped[np.ndarray, "images height width channels"]) -> I
     center = mean(lambda images: images)
     deviation = np.sqrt(mean(lambda images: (images - center) ** 2))
     rows = pixels.reshape(len(pixels), -1)
-    return Images(rows, np.float32(center), np.float32(deviation))
+    return Images(rows, np.asarray(center, np.float32), np.asarray(deviation, np.float32))
 
 
 def init(
