@@ -56,6 +56,8 @@ complete -o default -F _geomem geomem"""
 
 def main() -> None:
     """Run the command in the first argument."""
+    if "" not in sys.path:  # as with `python -m`, so that --denoiser finds one's own modules
+        sys.path.append("")
     interruption.install()  # before the command's imports, whose callbacks swallow Ctrl-C
     try:
         _dispatch(sys.argv[1:])

@@ -86,6 +86,15 @@ def test_every_command_module_is_listed():
     assert starts == set(MODULES)
 
 
+def test_finds_modules_in_the_current_folder(monkeypatch, capsys, tmp_path):
+    (tmp_path / "network_of_mine.py").write_text("def denoiser(x, sigma):\n    return 0 * x\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as for a script
+    words = "sample --denoiser network_of_mine:denoiser --image-shape 8 8 1 --count 1 --steps 2"
+    assert geomem_command(monkeypatch, capsys, *words.split())[0] == 0
+    assert (tmp_path / "samples.npz").exists()
+
+
 def test_version(monkeypatch, capsys):
     assert geomem_command(monkeypatch, capsys, "--version") == (0, "geomem 0.2.0\n", "")
 

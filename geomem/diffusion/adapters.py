@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -201,9 +200,7 @@ def from_diffusers(folder: str | os.PathLike[str], device: str = "cpu") -> Denoi
 
 
 def load(name: str, device: str = "cpu") -> Denoiser:
-    """Return the denoiser "package.module:name", or that of a diffusers folder.
-
-    The module is an installed one, or one in the current folder.
+    """Return the denoiser "package.module:name" from Python's path, or a diffusers folder's.
 
     Raises:
       ValueError: it cannot be imported or called, or as in `from_diffusers`.
@@ -211,9 +208,6 @@ def load(name: str, device: str = "cpu") -> Denoiser:
     module, _, attribute = name.partition(":")
     if not attribute or paths.as_path(name).exists():
         return from_diffusers(name, device)
-    here = os.getcwd()
-    if here not in sys.path:  # `python -m geomem` has it, the command `geomem` does not
-        sys.path.append(here)
     try:
         denoiser = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may raise anything when it is imported

@@ -28,13 +28,16 @@ __all__ = ["blend", "gate", "guide", "repair", "steps_inside"]
 
 
 def steps_inside(
-    sigmas: Float[np.ndarray, " levels"] | Sequence[float], zone: tuple[float, float]
+    sigmas: Float[np.ndarray, " levels"] | Sequence[float],
+    zone: tuple[float, float],
+    argument: str = "zone",
 ) -> range:
     """Return the sampling steps that start at a noise level inside the zone, edges included.
 
     Args:
       sigmas: descending noise levels, as from `grids.edm_grid`; step i starts at sigmas[i].
       zone: its lower and upper edge.
+      argument: what errors call the zone.
 
     Raises:
       ValueError: edges that do not ascend, or no step starts inside.
@@ -43,12 +46,12 @@ def steps_inside(
     range(2, 4)
     """
     low, high = zone
-    check_interval("zone", low, high)
+    check_interval(argument, low, high)
     starts = np.asarray(sigmas, np.float64)[:-1]
     inside = np.flatnonzero((starts >= low) & (starts <= high))
     if not len(inside):
         raise ValueError(
-            f"zone must hold a noise level at which a sampling step starts, got {low:g} to "
+            f"{argument} must hold a noise level at which a sampling step starts, got {low:g} to "
             f"{high:g}; more steps make the levels denser."
         )
     return range(int(inside[0]), int(inside[-1]) + 1)

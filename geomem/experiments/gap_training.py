@@ -162,9 +162,9 @@ def compare_early_stopping(rows: Rows, arm: str, baseline: str) -> dict[str, flo
     for seed in dict.fromkeys(row["seed"] for row in rows):
         of_seed = [row for row in rows if row["seed"] == seed]
         end = max((r for r in of_seed if r["arm"] == arm), key=lambda row: row["kimg"])
-        as_good = [r for r in of_seed if r["arm"] == baseline and r["frechet"] <= end["frechet"]]
+        checkpoints = [row for row in of_seed if row["arm"] == baseline]
         ends.append(end)
-        stops.append(min(as_good, key=lambda row: row["without_noise"], default=None))
+        stops.append(gap_study.stop_early(checkpoints, end["frechet"], "without_noise"))
     return {
         prefix + key: None if None in chosen else float(np.mean([row[key] for row in chosen]))
         for prefix, chosen in (("", ends), ("baseline_", stops))

@@ -16,13 +16,7 @@ import numpy as np
 
 from geomem import memory, paths
 from geomem.diffusion import edm_weights, grids, replacement, sampler
-from geomem.experiments.common import (
-    command_line,
-    denoisers,
-    image_flags,
-    replacements,
-    results,
-)
+from geomem.experiments.common import command_line, denoisers, image_flags, replacements, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import run_folder
 
@@ -131,9 +125,7 @@ def run(config: Config) -> Result:
         if not np.array_equal(sigmas, full_grid):
             print("Skipping the noise levels that training left out (--over-gap False keeps them).")
     if edges is not None:
-        replaced, sigma_range = _repair(config, denoiser, image_shape, sigmas, edges)
-        print(f"Repairing {len(replaced.steps)} of {len(sigmas) - 1} steps, sigma {sigma_range}.")
-        denoiser = replaced
+        denoiser = _repair(config, denoiser, image_shape, sigmas, edges)
     memory.check("count", 4 * config.count * math.prod(image_shape), config.count)
     seeds = np.arange(config.seed, config.seed + config.count)
     with output.phase("sample"):
@@ -164,7 +156,10 @@ def run(config: Config) -> Result:
 
 
 def _repair(config, denoiser, image_shape, sigmas, edges):
-    """The denoiser with a replacement inside the edges, and its noise levels as a text."""
+    """The denoiser with a replacement on the steps that start inside the edges."""
+    steps = replacement.steps_inside(sigmas, edges, "repair")
+    levels = sigmas[steps]
+    print(f"Repairing {len(steps)} steps, from sigma {levels[0]:.3g} to {levels[-1]:.3g}.")
     images = None
     if config.repair_with in replacements.NEED_IMAGES:
         images = _training_images(config)
@@ -176,12 +171,7 @@ def _repair(config, denoiser, image_shape, sigmas, edges):
     elif config.repair_data is not None:
         raise ValueError("repair_data must be left out if another run repairs.")
     other = replacements.make(config.repair_with, images, config.repair_patch)
-    try:
-        repaired = replacement.repair(denoiser, other, sigmas, edges)
-    except ValueError as error:
-        raise ValueError(str(error).replace("zone", "repair", 1)) from None
-    levels = sigmas[sorted(repaired.steps)]
-    return repaired, f"{levels[0]:.3g} to {levels[-1]:.3g}"
+    return sampler.swap(denoiser, other, steps)
 
 
 def _training_images(config):

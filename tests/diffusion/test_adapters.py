@@ -1,7 +1,5 @@
 """Networks of other libraries as denoisers, against those libraries' own predictions."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,13 +60,6 @@ def test_rejects_a_denoiser_that_cannot_be_imported(name):
 
 def test_imports_a_denoiser_by_name():
     assert adapters.load("jax.numpy:add") is jnp.add
-
-
-def test_imports_a_module_of_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "network_of_mine.py").write_text("def denoiser(x, sigma):\n    return x\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    assert adapters.load("network_of_mine:denoiser")(3.0, 1.0) == 3.0
 
 
 # What follows runs the real libraries.

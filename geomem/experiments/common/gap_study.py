@@ -25,9 +25,9 @@ class StudyFlags:
     """The flags of experiments that train arms."""
 
     preset: Literal["digits", "cifar16", "cifar10"] = "digits"
-    """The scale. digits trains on 128 digits in minutes on two CPU cores, cifar16 on 100 of
-    CIFAR-10's images at 16x16 in an hour each; cifar10 trains on the paper's 2,000 car images and
-    needs a GPU or a TPU slice."""
+    """The scale. digits trains on 128 digits in minutes on two CPU cores; cifar16 trains on 100 of
+    CIFAR-10's images at 16x16 and takes much longer; cifar10 trains on the paper's 2,000 car images
+    and needs a GPU or a TPU slice."""
     seeds: int | None = flag(None, "training", most=10_000)
     """Number of training runs of each arm; default: the preset's."""
     kimg: float | None = flag(None, "training")
@@ -155,6 +155,14 @@ def quality_floors(preset: Preset, dataset: data.Dataset) -> dict[str, Any]:
         for name, images in kinds.items()
         if len(images) > 1
     }
+
+
+def stop_early(
+    checkpoints: Sequence[dict[str, Any]], frechet: float, key: str
+) -> dict[str, Any] | None:
+    """Return the row with the least `key` and a Frechet distance of at most `frechet`, or None."""
+    as_good = [row for row in checkpoints if row["frechet"] <= frechet]
+    return min(as_good, key=lambda row: row[key], default=None)
 
 
 def study_facts(preset: Preset, arms: Sequence[Arm], dataset: data.Dataset) -> dict[str, Any]:

@@ -88,15 +88,15 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
         key = cache.key(step, grid, *variants.settings(variant))
         name = {variants.NONE.name: "plain", f"zone: {task.chosen}": "repaired"}.get(variant.name)
         kept = folder / f"{name}.npz"
-        wanted = step == steps[-1] and name is not None and not kept.exists()
-        if (row := cache.get(key)) is not None and not wanted:
+        keep = step == steps[-1] and name is not None and not kept.exists()
+        if (row := cache.get(key)) is not None and not keep:
             return row
         judge = judge or Judge(dataset, task.evaluation)
         denoiser, params, shape = run_folder.load(folder, step)
         sample, levels = variants.sampling(variant, denoiser.bind(params), grid, dataset)
         seeds, method = range(task.evaluation.samples), task.evaluation.method
         images = sampler.generate(sample, seeds, shape, levels, method=method)
-        if wanted:
+        if keep:
             with paths.open_whole(kept) as file:
                 np.savez_compressed(file, images=images[:_SHOWN])
         row = judge(images)

@@ -167,16 +167,13 @@ def compare(rows: Rows, chosen: variants.Replacement) -> Rows:
 
 def _stopped_early(rows, repaired):
     """The checkpoint of each unrepaired network that copies least at a quality no worse."""
-    found = {}
-    for seed, row in repaired.items():
-        as_good = [
-            other
-            for other in rows
-            if (other["arm"], other["variant"], other["seed"]) == (_BASELINE, "none", seed)
-            and other["frechet"] <= row["frechet"]
-        ]
-        found[seed] = min(as_good, key=lambda other: other["aligned"], default=None)
-    return found
+    plain = [row for row in rows if (row["arm"], row["variant"]) == (_BASELINE, "none")]
+    return {
+        seed: gap_study.stop_early(
+            [other for other in plain if other["seed"] == seed], row["frechet"], "aligned"
+        )
+        for seed, row in repaired.items()
+    }
 
 
 def _difference(first, second, key):

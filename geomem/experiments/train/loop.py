@@ -84,9 +84,7 @@ def run(config: Config) -> Result:
     update = training_step.make_update(denoiser, recipe, parallel=config.parallel)
     template = run_folder.state_template(facts)
     shape = tuple(facts["data"]["image_shape"])
-    _check_memory(config, shape, template)
-    on_cpu = jax.default_backend() == "cpu"  # the device's copy is in the same memory
-    image_flags.check_memory(2 if on_cpu else 1, dataset.train_split)
+    _check_memory(config, dataset.train_split, template)
     with _claimed(config, facts) as folder:
         with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
             with phases("start"):
@@ -141,14 +139,16 @@ def _check_values(config, dataset):
         )
 
 
-def _check_memory(config, shape, template):
-    """Raise a ValueError if the host cannot hold the state, or a CPU a step's activations."""
+def _check_memory(config, split, template):
+    """Raise a ValueError if memory cannot hold the images, the state, or a step on a CPU."""
+    on_cpu = jax.default_backend() == "cpu"
+    image_flags.check_memory(2 if on_cpu else 1, split)  # a CPU's device has a copy of its own
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
     memory.check("channels", state, config.channels)
-    if jax.default_backend() == "cpu" and not config.remat:
+    if on_cpu and not config.remat:
         # A lower limit: compiled steps take 5 to 13 times four activations of each block of the
         # first level.
-        positions = math.prod(shape[:2]) // config.patch**2
+        positions = math.prod(split.shape[1:3]) // config.patch**2
         kept = 5 * 4 * (2 * config.blocks + 1)
         images = config.microbatch or config.batch
         memory.check("batch", 4 * images * positions * config.channels * kept, config.batch)

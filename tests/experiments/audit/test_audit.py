@@ -188,6 +188,12 @@ def test_evidence_equals_the_results_it_cites():
     for name, key in (("change", "memorized"), ("frechet", "frechet"), ("coverage", "coverage")):
         values = [change[key][edge] for edge in ("mean", "low", "high")]
         assert repair[name] == pytest.approx(values, abs=1e-4)
+    means = {
+        row["variant"]: float(row["aligned"])
+        for row in _rows("experiments/repair/results/digits/summary.csv")
+        if row["arm"] == "baseline"  # the last of a variant's rows is the end of the training
+    }
+    assert repair["calibrated"] == pytest.approx([means["none"], means["zone: ls 3"]], abs=1e-4)
     assert repair["runs"] == len(change["memorized"]["each"]) == 6
     assert repair["to"] - repair["from"] == pytest.approx(repair["change"][0], abs=2e-4)
     early = stored["early_stopping"]
