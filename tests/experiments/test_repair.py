@@ -44,6 +44,10 @@ def test_variants_have_controls_of_the_same_width():
     kinds = {(v.replacement.kind, v.replacement.mix) for v in every.values() if v.replacement}
     assert {kind for kind, _ in kinds} == {"ls", "els", "wiener", "gaussian"}
     assert {mix for _, mix in kinds} == {"", "blend", "guide", "gate"}
+    quick = {v.name: v for v in variants.make_variants(GRID, ZONE, CHOSEN, quick=True)}
+    assert quick.items() <= every.items()
+    assert {"none", "zone: ls 3", "above: ls 3", "below: ls 3", "zone: gaussian"} <= set(quick)
+    assert len(quick) == 8
     # At the ends of the grid, controls without steps are left out.
     names = [v.name for v in variants.make_variants(GRID, (60, 90), CHOSEN)]
     assert "above: ls 3" not in names
@@ -89,8 +93,8 @@ def study(tmp_path_factory):
     """The configuration and the result of a study with two networks and few variants."""
     few = ("none", "zone: ls 3", "above: ls 3", "window: ls 3, steps 9 to")
 
-    def make_variants(*arguments, make=variants.make_variants):
-        return [v for v in make(*arguments) if v.name in few or v.name.startswith(few[-1])]
+    def make_variants(*arguments, make=variants.make_variants, **options):
+        return [v for v in make(*arguments, **options) if v.name in few or v.name.startswith(few[-1])]
 
     with pytest.MonkeyPatch.context() as patch:
         preset = gap_study.Preset(TINY, EvaluationSettings(samples=16, steps=18), 1, (0.8, 0.5))
@@ -142,6 +146,14 @@ def test_same_command_computes_nothing_again(study, monkeypatch):
     config, result = study
     monkeypatch.setattr(arms, "evaluate_samples", None)  # fails if called
     assert repair.run(config).rows == result.rows
+
+
+def test_quick_study_has_only_the_main_comparison(study):
+    config = study[0]
+    quick = repair.run(dataclasses.replace(config, quick=True))
+    assert {row["arm"] for row in quick.rows} == {"baseline"}
+    assert {row["variant"] for row in quick.rows} == {"none", "zone: ls 3", "above: ls 3"}
+    assert (quick.folder / "frontier.png").stat().st_size > 0
 
 
 def test_judge_calls_training_images_copies_and_others_not(digits):

@@ -28,6 +28,7 @@ class Task(NamedTuple):
     evaluation: arms.EvaluationSettings
     zone: tuple[float, float]
     chosen: variants.Replacement
+    quick: bool = False  # only the main variants
 
 
 class Judge:
@@ -108,7 +109,7 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
     steps = arms.regular_steps(config)
     chosen = [(step, variants.NONE) for step in steps]
     if task.arm == "baseline":
-        every = variants.make_variants(grid, task.zone, task.chosen)
+        every = variants.make_variants(grid, task.zone, task.chosen, quick=task.quick)
         chosen += [(steps[-1], variant) for variant in every[1:]]
     else:
         chosen = chosen[-1:]

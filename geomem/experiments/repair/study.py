@@ -49,6 +49,8 @@ class Config(gap_study.StudyFlags):
     own_subsets: bool = flag(True, "training")
     """Train each network on its own random subset of the images, so that intervals also cover the
     choice of the training images."""
+    quick: bool = flag(False, "evaluation")
+    """Only the main comparison: no gap training, and fewer denoisers and windows."""
     out: str = flag("runs/repair", "output")
     """Folder for the runs, the tables and the figures."""
 
@@ -81,7 +83,8 @@ def run(config: Config) -> Result:
         output.write_json("comparisons.json", comparisons)
         zone = [float(np.mean([zone[edge] for zone in zones])) for edge in ("low", "high")]
         output.write_figure("frontier", plots.frontier(summary, str(chosen)))
-        output.write_figure("windows", plots.windows(summary, zone, str(chosen)))
+        if not config.quick:
+            output.write_figure("windows", plots.windows(summary, zone, str(chosen)))
         _draw_samples(output, tasks[0], dataset)
     output.finish(**gap_study.study_facts(preset, [], dataset), chosen=str(chosen))
     _print(comparisons)
@@ -106,9 +109,9 @@ def _make_tasks(config, preset, chosen, folder):
         found = gap_study.find_zones(dataset.train, dataset.test, [threshold])[1][threshold]
         zone = found.low, found.high
         zones.append({"seed": seed, "threshold": threshold, "low": zone[0], "high": zone[1]})
-        for arm in (baseline, arms.Arm(_GAP, zone)):
-            task = measure.Task(arm.name, configure(arm), preset.evaluation, zone, chosen)
-            tasks.append(task)
+        for arm in [baseline] if config.quick else [baseline, arms.Arm(_GAP, zone)]:
+            ways = preset.evaluation, zone, chosen, config.quick
+            tasks.append(measure.Task(arm.name, configure(arm), *ways))
     return tasks, zones, first
 
 

@@ -59,7 +59,7 @@ NONE = Variant("none", 0, -1)
 
 
 def make_variants(
-    grid: np.ndarray, zone: tuple[float, float], chosen: Replacement
+    grid: np.ndarray, zone: tuple[float, float], chosen: Replacement, *, quick: bool = False
 ) -> list[Variant]:
     """Return the variants, the unrepaired one first.
 
@@ -67,17 +67,20 @@ def make_variants(
       grid: [S + 1] sampling levels, descending; step i starts at level i.
       zone: edges of the danger zone.
       chosen: the replacement fixed before the runs, which the controls and the mixtures use.
+      quick: whether to leave out mixtures, other patch sides and sliding windows.
     """
     inside = replacement.steps_inside(grid, zone)
     first, last = inside[0], inside[-1]
     width, other = len(inside), {"ls": "els", "els": "ls"}[chosen.kind]
     sides = dict.fromkeys((chosen.patch, 3, 5, CALIBRATED))
     kinds = [Replacement(kind, side) for kind in (chosen.kind, other) for side in sides]
-    kinds += [Replacement("wiener"), Replacement("gaussian")]
+    linear = [Replacement("wiener"), Replacement("gaussian")]
     mixes = ("blend", 0.5), ("blend", 0.75), ("guide", 0.5), ("guide", 1.0), ("gate", 0.5)
     kinds += [chosen._replace(mix=mix, amount=amount) for mix, amount in (*mixes, ("gate", 0.7))]
+    kinds = [chosen, *linear] if quick else [*kinds, *linear]
     variants = [NONE, *(Variant(f"zone: {kind}", first, last, kind) for kind in kinds)]
-    variants.append(Variant(f"zone, finer: {chosen}", first, last, chosen, finer=True))
+    if not quick:
+        variants.append(Variant(f"zone, finer: {chosen}", first, last, chosen, finer=True))
     for kind in (chosen, Replacement("gaussian")):
         variants += [
             Variant(f"above: {kind}", max(0, first - width), first - 1, kind),
@@ -85,7 +88,7 @@ def make_variants(
         ]
     starts = np.asarray(grid[:-1])
     covered = np.flatnonzero((starts >= _RANGE[0]) & (starts <= _RANGE[1]))
-    for count in _WIDTHS:
+    for count in () if quick else _WIDTHS:
         for start in covered[: max(0, len(covered) - count + 1)].tolist():
             name = f"window: {chosen}, steps {start} to {start + count - 1}"
             variants.append(Variant(name, start, start + count - 1, chosen))
