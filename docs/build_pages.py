@@ -23,6 +23,7 @@ RECIPES = {
     "gap_sweep": "Gap sweep (Fig. 5)",
     "denoiser_swap": "Denoiser swap (Table 1)",
     "repair": "Repair while sampling",
+    "local_denoisers": "Local denoisers",
     "large_noise": "Large noise (Thms. 4.9, 4.10)",
     "audit": "Audit a data set",
     "train": "Train and sample",

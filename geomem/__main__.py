@@ -22,7 +22,6 @@ COMMANDS = {
         "duplicates": "List copies inside a data set, and of its held-out images.",
         "sample": "Sample images from a training run or from published EDM weights.",
         "evaluate": "Report copies of training images, leftover noise and quality.",
-        "repair": "Replace networks that copy in the danger zone, and measure the samples.",
     },
     "The paper's other figures": {
         "denoising-error": "Compare denoising errors on training and held-out images (Figure 1).",
@@ -31,6 +30,10 @@ COMMANDS = {
         "gap-sweep": "Train with gaps in other places and of other widths (Figure 5).",
         "denoiser-swap": "Swap the denoisers of two runs on a window of sampling steps (Table 1).",
         "large-noise": "Compare denoisers with the Gaussian one at large noise (Theorem 4.9).",
+    },
+    "Beyond the paper": {
+        "repair": "Replace networks that copy in the danger zone, and measure the samples.",
+        "local-denoisers": "Compare networks with denoisers that copy and with local ones.",
     },
     "Benchmarks": {
         "benchmark": "Time the geometry against NumPy, FAISS and the device's peak.",

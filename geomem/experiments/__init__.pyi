@@ -11,6 +11,7 @@ from . import evaluate as evaluate
 from . import gap_sweep as gap_sweep
 from . import gap_training as gap_training
 from . import large_noise as large_noise
+from . import local_denoisers as local_denoisers
 from . import noise_level_memorization as noise_level_memorization
 from . import repair as repair
 from . import sample as sample

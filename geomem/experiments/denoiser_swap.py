@@ -23,8 +23,8 @@ from geomem.plots import swap
 
 __all__ = ["Config", "Result", "Window", "make_windows", "run"]
 
-_THRESHOLD = {"digits": 0.5, "cifar10": 0.8}
-_MEDIUM = {"digits": (8, 12), "cifar10": (6, 13)}  # for cifar10 as in the paper
+_THRESHOLD = {"digits": 0.5, "cifar16": 0.5, "cifar10": 0.8}
+_MEDIUM = {"digits": (8, 12), "cifar16": (8, 12), "cifar10": (6, 13)}  # the last as in the paper
 
 # Shorter runs for digits, with EDM's training noise: sampling does not need a precise denoiser at
 # large noise.
@@ -45,7 +45,7 @@ class Config:
     and below the zone.
     """
 
-    preset: Literal["digits", "cifar10"] = "digits"
+    preset: Literal["digits", "cifar16", "cifar10"] = "digits"
     """Sets the medium steps, the zone's threshold, and the two runs that are trained by default."""
     memorizing: str | None = None
     """Folder of a training run that memorizes; default: the preset's."""

@@ -18,6 +18,8 @@ from . import residual_noise as residual_noise
 from . import saturated as saturated
 from . import watch as watch
 from .alignment import Alignment as Alignment
+from .denoising import agreement as agreement
+from .denoising import denoise as denoise
 from .denoising import denoising_error as denoising_error
 from .denoising import membership_auc as membership_auc
 from .denoising import noise_level_memorization as noise_level_memorization

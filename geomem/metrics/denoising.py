@@ -8,6 +8,7 @@ noise levels and all parameters.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -24,9 +25,12 @@ from geomem.metrics import intervals, memorization
 
 __all__ = [
     "AUC",
+    "Agreement",
     "Errors",
     "NoiseLevelMemorization",
     "RelativeGap",
+    "agreement",
+    "denoise",
     "denoising_error",
     "membership_auc",
     "noise_level_memorization",
@@ -111,6 +115,68 @@ class RelativeGap(NamedTuple):
     high: PerLevel
     excess: PerLevel
     distance: PerLevel
+
+
+class Agreement(NamedTuple):
+    """How well one denoiser's output predicts another's at each noise level.
+
+    Attributes:
+      r2: 1 - sum ||a - b||^2 / sum ||b - mean(b)||^2 over images; 1 if a equals b, 0 if it predicts
+        no better than the mean output, and negative if it predicts worse.
+      low, high: 95% bootstrap interval over images.
+    """
+
+    r2: PerLevel
+    low: PerLevel
+    high: PerLevel
+
+
+def denoise(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    images: Images,
+    sigmas: Levels,
+    *,
+    levels: Sequence[int] | None = None,
+    batch: int = 256,
+    progress: bool = False,
+) -> Float[np.ndarray, "levels images height width channels"]:
+    """Return the images, noised once at each level and denoised.
+
+    Args:
+      key, denoiser, images, sigmas, batch, progress: as in `denoising_error`.
+      levels: positions in `sigmas` to return, each with the noise that it has among all of them;
+        default: all.
+
+    Raises:
+      ValueError: as in `denoising_error`.
+    """
+    measure = Partial(_denoised, as_pytree(denoiser))
+    return _sweep(key, measure, images, check_sigmas(sigmas), 1, batch, progress, levels)[:, 0]
+
+
+def agreement(
+    key: Key[Array, ""],
+    outputs: Float[np.ndarray, "levels images *rest"],
+    target: Float[np.ndarray, "levels images *rest"],
+    bootstrap: int = 1000,
+) -> Agreement:
+    """Return how well the outputs of one denoiser predict those of another, on the same noise.
+
+    Args:
+      key: PRNG key of the bootstrap.
+      outputs, target: from `denoise` with the same key, images and noise levels.
+      bootstrap: number of resamples of the images.
+    """
+    rows = (*np.shape(target)[:2], -1)
+    a, b = (np.float64(values).reshape(rows) for values in (outputs, target))
+    parts = ((a - b) ** 2).sum(2), ((b - b.mean(axis=1, keepdims=True)) ** 2).sum(2)
+    table = np.concatenate(parts).T  # [M, 2 S]
+    replicates = np.float64(bootstrap_mean(key, table, bootstrap).replicates)
+    below, above = replicates.reshape(bootstrap, 2, -1).swapaxes(0, 1)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(1 - below / above, [tail, 1 - tail], axis=0)
+    return Agreement(1 - parts[0].sum(1) / parts[1].sum(1), low, high)
 
 
 def denoising_error(

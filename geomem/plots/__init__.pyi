@@ -12,6 +12,7 @@ from . import training_curves as training_curves
 from . import zone as zone
 from .denoiser_curves import denoising_error as denoising_error
 from .denoiser_curves import large_noise as large_noise
+from .denoiser_curves import local_denoisers as local_denoisers
 from .denoiser_curves import noise_level_memorization as noise_level_memorization
 from .style import save as save
 from .style import svg as svg

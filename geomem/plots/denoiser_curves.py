@@ -14,11 +14,20 @@ from geomem.plots.style import COLORS, COLUMN, legend, noise_axis, sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["denoising_error", "large_noise", "noise_level_memorization"]
+__all__ = ["denoising_error", "large_noise", "local_denoisers", "noise_level_memorization"]
 
 Table = Mapping[str, Shaped[np.ndarray, " rows"]]  # columns by name
 
-_COLORS = {"network": "vermillion", "empirical": "blue", "Gaussian": "green"}
+_COLORS = {
+    "network": "vermillion",
+    "empirical": "blue",
+    "Gaussian": "green",
+    "Wiener": "sky",
+    "LS": "orange",
+    "ELS": "purple",
+    "PCA": "gray",
+}
+_DASHES = {"network": "-", "empirical": "-", "Gaussian": "--", "Wiener": "--"}
 _SPLITS = {"train": ("-", "training images"), "heldout": (":", "held-out images")}
 _PAIRS = {
     ("network", "Gaussian"): ("vermillion", "-"),
@@ -103,6 +112,32 @@ def large_noise(gaps: Table) -> "Figure":
     return figure
 
 
+def local_denoisers(local: Table) -> "Figure":
+    """Draw each denoiser's error on held-out images, and how well it predicts the network.
+
+    Args:
+      local: columns run, train_images, kind, sigma, mse, mse_low, mse_high, r2, r2_low, r2_high.
+    """
+    runs = _run_labels(local)
+    with sheet(COLUMN * (1 + (len(runs) > 1)), 4.2) as figure:
+        panels = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
+        for (errors, agreement), (run, title) in zip(panels.T, runs.items(), strict=True):
+            for kind, rows in _groups(local, "kind", run=run):
+                color, style = COLORS[_COLORS[kind]], _DASHES.get(kind, ":")
+                _line(errors, rows, "mse", color, style, kind, "mse_")
+                if kind != "network":
+                    _line(agreement, rows, "r2", color, style, kind, "r2_")
+            _format_levels(errors, local, title)
+            _format_levels(agreement, local, "")
+            errors.set(yscale="log", ylim=_log_limits(local["mse"]), xlabel="")
+            agreement.set(ylim=(-0.55, 1.05))
+            agreement.axhline(0, color="0.6", lw=0.6, zorder=0)
+        panels[0, 0].set_ylabel("denoising error on\nheld-out images")
+        panels[1, 0].set_ylabel(r"$r^2$ to the network")
+        legend(figure, panels[0, 0], columns=4, title=_BANDS)
+    return figure
+
+
 def _groups(table: Table, *names: str, **where) -> Iterator[tuple]:
     """Yield (values of `names`..., rows) for each combination, in order of appearance."""
     kept = np.all([table[name] == value for name, value in where.items()], axis=0)
@@ -112,9 +147,10 @@ def _groups(table: Table, *names: str, **where) -> Iterator[tuple]:
         yield *map(str, key), {name: column[rows] for name, column in table.items()}
 
 
-def _line(axes, rows, name, color, style, label=None):
+def _line(axes, rows, name, color, style, label=None, band=""):
     axes.plot(rows["sigma"], rows[name], style, color=color, label=label)
-    axes.fill_between(rows["sigma"], rows["low"], rows["high"], color=color, alpha=0.25, lw=0)
+    low, high = rows[f"{band}low"], rows[f"{band}high"]
+    axes.fill_between(rows["sigma"], low, high, color=color, alpha=0.25, lw=0)
 
 
 def _format_levels(axes, table, title):

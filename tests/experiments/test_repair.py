@@ -94,7 +94,9 @@ def study(tmp_path_factory):
     few = ("none", "zone: ls 3", "above: ls 3", "window: ls 3, steps 9 to")
 
     def make_variants(*arguments, make=variants.make_variants, **options):
-        return [v for v in make(*arguments, **options) if v.name in few or v.name.startswith(few[-1])]
+        return [
+            v for v in make(*arguments, **options) if v.name in few or v.name.startswith(few[-1])
+        ]
 
     with pytest.MonkeyPatch.context() as patch:
         preset = gap_study.Preset(TINY, EvaluationSettings(samples=16, steps=18), 1, (0.8, 0.5))

@@ -174,7 +174,12 @@ def test_contradictions_are_refused(images, refuses):  # noqa: F811
         rows.append((["danger-zone", *words, *given], expected))
     rows += split(OTHERS)
     rows.append((["danger-zone", "x" * 3000, *small], "File name too long"))
-    for command in ("denoising-error", "large-noise", "noise-level-memorization"):
+    for command in (
+        "denoising-error",
+        "large-noise",
+        "local-denoisers",
+        "noise-level-memorization",
+    ):
         rows += [([command, *words], expected) for words, expected in split(COMPARISON)]
     check_all(refuses, rows)
 

@@ -218,7 +218,12 @@ def test_damaged_results_are_not_drawn(zone, tmp_path, refuses):  # noqa: F811
             shutil.copytree(zone, folder)
             (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
             rows.append((["danger-zone", "--plot-only", folder], "--plot-only", folder.name))
-    for command in ("denoising-error", "large-noise", "noise-level-memorization"):
+    for command in (
+        "denoising-error",
+        "large-noise",
+        "local-denoisers",
+        "noise-level-memorization",
+    ):
         for name, content in tables.items():
             folder = tmp_path / f"{command}-{name}"
             folder.mkdir()

@@ -52,6 +52,32 @@ def errors(digits):
     ]
 
 
+def test_denoised_images_are_those_whose_error_is_measured(digits):
+    _, heldout, exact, _ = digits
+    errors = denoising.denoising_error(KEY, exact, heldout, SIGMAS, draws=1, batch=128)
+    outputs = denoising.denoise(jax.random.split(KEY)[0], exact, heldout, SIGMAS, batch=128)
+    squares = ((outputs - heldout) ** 2).sum((2, 3, 4))
+    np.testing.assert_allclose(squares, errors.per_image, rtol=1e-4, atol=1e-4)
+    some = denoising.denoise(
+        jax.random.split(KEY)[0], exact, heldout, SIGMAS, levels=[1, 3], batch=128
+    )
+    np.testing.assert_array_equal(some, outputs[[1, 3]])
+
+
+def test_agreement_is_the_coefficient_of_determination():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(2, 200, 4, 4, 1))
+    outputs = target + np.array([0.5, 2.0]).reshape(2, 1, 1, 1, 1) * rng.normal(size=target.shape)
+    found = denoising.agreement(KEY, outputs, target)
+    for level, r2 in enumerate(found.r2):
+        residual = ((outputs[level] - target[level]) ** 2).sum()
+        spread = ((target[level] - target[level].mean(axis=0)) ** 2).sum()
+        assert r2 == pytest.approx(1 - residual / spread)
+        assert found.low[level] < r2 < found.high[level]
+    np.testing.assert_allclose(found.r2, [0.75, -3], atol=0.2)
+    assert denoising.agreement(KEY, target, target).r2.tolist() == [1, 1]
+
+
 def test_error_matches_closed_form(digits):
     # E||a (x + sigma z) - x||^2 = (1 - a)^2 ||x||^2 + a^2 sigma^2 d
     heldout = digits[1][:60]

@@ -34,9 +34,9 @@ Table = dict[str, np.ndarray]  # columns by name
 class ComparisonFlags:
     """The flags of experiments that compare denoisers."""
 
-    preset: Literal["digits", "cifar10"] = "digits"
-    """The pair of training runs. digits takes minutes on two CPU cores; cifar10 is the paper's
-    scale and needs a GPU or a TPU."""
+    preset: Literal["digits", "cifar16", "cifar10"] = "digits"
+    """The pair of training runs. digits and cifar16 (CIFAR-10 at 16x16) take minutes on two CPU
+    cores; cifar10 is the paper's scale and needs a GPU or a TPU."""
     run: tuple[str, ...] = ()
     """Folders of finished training runs to compare; default: the preset's pair."""
     runs: str = flag("runs", "training")
@@ -77,6 +77,10 @@ PRESET_RUNS = {
     "digits": {
         "digits_128_all_noise": presets.DIGITS_ALL_NOISE,
         "digits_900_all_noise": dataclasses.replace(presets.DIGITS_ALL_NOISE, num_train=900),
+    },
+    "cifar16": {
+        "cifar16_100_all_noise": presets.CIFAR16_ALL_NOISE,
+        "cifar16_1000_all_noise": dataclasses.replace(presets.CIFAR16_ALL_NOISE, num_train=None),
     },
     "cifar10": {
         "cifar10_1k": presets.PRESETS["edm_small"],

@@ -67,7 +67,7 @@ ABOUT = {
     "digits_gap": "The former name of digits_fourier. It has no gap unless one is given.",
 }
 
-# Trained at all measured noise levels, and until the error at the largest ones converges.
+# Trained at all measured noise levels, digits until the error at the largest ones converges.
 DIGITS_ALL_NOISE = dataclasses.replace(
     PRESETS["digits"],
     noise_mean=0.0,
@@ -77,3 +77,4 @@ DIGITS_ALL_NOISE = dataclasses.replace(
     ema_ramp=0.25,
     kimg=1600,
 )
+CIFAR16_ALL_NOISE = dataclasses.replace(PRESETS["cifar16"], noise_mean=0.0, noise_std=2.0, kimg=300)

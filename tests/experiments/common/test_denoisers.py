@@ -9,7 +9,12 @@ import oracles
 import pytest
 
 from geomem import data
-from geomem.experiments import denoising_error, large_noise, noise_level_memorization
+from geomem.experiments import (
+    denoising_error,
+    large_noise,
+    local_denoisers,
+    noise_level_memorization,
+)
 from geomem.experiments.common import denoisers
 from geomem.experiments.train import presets
 from geomem.geometry import posterior
@@ -112,6 +117,49 @@ def test_denoisers_approach_each_other_at_large_noise(runs, tmp_path, capsys):
         "tiny: the empirical denoiser is within 10% of the Gaussian denoiser from sigma 50 on"
         in (capsys.readouterr().out)
     )
+
+
+def test_local_denoisers_lie_between_copying_and_the_mean(runs, tmp_path, capsys):
+    config = local_denoisers.Config(
+        **SHARED | {"num_images": 32},
+        num_calibration=16,
+        sides=(1, 3),
+        rank=4,
+        runs=str(runs),
+        out=str(tmp_path),
+    )
+    table = local_denoisers.run(config)["local"]
+    assert list(dict.fromkeys(table["kind"])) == [
+        *("network", "empirical", "Gaussian", "Wiener", "LS", "ELS", "PCA")
+    ]
+    network = denoisers.select(table, kind="network")
+    np.testing.assert_array_equal(network["r2"], 1)
+    empirical, ls, pca = (denoisers.select(table, kind=kind) for kind in ("empirical", "LS", "PCA"))
+    # On new images, with little noise, a copy is far off; a patch of one pixel keeps the image.
+    assert ls["mse"][0] < 0.1 * empirical["mse"][0]
+    np.testing.assert_array_equal(empirical["patch"], 0)
+    assert set(ls["patch"]) <= {1, 3}
+    assert pca["mse"][0] < 0.2 * empirical["mse"][0]
+    # With much noise, all return the mean image.
+    for kind in ("Gaussian", "LS", "PCA"):
+        last = denoisers.select(table, kind=kind)["mse"][-1]
+        assert last == pytest.approx(empirical["mse"][-1], rel=0.25), kind
+    for column in ("mse", "r2"):
+        assert (table[f"{column}_low"] <= table[column] + 1e-5).all()
+        assert (table[column] <= table[f"{column}_high"] + 1e-5).all()
+    assert "the empirical denoiser predicts the network better" in capsys.readouterr().out
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_local_denoisers_reject_bad_flags(runs, tmp_path):
+    def fails(match, **changes):
+        flags = SHARED | {"runs": str(runs), "out": str(tmp_path / "out")} | changes
+        with pytest.raises(ValueError, match=match):
+            local_denoisers.run(local_denoisers.Config(**flags))
+
+    fails(r"^sides must be odd, got 2\.$", sides=(1, 2))
+    fails(r"^sides must hold at least one patch side, got none\.$", sides=())
+    fails("^num_calibration must be at most half of the 897 held-out", num_calibration=500)
 
 
 def test_rejects_bad_flags(tmp_path):

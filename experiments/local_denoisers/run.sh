@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Usage: run.sh [digits | cifar16 | cifar10]. Trains the networks of the preset in runs/ unless they exist.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+preset="${1:-digits}"
+python -m geomem.experiments.local_denoisers --preset "$preset" --overwrite --out "experiments/local_denoisers/results/$preset"
