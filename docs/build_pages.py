@@ -24,6 +24,7 @@ RECIPES = {
     "denoiser_swap": "Denoiser swap (Table 1)",
     "repair": "Repair while sampling",
     "local_denoisers": "Local denoisers",
+    "memorization_onset": "When copying starts",
     "large_noise": "Large noise (Thms. 4.9, 4.10)",
     "audit": "Audit a data set",
     "train": "Train and sample",

@@ -34,6 +34,7 @@ COMMANDS = {
     "Beyond the paper": {
         "repair": "Replace networks that copy in the danger zone, and measure the samples.",
         "local-denoisers": "Compare networks with denoisers that copy and with local ones.",
+        "memorization-onset": "Count the images that a network sees before it copies.",
     },
     "Benchmarks": {
         "benchmark": "Time the geometry against NumPy, FAISS and the device's peak.",

@@ -12,6 +12,7 @@ from . import gap_sweep as gap_sweep
 from . import gap_training as gap_training
 from . import large_noise as large_noise
 from . import local_denoisers as local_denoisers
+from . import memorization_onset as memorization_onset
 from . import noise_level_memorization as noise_level_memorization
 from . import repair as repair
 from . import sample as sample

@@ -1,6 +1,7 @@
 from . import audit_figures as audit_figures
 from . import denoiser_curves as denoiser_curves
 from . import exposed as exposed
+from . import onset as onset
 from . import pairs as pairs
 from . import ratios as ratios
 from . import repaired as repaired

@@ -19,12 +19,14 @@ from geomem.metrics.inception import network, weights
 
 _CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
+PresetName = Literal["digits", "cifar16", "cifar10"]
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyFlags:
     """The flags of experiments that train arms."""
 
-    preset: Literal["digits", "cifar16", "cifar10"] = "digits"
+    preset: PresetName = "digits"
     """The scale. digits trains on 128 digits in minutes on two CPU cores; cifar16 trains on 100 of
     CIFAR-10's images at 16x16 and takes much longer; cifar10 trains on the paper's 2,000 car images
     and needs a GPU or a TPU slice."""

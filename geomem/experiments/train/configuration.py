@@ -92,6 +92,8 @@ class Config(image_flags.ImageFlags):
     against held-out images, and quality. Goes to metrics.jsonl and TensorBoard."""
     watch_samples: int = flag(256, "output", least=2, most=2**16)
     """Number of images that --watch samples."""
+    stop_when_copying: bool = flag(False, "output")
+    """End the run at the first checkpoint at which --watch sees copies."""
     log_every: int = flag(100, "output")
     """Steps per line of metrics.jsonl; a line holds means over its steps."""
 
@@ -117,7 +119,7 @@ MAY_CHANGE = {
     for name in (
         *("out", "resume", "dataset", "heldout", "heldout_seed", "num_heldout", "kimg", "samples"),
         *("checkpoint_every", "keep_checkpoints", "steps_per_dispatch", "distributed"),
-        *("watch", "watch_samples"),
+        *("watch", "watch_samples", "stop_when_copying"),
         *("microbatch", "remat", "parallel"),
     )
 }
@@ -146,6 +148,8 @@ def resolve(config: Config) -> Config:
             f"checkpoint_every must be a multiple of log_every ({config.log_every}), got "
             f"{config.checkpoint_every}."
         )
+    if config.stop_when_copying and not config.watch:
+        raise ValueError("stop_when_copying must be False without watch, got True.")
     if config.gap and config.gap_from:
         raise ValueError("gap and gap_from must not both be given.")
     edges = read_zone(config.gap_from) if config.gap_from else config.gap

@@ -43,6 +43,7 @@ class Result(NamedTuple):
     folder: pathlib.Path
     step: int  # completed steps, over all sessions
     finished: bool  # False after SIGTERM
+    copying: bool  # whether it ended early, because copying had started
     images_per_second: float | None  # median over windows of log_every steps after the first
 
 
@@ -92,7 +93,7 @@ def run(config: Config) -> Result:
                 first, state = restored or (0, training_step.init(denoiser, recipe, shape))
             if first >= config.steps:
                 _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")
-                return Result(folder, first, True, None)
+                return Result(folder, first, True, False, None)
             record = {"data": results.dataset_facts(dataset)}
             _write(folder, config, phases, record)
             _say(
@@ -102,9 +103,9 @@ def run(config: Config) -> Result:
             images = training_step.load_images(dataset.train_split.pixels)
             session = _Session(config, denoiser, recipe, shape, dataset, folder, saved)
             with phases("train"), StopSignal() as stopping:
-                last, speed = _train(session, update, state, images, first, stopping)
-        result = Result(folder, last, last == config.steps, speed)
-        outcome = {"step": last, "finished": result.finished, "images_per_second": speed}
+                last, copying, speed = _train(session, update, state, images, first, stopping)
+        result = Result(folder, last, copying or last == config.steps, copying, speed)
+        outcome = {name: getattr(result, name) for name in Result._fields if name != "folder"}
         _write(folder, config, phases, {**record, "result": outcome})
     if stopping.interrupted:
         raise KeyboardInterrupt(
@@ -112,7 +113,7 @@ def run(config: Config) -> Result:
             "resumes."
         )
     state = "finished" if result.finished else "stopped"
-    _say(f"{state} at step {last}")
+    _say(f"{state} at step {last}" + ", where copying started" * result.copying)
     for name in (f"checkpoints/{last}", "tensorboard"):  # the command lists the other files
         _say(f"wrote {folder / name}")
     return result
@@ -195,7 +196,11 @@ class StopSignal:
 
 
 def _train(session, update, state, images, step, stopping):
-    """Run steps, log and save until the end or a signal; return (last step, images/s)."""
+    """Run steps, log and save until the end or a signal.
+
+    Returns:
+      The last step, whether it ended because copying started, and images/s.
+    """
     config, first_process = session.config, jax.process_index() == 0
     log = MetricsLog(session.folder, step) if first_process else None
     state, images = data_parallel.replicate(state), data_parallel.replicate(images)
@@ -206,9 +211,13 @@ def _train(session, update, state, images, step, stopping):
     with tqdm(
         **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process
     ) as bar:
-        stop, speeds, clock = False, [], (step, time.perf_counter())
+        stop = copying = False
+        speeds, clock = [], (step, time.perf_counter())
         while step < config.steps and not stop:
-            _watch(session, log, state, step)  # after a resumption too, if the stop came before it
+            # After a resumption too, if the stop came before it.
+            if _watch(session, log, state, step) and config.stop_when_copying:
+                copying = True
+                break
             # One step at a time where the usual number would cross the end of a window.
             count = usual if step % usual == 0 and step + usual <= config.steps else 1
             state = update(state, images, count)
@@ -224,11 +233,11 @@ def _train(session, update, state, images, step, stopping):
                     log.write(step, metrics, {"images_per_second": speeds[-1]})
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 _save(session, state, step, draw=first_process and not stop)
-        if not stop:
+        if not (stop or copying):
             _watch(session, log, state, step)
     if log:
         log.close()
-    return step, statistics.median(speeds[1:]) if speeds[1:] else None
+    return step, copying, statistics.median(speeds[1:]) if speeds[1:] else None
 
 
 def _metrics(session, state, step):
@@ -267,11 +276,21 @@ def _save(session, state, step, draw):
 
 
 def _watch(session, log, state, step):
-    """At a checkpoint, log what `watch` observes, once, and say when copying starts."""
-    config, dataset = session.config, session.dataset
+    """At a checkpoint, log what `watch` observes, once; return whether there are copies."""
+    config = session.config
     regular = step and (step % config.checkpoint_every == 0 or step == config.steps)
-    if not (config.watch and log and regular) or step in (seen := log.values("watch/copying")):
-        return
+    if not (config.watch and regular):
+        return False
+    if log and step not in log.values("watch/copying"):
+        _observe(session, log, state, step)
+    copying = bool(log and log.values("watch/copying")[step])
+    if jax.process_count() > 1:  # only the first process knows
+        copying = bool(multihost_utils.broadcast_one_to_all(np.int32(copying)))
+    return copying
+
+
+def _observe(session, log, state, step):
+    config, dataset = session.config, session.dataset
     observation = watch.observe(
         session.denoiser.bind(data_parallel.unreplicate(state).ema),
         dataset.train,
@@ -279,13 +298,13 @@ def _watch(session, log, state, step):
         count=config.watch_samples,
         sigmas=session.sampling_grid,
     )
-    metrics = {"kimg": step * config.batch / 1000, **observation.metrics()}
-    log.write(step, metrics | {"watch/copying": int(observation.copying)}, {})
     _say(f"step {step:,}: {observation}")
-    if observation.copying and not any(seen.values()):
+    if observation.copying and not any(log.values("watch/copying").values()):
         before = max([*filter(step.__gt__, session.saved.steps())], default=None)
         older = "no checkpoint" if before is None else f"checkpoint {before}"
         _say(f"step {step:,}: copying has started; {older} was saved before")
+    metrics = {"kimg": step * config.batch / 1000, **observation.metrics()}
+    log.write(step, metrics | {"watch/copying": int(observation.copying)}, {})
 
 
 @contextlib.contextmanager

@@ -108,6 +108,25 @@ def test_says_when_copying_starts(tmp_path, monkeypatch, capsys):
     assert "step 16: copying has started; checkpoint 8 was saved before" in text
 
 
+def test_stops_when_copying_starts(tmp_path, monkeypatch, capsys):
+    def observe(denoiser, train, heldout, **settings):
+        calls.append(settings["count"])
+        return observed(None, train, heldout, samples=train if len(calls) > 1 else heldout)
+
+    calls, observed = [], watch.observe
+    monkeypatch.setattr(watch, "observe", observe)
+    config = _config(tmp_path / "run", samples=0, stop_when_copying=True)
+    result = loop.run(config)
+    assert (result.step, result.finished, result.copying, len(calls)) == (16, True, True, 2)
+    assert "finished at step 16, where copying started" in capsys.readouterr().out
+    again = loop.run(config)  # the same command leaves it there
+    assert (again.step, again.copying, len(calls)) == (16, True, 2)
+    on = loop.run(dataclasses.replace(config, stop_when_copying=False))
+    assert (on.step, on.finished, on.copying) == (20, True, False)
+    with pytest.raises(ValueError, match=r"^stop_when_copying must be False without watch"):
+        loop.run(dataclasses.replace(config, watch=False))
+
+
 def test_refuses_to_watch_with_one_held_out_image(tmp_path):
     np.save(tmp_path / "three.npy", np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)))
     config = _config(tmp_path / "run", dataset=str(tmp_path / "three.npy"), num_train=None)
