@@ -32,8 +32,8 @@ def frontier(summary: Rows, chosen: str) -> "Figure":
         line = dict(color=COLORS["gray"], lw=1.0, ms=3, marker="s")
         axes.plot(*_columns(plain), label="no repair, stopped earlier", **line)
         axes.plot(*_columns(plain[-1:]), "s", color=COLORS["gray"], ms=7, label="no repair")
-        if gap := [row for row in summary if row["arm"] == "gap"]:
-            axes.plot(*_columns(gap), "D", color=COLORS["blue"], ms=5, label="gap training")
+        gap = [row for row in summary if row["arm"] == "gap"]
+        axes.plot(*_columns(gap), "D", color=COLORS["blue"], ms=5, label="gap training")
         for row in summary:
             place, _, name = row["variant"].partition(": ")
             if place not in _PLACES:

@@ -50,7 +50,7 @@ class Config(gap_study.StudyFlags):
     """Train each network on its own random subset of the images, so that intervals also cover the
     choice of the training images."""
     quick: bool = flag(False, "evaluation")
-    """Only the main comparison: no gap training, and fewer denoisers and windows."""
+    """Only the main comparison, with fewer denoisers and without sliding windows."""
     out: str = flag("runs/repair", "output")
     """Folder for the runs, the tables and the figures."""
 
@@ -109,7 +109,7 @@ def _make_tasks(config, preset, chosen, folder):
         found = gap_study.find_zones(dataset.train, dataset.test, [threshold])[1][threshold]
         zone = found.low, found.high
         zones.append({"seed": seed, "threshold": threshold, "low": zone[0], "high": zone[1]})
-        for arm in [baseline] if config.quick else [baseline, arms.Arm(_GAP, zone)]:
+        for arm in (baseline, arms.Arm(_GAP, zone)):
             ways = preset.evaluation, zone, chosen, config.quick
             tasks.append(measure.Task(arm.name, configure(arm), *ways))
     return tasks, zones, first
