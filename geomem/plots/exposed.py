@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["SHOWN", "exposed"]
 
 SHOWN = 8  # images at each end, at most
+_PICTURES = 4.12  # inches
 
 
 def exposed(
@@ -33,7 +34,7 @@ def exposed(
       title: title of the figure.
     """
     count = 0 if images is None else len(images) // 2
-    height = 1.9 + (4.0 if count else 0)
+    height = 1.9 + (_PICTURES if count else 0)
     with sheet(7.0, height) as figure:
         figure.set_layout_engine("none")
         axes = figure.add_axes((0.08, 1 - 1.4 / height, 0.9, 1.1 / height))
@@ -47,7 +48,9 @@ def exposed(
         axes.set(ylabel="images", xlabel=r"noise level $\sigma$ up to which an image is exposed")
         axes.set_title(title)
         if count:
-            _draw_ends(figure.add_axes((0, 0, 1, 4.0 / height)), sigma, images, nearest, count)
+            _draw_ends(
+                figure.add_axes((0, 0, 1, _PICTURES / height)), sigma, images, nearest, count
+            )
     return figure
 
 
@@ -58,7 +61,7 @@ def _draw_ends(axes, sigma, images, nearest, count):
     ends = np.concatenate([sigma[:count], sigma[len(sigma) - count :]])
     for top, kind, places in (
         (0.2, "most exposed", range(count)),
-        (2.15, "least exposed", range(count, 2 * count)),
+        (2.27, "least exposed", range(count, 2 * count)),
     ):
         axes.text(0.05, top - 0.05, f"{kind}, each with its nearest image", va="bottom")
         for column, at in enumerate(places):
@@ -69,4 +72,4 @@ def _draw_ends(axes, sigma, images, nearest, count):
                 axes.imshow(shown(image), interpolation="nearest", extent=extent)
             label = rf"$\sigma$ = {ends[at]:.3g}"
             axes.text(left + side / 2, top + 2 * side + 0.17, label, ha="center", fontsize=7)
-    axes.set(xlim=(0, 7.0), ylim=(4.0, 0), aspect="equal")
+    axes.set(xlim=(0, 7.0), ylim=(_PICTURES, 0), aspect="equal")

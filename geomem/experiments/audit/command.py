@@ -18,7 +18,7 @@ import numpy as np
 from geomem import paths
 from geomem.diffusion import conventions
 from geomem.experiments.audit import advice, evidence, findings, page, verdict
-from geomem.experiments.common import image_flags, results
+from geomem.experiments.common import curve_sets, image_flags, results
 from geomem.experiments.common.dataclass_flags import REQUIRED, flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone
@@ -98,7 +98,7 @@ def run(config: Config) -> Result:
         max_noised = config.max_noised or _default_noised(len(dataset.train_split))
     with phases("duplicates"):
         copies = _find_duplicates(config, dataset)
-        train, heldout = _drop_duplicates(config, dataset, copies, max_noised)
+        kept, train, heldout = _drop_duplicates(config, dataset, copies, max_noised)
     with phases("curves"):
         curves = _estimate(config, train, heldout, sigmas, max_noised)
         zone, wide, standard = (
@@ -127,9 +127,13 @@ def run(config: Config) -> Result:
         "advice": [item._asdict() for item in advice.advise(found, gap)],
         "commands": advice.commands(config, facts, gap),
     }
+    with phases("images"):
+        columns, exposed = _exposed_images(config, dataset, copies, kept, curves, wide)
+        report["exposed"] = findings.exposed(columns)
     with phases("files"):
-        figures = _draw(folder, report, curves, zone, subsamples)
+        figures = _draw(folder, report, curves, zone, subsamples, exposed)
         results.write_columns(folder / "curves.csv", curves.columns())
+        results.write_columns(folder / "images.csv", columns)
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
         kept = findings.keep(copies, dataset, image_flags.all_file_names(config, dataset))
@@ -197,7 +201,8 @@ def _find_duplicates(config, dataset):
 def _drop_duplicates(config, dataset, copies, max_noised):
     """One image of each group, as stored; held-out images only of groups without training images.
 
-    The images are shuffled, because noise is added to the first ones only.
+    The images are shuffled, because noise is added to the first ones only. The positions of the
+    training images come first.
     """
     first = copies.group == np.arange(len(copies.group))
     count = len(dataset.train_split)
@@ -209,13 +214,22 @@ def _drop_duplicates(config, dataset, copies, max_noised):
             "dataset must have at least 2 training images and 1 held-out image without "
             f"duplicates, got {len(train)} and {len(heldout)}."
         )
-    return [
+    points = [
         jnp.asarray(split.pixels[kept].reshape(len(kept), -1))
         for split, kept in (
             (dataset.train_split, train),
             (dataset.test_split, heldout[:max_noised]),
         )
     ]
+    return train, *points
+
+
+def _exposed_images(config, dataset, copies, kept, curves, zone):
+    """The columns of images.csv and the figure, for the training images that were noised."""
+    index = kept[curves.exposure.index]
+    groups = np.bincount(copies.group[: len(dataset.train_split)])
+    exposure = curves.exposure._replace(index=index, copies=groups[copies.group[index]] - 1)
+    return curve_sets.exposed_images(dataset, config.dataset, exposure, zone, "")
 
 
 def _estimate(config, train, heldout, sigmas, max_noised):
@@ -251,7 +265,7 @@ def _measure_subsamples(config, train, heldout, curves, noised):
     )
 
 
-def _draw(folder, report, curves, zone, subsamples):
+def _draw(folder, report, curves, zone, subsamples, exposed):
     """Write the figures and return them as {name: SVG}."""
     edges = findings.edges(zone)
     drawn = {
@@ -260,6 +274,7 @@ def _draw(folder, report, curves, zone, subsamples):
         ),
         "curves": zone_plot.danger_zone(curves, zone),
         "training_noise": audit_figures.training_noise(conventions.usual_training_noise(), edges),
+        "images": exposed,
     }
     if subsamples is not None:
         drawn["growth"] = audit_figures.growth(subsamples)

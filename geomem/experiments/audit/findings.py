@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "copies",
     "dataset",
     "edges",
+    "exposed",
     "gap",
     "groups_of",
     "growth",
@@ -116,6 +117,12 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
 def groups_of(duplicates: Duplicates, train: int) -> list[np.ndarray]:
     """Return the groups of duplicates, those with both training and held-out images first."""
     return sorted(duplicates.groups(), key=lambda group: not group.min() < train <= group.max())
+
+
+def exposed(columns: Mapping[str, Sequence[Any]], count: int = 10) -> list[dict[str, Any]]:
+    """Return the first rows of images.csv, those of the most exposed images."""
+    first = {name: np.asarray(column)[:count].tolist() for name, column in columns.items()}
+    return [dict(zip(first, row, strict=True)) for row in zip(*first.values(), strict=True)]
 
 
 def growth(subsamples: Growth | None, noised: int) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def render(
     Args:
       report: the content of audit.json.
       run: the content of run.json.
-      figures: {name: SVG}: scale, curves, training_noise and, if it was measured, growth.
+      figures: {name: SVG}: scale, curves, training_noise, images and, if it was measured, growth.
       thumbnails: PNG files of the first ABREAST images of the first GROUPS groups of duplicates.
     """
     template = importlib.resources.files("geomem") / "assets" / "audit.html"
@@ -53,6 +53,7 @@ def render(
         copies=_copies(report["duplicates"], thumbnails),
         curves_figure=image(figures["curves"], "svg+xml", "coverage and max weight"),
         curves=_curves(report),
+        exposed=_exposed(report, figures),
         growth=_growth(report["growth"], figures),
         noise_figure=image(figures["training_noise"], "svg+xml", "noise levels of common recipes"),
         training_noise=_training_noise(report),
@@ -208,6 +209,26 @@ def _edge(zone, side):
 
 def _interval(zone):
     return "empty" if zone["low"] is None else f"{zone['low']:.3g} to {zone['high']:.3g}"
+
+
+def _exposed(report, figures):
+    noised, different = (report["dataset"][key] for key in ("noised_train", "different_train"))
+    which = "" if noised == different else f" The ranking is of {noised:,} images drawn at random."
+    rows = [
+        (
+            row["file"],
+            f"{row['exposed_up_to']:.3g}",
+            f"{row['copies']:,}",
+            f"{row['nearest_file']}, at distance {row['distance']:.3g}",
+        )
+        for row in report["exposed"]
+    ]
+    header = ["most exposed", "up to σ", "duplicates", "nearest training image"]
+    return (
+        image(figures["images"], "svg+xml", "exposed images")
+        + table(header, rows)
+        + paragraphs("Duplicates count as one image. All ranked images are in images.csv." + which)
+    )
 
 
 def _growth(growth, figures):

@@ -56,7 +56,8 @@ def exposed_images(
     }
     if split.labels is not None:
         columns["class"] = np.array(dataset.class_names)[split.labels[index]]
-    columns["file"] = image_flags.file_names(name, split.take(index))
+    for column, places in (("file", index), ("nearest_file", other)):
+        columns[column] = image_flags.file_names(name, split.take(places))
     edges = None if zone.low is None or zone.high is None else (zone.low, zone.high)
     from geomem.plots import exposed  # imports Flax
 

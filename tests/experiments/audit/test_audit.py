@@ -95,9 +95,19 @@ def test_files_agree_with_each_other(finished):
     folder = finished.page.parent
     names = {path.name for path in folder.iterdir()}
     figures = {
-        f"{n}.{s}" for n in ("scale", "curves", "growth", "training_noise") for s in ("png", "pdf")
+        f"{name}.{suffix}"
+        for name in ("scale", "curves", "growth", "training_noise", "images")
+        for suffix in ("png", "pdf")
     }
-    files = {"audit.html", "audit.json", "keep.txt", "zone.json", "curves.csv", "run.json"}
+    files = {
+        "images.csv",
+        "audit.html",
+        "audit.json",
+        "keep.txt",
+        "zone.json",
+        "curves.csv",
+        "run.json",
+    }
     assert names == figures | files
     report = json.loads((folder / "audit.json").read_text())
     zone = json.loads((folder / "zone.json").read_text())
@@ -119,11 +129,29 @@ def test_files_agree_with_each_other(finished):
     assert str(folder.parent) not in (folder / "run.json").read_text().replace(str(folder), "")
 
 
+def test_ranks_exposed_images_without_duplicates(finished):
+    exposed = finished.report["exposed"]
+    with (finished.page.parent / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == finished.report["dataset"]["noised_train"] == 40
+    levels = [float(row["exposed_up_to"]) for row in rows]
+    assert levels == sorted(levels, reverse=True)
+    assert [entry["file"] for entry in exposed] == [row["file"] for row in rows[:10]]
+    listed = {row["file"]: int(row["copies"]) for row in rows}
+    for group in finished.report["duplicates"]["groups"]:
+        pairs = zip(group["images"], group["held_out"], strict=True)
+        names = [name for name, heldout in pairs if not heldout]
+        shown = [listed.pop(name) for name in names if name in listed]
+        assert shown in ([], [len(names) - 1])  # one of the group at most
+    assert set(listed.values()) == {0}
+    assert f"{exposed[0]['file']}" in finished.page.read_text()
+
+
 def test_page_is_complete_and_self_contained(finished):
     text = finished.page.read_text()
     parsed = Page(text)
     assert parsed.open == []
-    assert len(parsed.loaded) == 4 + 2 * len(PLANTED)  # figures, thumbnails
+    assert len(parsed.loaded) == 5 + 2 * len(PLANTED)  # figures, thumbnails
     assert all(source.startswith("data:image/") for source in parsed.loaded)
     assert "http" not in text.replace("http://www.w3.org", "")
     words = " ".join(parsed.words)
