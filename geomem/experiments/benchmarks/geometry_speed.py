@@ -207,8 +207,8 @@ def _aligned_rows(config, peak):
     if faiss_seconds := _faiss_seconds(*flat, 1):
         ratio = faiss_seconds * transforms / times[0]
         yield Row(what, times[0], ratio, f"FAISS IndexFlatL2 times {transforms}")
-    else:
-        yield Row(what, times[0], None, "")
+    plain = median_seconds(lambda: neighbours.two_nearest(*flat[::-1]), 1)
+    yield Row(what, times[0], times[0] / plain, "plain searches by geomem, as many times as long")
 
 
 def _faiss_seconds(points, queries, repeats):

@@ -147,12 +147,27 @@ def _check_memory(config, split, template):
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
     memory.check("channels", state, config.channels)
     if on_cpu and not config.remat:
-        # A lower limit: compiled steps take 5 to 13 times four activations of each block of the
-        # first level.
-        positions = math.prod(split.shape[1:3]) // config.patch**2
-        kept = 5 * 4 * (2 * config.blocks + 1)
-        images = config.microbatch or config.batch
-        memory.check("batch", 4 * images * positions * config.channels * kept, config.batch)
+        memory.check("batch", _least_activations(config, split.shape), config.batch)
+
+
+def _least_activations(config, shape):
+    """A lower limit of what a step keeps: compiled steps take up to 2.6 times as many bytes."""
+    positions = math.prod(shape[1:3]) // config.patch**2
+    blocks = 2 * config.blocks + 1  # of the first level; four activations each, five times
+    images = config.microbatch or config.batch
+    return 4 * images * positions * config.channels * 5 * 4 * blocks
+
+
+def _check_step(session, state, images):
+    """Raise a ValueError if a step on a CPU might not fit, and the compiled one does not."""
+    config = session.config
+    least = _least_activations(config, session.dataset.train_split.shape)
+    if jax.default_backend() != "cpu" or memory.free() > 4 * least:
+        return
+    parts = session.denoiser, session.recipe, None, config.parallel
+    step, constants = training_step.program(*parts)
+    compiled = step.lower(state, images, *constants, 1).compile()
+    memory.check("batch", compiled.memory_analysis().temp_size_in_bytes, config.batch)
 
 
 class StopSignal:
@@ -205,6 +220,7 @@ def _train(session, update, state, images, step, stopping):
     log = MetricsLog(session.folder, step) if first_process else None
     state, images = data_parallel.replicate(state), data_parallel.replicate(images)
     _say("compiling the training step (up to a minute) ...")
+    _check_step(session, state, images)
     usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
     usual = math.gcd(usual, config.log_every)
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
