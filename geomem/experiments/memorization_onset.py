@@ -42,13 +42,13 @@ class Config:
 
     preset: gap_study.PresetName = "digits"
     """The network and the images, as in gap-training."""
-    sizes: tuple[int, ...] = flag((64, 128, 256, 512), "training", most=10**8)
+    sizes: tuple[int, ...] = flag((32, 64, 128, 256), "training", most=10**8)
     """Numbers of training images."""
     seeds: int = flag(3, "training", most=10_000)
     """Networks of each size and arm, each with its own subset."""
     fresh: int = flag(5, "training", least=0, most=10_000)
     """Networks without a gap, of other seeds and subsets, that test the fit between the sizes."""
-    passes: int = flag(1200, "training")
+    passes: int = flag(1000, "training")
     """How often a training sees each image at most."""
     every: int = flag(40, "evaluation")
     """How often it sees each image between two checkpoints."""

@@ -20,6 +20,7 @@ from jax import lax
 __all__ = [
     "CHUNK",
     "QUERIES",
+    "TILE",
     "Candidates",
     "as_queries",
     "as_rows",
@@ -41,6 +42,7 @@ Tree = TypeVar("Tree")  # an array, or a pytree of arrays
 
 CHUNK = 2048  # points per step: fills the matrix units, and stays in a CPU's cache
 QUERIES = 1024  # queries per block
+TILE = 8  # queries: with fewer rows, a product may sum in another order
 _GATHERED = 2**21  # float32 values gathered at once when candidates are checked (8 MB)
 _ROUNDING = 10 * 2.0**-24  # error of a float32 sum, relative to the l2 norm of its terms
 _WEIGHT_ERROR = 3e-6  # largest error that log_weight_ratios may cause in a posterior weight

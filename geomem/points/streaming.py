@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from geomem.data.datasets import Split, to_float
-from geomem.points.exact import CHUNK, decode, gather_block, round_center
+from geomem.points.exact import CHUNK, TILE, decode, gather_block, round_center
 from geomem.points.visit import Group, Part, Pass, PlacedPoints, Search, settle, spread
 
 __all__ = ["Rows", "Stream", "open_rows"]
@@ -108,6 +108,7 @@ class Stream(PlacedPoints):
         context = self.center() if context is None else context
         total = len(jax.tree.leaves(queries)[0])
         size = -(-total // -(-total // _QUERIES))
+        size += -size % TILE
         results = []
         for start in range(0, total, size):
             # The last block is padded to the same shape, so that it compiles only once.

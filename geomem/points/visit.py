@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from geomem.points.exact import (
     CHUNK,
     QUERIES,
+    TILE,
     Candidates,
     as_rows,
     decode,
@@ -277,9 +278,9 @@ def _run(points, search, queries, context, *, chunk):
     names = points.axis if isinstance(points.axis, tuple) else (points.axis,)
     sizes = {} if points.mesh is None else dict(points.mesh.shape)
     query_axes = tuple(name for name in sizes if name not in names)
-    # Pad the queries to a multiple of the number of their devices.
+    # Pad the queries to the same number on each of their devices, a multiple of TILE.
     total = len(jax.tree.leaves(queries)[0])
-    missing = -total % math.prod(sizes[name] for name in query_axes)
+    missing = -total % (TILE * math.prod(sizes[name] for name in query_axes))
     if missing:
         queries = jax.tree.map(
             lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], missing, axis=0)]), queries
