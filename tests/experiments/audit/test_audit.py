@@ -207,23 +207,25 @@ def test_evidence_equals_the_results_it_cites():
         arms = {arm["arm"]: arm["memorized"]["trainings"] for arm in _json(row["file"])}
         values = [arms[row["arm"]][name] for name in ("mean", "low", "high")]
         assert row["change"] == pytest.approx(values, abs=1e-4)
-    repair = stored["repair"]
-    (change,) = [
-        entry
-        for entry in _json(repair["file"])
-        if (entry["first"], entry["second"]) == ("none", "zone: ls 3")
-    ]
-    for name, key in (("change", "memorized"), ("frechet", "frechet"), ("coverage", "coverage")):
-        values = [change[key][edge] for edge in ("mean", "low", "high")]
-        assert repair[name] == pytest.approx(values, abs=1e-4)
-    means = {
-        row["variant"]: float(row["aligned"])
-        for row in _rows("experiments/repair/results/digits/summary.csv")
-        if row["arm"] == "baseline"  # the last of a variant's rows is the end of the training
-    }
-    assert repair["calibrated"] == pytest.approx([means["none"], means["zone: ls 3"]], abs=1e-4)
-    assert repair["runs"] == len(change["memorized"]["each"]) == 6
-    assert repair["to"] - repair["from"] == pytest.approx(repair["change"][0], abs=2e-4)
+    for repair, chosen in ((stored["repair"], "ls 3"), (stored["repair_natural"], "els 5")):
+        (change,) = [
+            entry
+            for entry in _json(repair["file"])
+            if (entry["first"], entry["second"]) == ("none", f"zone: {chosen}")
+        ]
+        for name in ("memorized", "frechet", "coverage", "recall"):
+            values = [change[name][edge] for edge in ("mean", "low", "high")]
+            found = repair["change" if name == "memorized" else name]
+            assert found == pytest.approx(values, abs=1e-4)
+        means = {
+            row["variant"]: [float(row[name]) for name in ("memorized", "aligned")]
+            for row in _rows(pathlib.Path(repair["file"]).with_name("summary.csv"))
+            if row["arm"] == "baseline"  # the last of a variant's rows is the end of the training
+        }
+        before, after = means["none"], means[f"zone: {chosen}"]
+        assert repair["calibrated"] == pytest.approx([before[1], after[1]], abs=1e-4)
+        assert [repair["from"], repair["to"]] == pytest.approx([before[0], after[0]], abs=1e-4)
+        assert repair["runs"] == len(change["memorized"]["each"]) == 6
     early = stored["early_stopping"]
     runs = [row for row in _rows(early["file"]) if row["arm"] == "baseline"]
     first, last = (
