@@ -22,6 +22,8 @@ def onset(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> "Figur
       rows: rows of onset.csv.
       facts: as in fits.json.
     """
+    from matplotlib.ticker import LogLocator
+
     with sheet(COLUMN, 3.2) as figure:
         axes = figure.subplots()
         sizes = np.array(sorted({row["train_images"] for row in rows}), float)
@@ -39,6 +41,8 @@ def onset(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> "Figur
         axes.set(ylabel="images seen until copying starts")
         axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         legend(figure, axes, title="arrows: no copies yet at the end of the training")
     return figure
 

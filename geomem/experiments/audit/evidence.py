@@ -37,13 +37,14 @@ def width(zone: Sequence[float]) -> float:
 def onset() -> tuple[int, int]:
     """Return at which training lengths copies were first seen, in images per training image.
 
-    The smallest and the largest of the experiments that measured several lengths.
+    The smallest and the largest of the experiments that measured several lengths, rounded down.
     """
     first = [
         next(seen for seen, rate in zip(run["seen"], run["copied"], strict=True) if rate > _SEEN)
         for run in evidence()["networks"]
         if len(run["seen"]) > 1
     ]
+    first += evidence()["onset"]["passes"]
     return min(first), max(first)
 
 

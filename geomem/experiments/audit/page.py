@@ -104,7 +104,16 @@ def _lengths():
         )
         for run in networks
     ]
-    sources = (f"{run['data']}, {run['count']:,}: {run['source']}." for run in networks)
+    sources = [f"{run['data']}, {run['count']:,}: {run['source']}." for run in networks]
+    found = evidence()["onset"]
+    few, many = found["sizes"]
+    rows.append(
+        (f"{found['data']}, {few} to {many}", " to ".join(map(str, found["passes"])), "first")
+    )
+    sources.append(
+        f"{found['data']}, {few} to {many}: experiments/memorization_onset, "
+        f"{found['networks']} training runs, stopped at the first copies."
+    )
     header = ["training images", "times each was seen", "copies"]
     return table(header, rows) + paragraphs(" ".join(sources))
 

@@ -226,6 +226,22 @@ def test_evidence_equals_the_results_it_cites():
         assert repair["calibrated"] == pytest.approx([before[1], after[1]], abs=1e-4)
         assert [repair["from"], repair["to"]] == pytest.approx([before[0], after[0]], abs=1e-4)
         assert repair["runs"] == len(change["memorized"]["each"]) == 6
+    onset = stored["onset"]
+    rows = [row for row in _rows(onset["file"]) if row["arm"] == "baseline"]
+    passes = {
+        fresh: [
+            int(float(row["onset"]) / int(row["train_images"]))
+            for row in rows
+            if row["fresh"] == fresh
+        ]
+        for fresh in ("False", "True")
+    }
+    assert onset["passes"] == [min(passes["False"]), max(passes["False"])]
+    assert onset["networks"] == len(passes["False"])
+    # Fresh trainings, of other images, start where the audit says.
+    first, last = evidence.onset()
+    assert sum(first <= value <= last for value in passes["True"]) >= 4
+    assert len(passes["True"]) == 5
     early = stored["early_stopping"]
     runs = [row for row in _rows(early["file"]) if row["arm"] == "baseline"]
     first, last = (
