@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: run.sh [digits | cifar10]. Trains the two networks of the preset in runs/ unless they exist.
+# Usage: run.sh [digits | cifar16 | cifar10]. Trains the two networks of the preset in runs/ unless they exist.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 preset="${1:-digits}"
