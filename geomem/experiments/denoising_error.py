@@ -14,7 +14,7 @@ import numpy as np
 
 from geomem.experiments.common import command_line, denoisers
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.metrics import denoising
+from geomem.metrics import denoising, membership
 from geomem.plots import denoiser_curves
 
 __all__ = ["Config", "run"]
@@ -73,7 +73,7 @@ def _measure(config, sigmas, run):
         )
         tables["errors"].append(table)
     for kind in run.denoisers:
-        auc = denoising.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
+        auc = membership.membership_auc(errors[kind, "train"], errors[kind, "heldout"])
         tables["auc"].append(denoisers.make_table({"kind": kind}, **auc._asdict()))
     return tables
 

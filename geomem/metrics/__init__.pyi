@@ -10,6 +10,7 @@ from . import gap_prediction as gap_prediction
 from . import inception as inception
 from . import intervals as intervals
 from . import kernel_distance as kernel_distance
+from . import membership as membership
 from . import memorization as memorization
 from . import onnx_features as onnx_features
 from . import planted as planted
@@ -21,7 +22,6 @@ from .alignment import Alignment as Alignment
 from .denoising import agreement as agreement
 from .denoising import denoise as denoise
 from .denoising import denoising_error as denoising_error
-from .denoising import membership_auc as membership_auc
 from .denoising import noise_level_memorization as noise_level_memorization
 from .denoising import relative_gap as relative_gap
 from .duplicates import Duplicates as Duplicates
@@ -30,6 +30,7 @@ from .features import Features as Features
 from .frechet import Score as Score
 from .intervals import Mean as Mean
 from .intervals import Rate as Rate
+from .membership import membership_auc as membership_auc
 from .memorization import Memorization as Memorization
 from .memorization import Report as Report
 from .watch import Observation as Observation

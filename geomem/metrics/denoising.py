@@ -9,7 +9,7 @@ noise levels and all parameters.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from geomem.geometry.curves import bootstrap_mean, check_sigmas
 from geomem.metrics import intervals, memorization
 
 __all__ = [
-    "AUC",
     "Agreement",
     "Errors",
     "NoiseLevelMemorization",
@@ -32,7 +31,6 @@ __all__ = [
     "agreement",
     "denoise",
     "denoising_error",
-    "membership_auc",
     "noise_level_memorization",
     "relative_gap",
 ]
@@ -82,20 +80,6 @@ class NoiseLevelMemorization(NamedTuple):
     memorized: Bool[np.ndarray, "levels images"]
     strict_memorized: Bool[np.ndarray, "levels images"]
     index: Int[np.ndarray, "levels images"]
-
-
-class AUC(NamedTuple):
-    """Probability that a training image has a smaller error than a held-out one; ties count half.
-
-    Attributes:
-      auc: area under the ROC curve; 1/2 if the errors carry no information about membership.
-      low, high: 95% interval.
-    """
-
-    sigma: PerLevel
-    auc: PerLevel
-    low: PerLevel
-    high: PerLevel
 
 
 class RelativeGap(NamedTuple):
@@ -274,32 +258,6 @@ def noise_level_memorization(
     )
 
 
-def membership_auc(train_errors: Errors, heldout_errors: Errors) -> AUC:
-    """Return how well the denoising error separates training from held-out images at each level.
-
-    The area under the ROC curve is the Mann-Whitney statistic; ties count half. Its interval is
-    Newcombe's score interval (2006, method 5), which does not collapse at 0 and 1.
-
-    Args:
-      train_errors, heldout_errors: `denoising_error` on both sets, from different keys.
-
-    Raises:
-      ValueError: if the noise levels differ.
-    """
-    from scipy.stats import rankdata
-
-    if not np.array_equal(train_errors.sigma, heldout_errors.sigma):
-        raise ValueError("heldout_errors must have the noise levels of train_errors.")
-    train, heldout = (
-        np.asarray(errors.per_image, np.float64) for errors in (train_errors, heldout_errors)
-    )
-    m, n = train.shape[1], heldout.shape[1]
-    ranks = rankdata(np.concatenate([train, heldout], axis=1), axis=1)
-    auc = (ranks[:, m:].sum(axis=1) - n * (n + 1) / 2) / (m * n)
-    low, high = np.transpose([_auc_interval(value, m, n) for value in auc])
-    return AUC(train_errors.sigma, auc, low, high)
-
-
 def relative_gap(
     key: Key[Array, ""],
     denoiser_a: Denoiser,
@@ -389,19 +347,3 @@ def _measure(measure, key, images, index, sigma, level, draw):
     noise = jax.vmap(lambda k: jax.random.normal(k, (clean[0].size,), clean.dtype))(keys)
     noise = noise.reshape(clean.shape)
     return measure(clean + sigma * noise, clean, jnp.full(len(clean), sigma, clean.dtype))
-
-
-def _auc_interval(auc, m, n):
-    """The interval of values within a normal quantile of `auc`, by their Hanley-McNeil variance."""
-    from scipy.optimize import brentq
-    from scipy.stats import norm
-
-    def beyond(value):
-        spread = (1 - value) / (2 - value) + value / (1 + value)
-        variance = value * (1 - value) * (1 + ((m + n) / 2 - 1) * spread) / (m * n)
-        return abs(auc - value) - norm.ppf((1 + _CONFIDENCE) / 2) * np.sqrt(variance)
-
-    # If `auc` is 0 or 1, it is itself a root.
-    low = brentq(beyond, 0, auc - 1e-9) if auc > 0 else 0.0
-    high = brentq(beyond, auc + 1e-9, 1) if auc < 1 else 1.0
-    return cast(float, low), cast(float, high)

@@ -11,7 +11,7 @@ from scipy import stats
 from geomem import data
 from geomem.geometry import posterior
 from geomem.geometry.gaussian import fit_gaussian, gaussian_denoise
-from geomem.metrics import denoising
+from geomem.metrics import denoising, membership
 
 KEY = jax.random.key(0)
 SIGMAS = np.float32([0.1, 0.5, 2.0, 20.0])
@@ -124,7 +124,7 @@ def test_exact_denoiser_has_the_smallest_training_error(errors):
 
 def test_error_of_the_exact_denoiser_reveals_members(errors):
     (exact, wiener), (exact_heldout, wiener_heldout) = errors
-    result = denoising.membership_auc(exact, exact_heldout)
+    result = membership.membership_auc(exact, exact_heldout)
     by_hand = [
         stats.mannwhitneyu(b, a).statistic / (a.size * b.size)
         for a, b in zip(exact.per_image, exact_heldout.per_image, strict=True)
@@ -133,7 +133,7 @@ def test_error_of_the_exact_denoiser_reveals_members(errors):
     assert result.auc[0] == 1  # at small noise it returns the training image itself
     assert 0.95 < result.low[0] < 1
     assert result.low[-1] < 0.5 < result.high[-1]  # at large noise it returns the mean
-    assert denoising.membership_auc(wiener, wiener_heldout).auc[1] < result.auc[1]
+    assert membership.membership_auc(wiener, wiener_heldout).auc[1] < result.auc[1]
 
 
 def test_auc_interval_covers_the_truth(rng):
@@ -142,11 +142,11 @@ def test_auc_interval_covers_the_truth(rng):
     levels = np.zeros(400)
     a, b = rng.standard_normal((400, m)), rng.standard_normal((400, n)) + shift
     errors = [denoising.Errors(levels, levels, levels, levels, x) for x in (a, b)]
-    result = denoising.membership_auc(*errors)
+    result = membership.membership_auc(*errors)
     inside = ((result.low <= truth) & (truth <= result.high)).mean()
     assert 0.92 < inside < 0.985
     ties = denoising.Errors(levels[:1], None, None, None, np.ones((1, 5)))
-    assert denoising.membership_auc(ties, ties).auc == 0.5
+    assert membership.membership_auc(ties, ties).auc == 0.5
 
 
 def test_exact_denoiser_returns_copies_at_small_noise(digits):
