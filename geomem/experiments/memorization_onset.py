@@ -215,7 +215,7 @@ def fit(sizes: Sequence[float], onsets: Sequence[float]) -> PowerLaw:
 
     >>> found = fit([10, 20, 40, 80], [105, 190, 400, 820])
     >>> round(found.exponent.mean, 2), round(found.predict(40)[0])
-    (1.0, 403)
+    (1.0, 402)
     """
     from scipy.stats import linregress, t
 
