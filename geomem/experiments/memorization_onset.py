@@ -144,7 +144,8 @@ def _check(config):
     for name in ("seeds", "passes", "every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
-    if len(set(config.sizes)) < 3 or min(config.sizes) < 4:
+    different = len(set(config.sizes))
+    if different < max(3, len(config.sizes)) or min(config.sizes) < 4:
         shown = " ".join(map(str, config.sizes))
         raise ValueError(f"sizes must be three or more different numbers from 4, got {shown}.")
 

@@ -90,6 +90,7 @@ def test_intervals_of_the_power_law_cover():
     ("changes", "message"),
     [
         ({"sizes": (16, 32)}, "sizes must be three or more different numbers from 4, got 16 32"),
+        ({"sizes": (16, 16, 32, 64)}, "sizes must be three or more different"),
         ({"sizes": (2, 16, 32)}, "sizes must be three or more"),
         ({"seeds": 0}, "seeds must be positive, got 0"),
         ({"passes": -1}, "passes must be positive, got -1"),

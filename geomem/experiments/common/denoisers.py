@@ -35,8 +35,8 @@ class ComparisonFlags:
     """The flags of experiments that compare denoisers."""
 
     preset: Literal["digits", "cifar16", "cifar10"] = "digits"
-    """The pair of training runs. digits and cifar16 (CIFAR-10 at 16x16) take minutes on two CPU
-    cores; cifar10 is the paper's scale and needs a GPU or a TPU."""
+    """The pair of training runs. digits takes minutes on two CPU cores, cifar16 (CIFAR-10 at
+    16x16) longer; cifar10 is the paper's scale and needs a GPU or a TPU."""
     run: tuple[str, ...] = ()
     """Folders of finished training runs to compare; default: the preset's pair."""
     runs: str = flag("runs", "training")

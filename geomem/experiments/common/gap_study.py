@@ -28,7 +28,7 @@ class StudyFlags:
 
     preset: PresetName = "digits"
     """The scale. digits trains on 128 digits in minutes on two CPU cores; cifar16 trains on 100 of
-    CIFAR-10's images at 16x16 and takes about five times as long; cifar10 trains on the paper's
+    CIFAR-10's images at 16x16 and takes longer; cifar10 trains on the paper's
     2,000 car images and needs a GPU or a TPU slice."""
     seeds: int | None = flag(None, "training", most=10_000)
     """Number of training runs of each arm; default: the preset's."""

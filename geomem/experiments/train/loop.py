@@ -167,7 +167,8 @@ def _check_step(session, state, images):
     parts = session.denoiser, session.recipe, None, config.parallel
     step, constants = training_step.program(*parts)
     compiled = step.lower(state, images, *constants, 1).compile()
-    memory.check("batch", compiled.memory_analysis().temp_size_in_bytes, config.batch)
+    own = compiled.memory_analysis().temp_size_in_bytes  # of one device; all share the memory
+    memory.check("batch", own * jax.local_device_count(), config.batch)
 
 
 class StopSignal:

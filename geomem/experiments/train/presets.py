@@ -63,7 +63,7 @@ ABOUT = {
     "edm_small": "The same network on 1,000 images: batch 64, no augmentation.",
     "digits": "128 of scikit-learn's 8x8 digits; overfits in minutes on a CPU.",
     "digits_fourier": "128 other digits; Fourier embedding of the noise level, as in gap-training.",
-    "cifar16": "100 of CIFAR-10's images at 16x16; copies most of them after an hour or less.",
+    "cifar16": "100 of CIFAR-10's images at 16x16; copies most after 150,000 images.",
     "digits_gap": "The former name of digits_fourier. It has no gap unless one is given.",
 }
 

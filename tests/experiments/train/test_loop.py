@@ -12,6 +12,7 @@ import pytest
 from network_oracles import DATA
 
 import geomem
+from geomem import memory
 from geomem.diffusion import grids, replacement, sampler
 from geomem.diffusion import training_step as steps
 from geomem.experiments import sample
@@ -94,37 +95,52 @@ def test_resumed_run_is_bitwise_identical(finished, interrupted):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_says_when_copying_starts(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def observations(monkeypatch):
+    """The counts of all observations; from the second on, the samples are training images."""
+
     def observe(denoiser, train, heldout, **settings):
         calls.append(settings["count"])
         return observed(None, train, heldout, samples=train if len(calls) > 1 else heldout)
 
     calls, observed = [], watch.observe
     monkeypatch.setattr(watch, "observe", observe)
+    return calls
+
+
+def test_says_when_copying_starts(tmp_path, observations, capsys):
     loop.run(_config(tmp_path / "run", samples=0))
     text = capsys.readouterr().out
-    assert calls == [8, 8, 8]
+    assert observations == [8, 8, 8]
     assert text.count("copying has started") == 1
     assert "step 16: copying has started; checkpoint 8 was saved before" in text
 
 
-def test_stops_when_copying_starts(tmp_path, monkeypatch, capsys):
-    def observe(denoiser, train, heldout, **settings):
-        calls.append(settings["count"])
-        return observed(None, train, heldout, samples=train if len(calls) > 1 else heldout)
-
-    calls, observed = [], watch.observe
-    monkeypatch.setattr(watch, "observe", observe)
+def test_stops_when_copying_starts(tmp_path, observations, capsys):
     config = _config(tmp_path / "run", samples=0, stop_when_copying=True)
     result = loop.run(config)
-    assert (result.step, result.finished, result.copying, len(calls)) == (16, True, True, 2)
+    assert (result.step, result.finished, result.copying) == (16, True, True)
+    assert len(observations) == 2
     assert "finished at step 16, where copying started" in capsys.readouterr().out
     again = loop.run(config)  # the same command leaves it there
-    assert (again.step, again.copying, len(calls)) == (16, True, 2)
+    assert (again.step, again.copying, len(observations)) == (16, True, 2)
     on = loop.run(dataclasses.replace(config, stop_when_copying=False))
     assert (on.step, on.finished, on.copying) == (20, True, False)
     with pytest.raises(ValueError, match=r"^stop_when_copying must be False without watch"):
         loop.run(dataclasses.replace(config, watch=False))
+
+
+def test_refuses_a_step_that_does_not_fit_once_compiled(tmp_path, monkeypatch):
+    config = _config(tmp_path / "run", samples=0, watch=False)
+    least = loop._least_activations(config, (32, 8, 8, 1)) // 2  # far below what a step takes
+    monkeypatch.setattr(loop, "_least_activations", lambda *_: least)
+    monkeypatch.setattr(memory, "_RESERVE", 0)
+    monkeypatch.setattr(memory, "free", lambda: int(1.5 * least))
+    with pytest.raises(ValueError, match=r"^batch must fit in memory, got 16, which needs"):
+        loop.run(config)
+    least *= 2
+    monkeypatch.setattr(memory, "free", lambda: int(3.9 * least))
+    assert loop.run(config).finished
 
 
 def test_refuses_to_watch_with_one_held_out_image(tmp_path):
