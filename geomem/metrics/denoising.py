@@ -107,7 +107,8 @@ class Agreement(NamedTuple):
     Attributes:
       r2: 1 - sum ||a - b||^2 / sum ||b - mean(b)||^2 over images; 1 if a equals b, 0 if it predicts
         no better than the mean output, and negative if it predicts worse.
-      low, high: 95% bootstrap interval over images.
+      low, high: 95% bootstrap interval over images; too short for few: in a simulation it covered
+        94% with 128 images and 87% with 32.
     """
 
     r2: PerLevel

@@ -78,6 +78,18 @@ def test_agreement_is_the_coefficient_of_determination():
     assert denoising.agreement(KEY, target, target).r2.tolist() == [1, 1]
 
 
+def test_interval_of_the_agreement_covers_with_many_images(rng):
+    inside, spread = 0, 0.5  # of the logarithm of the images' errors
+    truth = 1 - 0.25 * np.exp(2 * spread**2)
+    for i in range(200):
+        target = rng.normal(size=(1, 128, 16))
+        scale = 0.5 * np.exp(spread * rng.normal(size=(1, 128, 1)))
+        outputs = target + scale * rng.normal(size=target.shape)
+        found = denoising.agreement(jax.random.key(i), outputs, target, 300)
+        inside += found.low[0] <= truth <= found.high[0]
+    assert 0.89 <= inside / 200 <= 0.98
+
+
 def test_error_matches_closed_form(digits):
     # E||a (x + sigma z) - x||^2 = (1 - a)^2 ||x||^2 + a^2 sigma^2 d
     heldout = digits[1][:60]
