@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 _KEPT = min(2**31, memory.limit() // 8)  # bytes; a smaller split stays in memory
+_LARGEST = 1e12  # of an array: float32 holds its square, summed over all coordinates
+_DEVIATIONS = 1e-6, 1e9  # of latents and vectors
 _BLOCK = 4096  # images of a larger split in memory at once
 
 Pixels = TypeVar("Pixels", np.ndarray, "Array")
@@ -157,10 +159,21 @@ class Dataset:
         """1 for images, otherwise the values' standard deviation relative to images' usual 0.5.
 
         Noise levels for images, times this, suit this data set.
+
+        Raises:
+          ValueError: float32 cannot tell the values apart, or hold their squared distances.
         """
         if self.is_images:
             return 1.0
-        return float(np.std(self.train_split.at(slice(0, _BLOCK)), dtype=np.float64)) / 0.5
+        values = self.train_split.at(slice(0, _BLOCK))
+        deviation, largest = float(np.std(values, dtype=np.float64)), float(np.abs(values).max())
+        if not max(_DEVIATIONS[0], 1e-5 * largest) <= deviation <= _DEVIATIONS[1]:
+            raise ValueError(
+                f"{self.train_split.argument} must have a standard deviation from "
+                f"{_DEVIATIONS[0]:g} to {_DEVIATIONS[1]:g}, and of at least 1e-05 of its largest "
+                f"value, got {deviation:.3g} and {largest:.3g}; --scale multiplies all values."
+            )
+        return deviation / 0.5
 
     @property
     def test(self) -> Float32[np.ndarray, "heldout height width channels"]:
@@ -282,16 +295,20 @@ def finite_range(values: Shaped[np.ndarray, "rows ..."], argument: str) -> tuple
     """Return the smallest and the largest value.
 
     Raises:
-      ValueError: a value is NaN or infinite.
+      ValueError: a value is NaN or larger than 1e12.
     """
     low, high = np.inf, -np.inf
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
-        low, high = min(low, block.min()), max(high, block.max())
-        if not np.isfinite(block.min()) or not np.isfinite(block.max()):
-            count = (~np.isfinite(values)).sum()
-            raise ValueError(f"{argument} must be finite, got {count} values that are not.")
-    return float(low), float(high)
+        least, most = float(block.min()), float(block.max())
+        low, high = min(low, least), max(high, most)
+        if not -_LARGEST <= least <= most <= _LARGEST:
+            count = (~(np.abs(values.astype(np.float64)) <= _LARGEST)).sum()
+            raise ValueError(
+                f"{argument} must be finite and at most {_LARGEST:g}, got {count} values that are "
+                "not."
+            )
+    return low, high
 
 
 @functools.cache

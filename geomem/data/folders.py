@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from geomem import memory, paths
 from geomem.data.datasets import Split, warn
 
-__all__ = ["ImageFile", "image_paths", "open_files", "open_folder", "square", "square_gray"]
+__all__ = ["ImageFile", "image_paths", "open_files", "open_folder", "square_gray", "squares"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 # What PIL may take a file for. Other formats start programs (EPS) or hold no 8-bit images.
@@ -158,6 +158,16 @@ def square(pixels: UInt8[np.ndarray, "height width channels"], side: int) -> np.
         for channel in np.moveaxis(pixels, -1, 0)
     ]
     return np.stack(channels, axis=-1)
+
+
+def squares(
+    images: UInt8[np.ndarray, "images height width channels"], side: int
+) -> UInt8[np.ndarray, "images side side channels"]:
+    """Return the `square` of each image; only one of these is in memory twice."""
+    pixels = np.empty((len(images), side, side, images.shape[-1]), np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[:] = square(image, side)
+    return pixels
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ def _resized(split, side, argument):
         )
 
     def read(index):
-        return np.stack([folders.square(image, side) for image in split.read(index)])
+        return folders.squares(split.read(index), side)
 
     return dataclasses.replace(split, read=read)
 

@@ -36,6 +36,7 @@ _SIDE = 32  # larger images are reduced until their shorter side is this long
 _REFERENCE = 2048  # most images that the typical distance is estimated from
 _FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the nearest is typical
 _PHOTOGRAPHS = 0.9  # a usual typical distance
+_LEAST_CUTOFF = 1e-9
 _AVERAGED = 0.8  # of the cutoff, for images of twice _SIDE or more
 _PROPOSED = 8  # candidates for each image
 _PROMISING = 0.7  # of the correlation at the cutoff, for a pair to be aligned finely
@@ -153,7 +154,8 @@ def find(
     cutoff = threshold * min(1.0, typical / _PHOTOGRAPHS) ** 4
     if whole.ndim == 4 and min(whole.shape[1:3]) >= 2 * _SIDE:
         cutoff *= _AVERAGED
-    found = _near_pairs(textures, cutoff, progress)
+    # If all textures are the same, as those of vectors with one coordinate, they tell nothing.
+    found = _near_pairs(textures, cutoff, progress) if cutoff > _LEAST_CUTOFF else []
     if whole.ndim == 4 and whole.dtype == np.uint8:
         known = {tuple(sorted(pair[:2])) for pair in found}
         flat = [pair for pair in _flat.close_pairs(textures.images) if pair[:2] not in known]

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 
 from geomem.metrics.intervals import Rate, rate
 
-__all__ = ["kinds", "plant", "recall"]
+__all__ = ["LEAST_SIDE", "kinds", "plant", "recall"]
+
+LEAST_SIDE = 3  # pixels of an image that can be cropped
 
 Images = Float[np.ndarray, "images height width channels"]
 

@@ -29,6 +29,7 @@ __all__ = ["Spectrum", "fit_spectrum", "noise_removed_ratio", "residual_noise"]
 _BANDS = 16
 _STEPS = 60
 _FLOOR = 1e-10  # variance; keeps the weights of constant pixels finite
+_SINGULAR = 1e-12
 _MARGIN = 4.0  # standard deviations
 
 
@@ -112,8 +113,11 @@ def residual_noise(
         weight = count / (np.outer(contrast, variance) + noise[:, None] + _FLOOR) ** 2
         aa, ab, bb = weight @ variance**2, weight @ variance, weight.sum(axis=1)
         a, b = (weight * squares) @ variance, (weight * squares).sum(axis=1)
-        determinant = np.maximum(aa * bb - ab**2, np.finfo(float).tiny)
-        new_contrast, new_noise = (bb * a - ab * b) / determinant, (aa * b - ab * a) / determinant
+        determinant = aa * bb - ab**2
+        same = determinant <= _SINGULAR * aa * bb  # bands that are all alike: no noise can be told
+        determinant = np.where(same, 1, determinant)
+        new_contrast = np.where(same, a / aa, (bb * a - ab * b) / determinant)
+        new_noise = np.where(same, 0, (aa * b - ab * a) / determinant)
         new_contrast = np.where(new_noise < 0, a / aa, new_contrast)
         new_noise = np.where(new_contrast < 0, b / bb, np.maximum(new_noise, 0))
         contrast = (contrast + np.maximum(new_contrast, 0)) / 2

@@ -253,3 +253,11 @@ def test_rejects_bad_input(changes, message):
     arguments |= changes
     with pytest.raises(ValueError, match=message):
         duplicates.find(arguments.pop("images"), arguments.pop("heldout"), **arguments)
+
+
+def test_one_coordinate_has_no_texture(rng):
+    """Up to its sign, it is always the same."""
+    vectors = rng.normal(size=(40, 1)).astype(np.float32)
+    vectors[7] = vectors[3]
+    result = duplicates.find(vectors)
+    assert [(pair.image, pair.copy, pair.kind) for pair in result.pairs] == [(3, 7, "exact")]

@@ -77,3 +77,9 @@ def test_rejects_nonfinite_values():
         residual_noise.fit_spectrum(images)
     with pytest.raises(ValueError, match="samples must be finite, got NaN or inf in 1 of 4"):
         residual_noise.residual_noise(images, spectrum)
+
+
+def test_one_coordinate_tells_no_noise(rng):
+    """Noise and contrast change its variance alike."""
+    vectors = rng.normal(size=(40, 1)).astype(np.float32)
+    np.testing.assert_allclose(residual_noise.residual_noise(vectors, vectors), 0, atol=1e-6)

@@ -74,6 +74,7 @@ def load(config: ImageFlags) -> data.Dataset:
         heldout_count=config.num_heldout,
         seed=config.subset_seed,
     )
+    _ = dataset.noise_scale  # latents and vectors on a scale that float32 cannot resolve
     if len(dataset.test_split) == 0:
         return dataset
     shape, heldout_shape = dataset.train_split.shape[1:], dataset.test_split.shape[1:]

@@ -6,4 +6,8 @@ from geomem.experiments.evaluate.evaluation import FROM_RUN, Config, run
 __all__ = []
 
 if __name__ == "__main__":
-    command_line.main(Config, run, excludes={"run": FROM_RUN})
+    of_network = dict.fromkeys(
+        ("embedding_size", "embedding_mean", "embedding_std"), ("embedding",)
+    )
+    excludes = {"run": FROM_RUN, "embedding": ("features",)}
+    command_line.main(Config, run, excludes=excludes, needs=of_network)

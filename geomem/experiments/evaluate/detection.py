@@ -83,7 +83,10 @@ class Detection(NamedTuple):
 
 def near_duplicates(dataset: Dataset) -> Int[np.ndarray, " images"]:
     """Return the group of near-duplicates of each training image."""
-    return duplicates.find(dataset.train_split.pixels).group
+    group = duplicates.find(dataset.train_split.pixels).group
+    if len(np.unique(group)) < 2:
+        raise ValueError(f"dataset must hold 2 or more different images, got {len(group)} copies.")
+    return group
 
 
 def detect(
@@ -116,7 +119,8 @@ def detect(
         parts.append(heldout)
         found.append({"pixels": report.heldout})
     kinds, source, changed, planted_report = [], None, None, None
-    if self_test and dataset.is_images and train.ndim == 4:
+    large = train.ndim == 4 and min(train.shape[1:3]) >= planted.LEAST_SIDE
+    if self_test and dataset.is_images and large:
         kinds = list(planted.kinds(train.shape[1:]))
         count = min(_PLANTED, len(train))
         source = np.random.default_rng(0).choice(len(train), count, replace=False)

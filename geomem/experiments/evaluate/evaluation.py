@@ -58,9 +58,9 @@ class Config(image_flags.ImageFlags):
     data set's test images, or none."""
     fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the rate of copies is above this."""
-    threshold: float = flag(1 / 3, "evaluation")
+    threshold: float = flag(1 / 3, "evaluation", most=1)
     """A sample is a copy if its distance ratio d1 / d2 is below this."""
-    aligned_threshold: float = flag(0.5, "evaluation")
+    aligned_threshold: float = flag(0.5, "evaluation", most=1)
     """The same for the ratio after alignment (flips, shifts, crops, brightness)."""
     no_self_test: bool = flag(False, "evaluation")
     """Do not plant copies of training images to see which of them are found."""

@@ -77,7 +77,8 @@ def load(config) -> Inputs:
 def _samples(config, dataset):
     try:
         options = sources.ArrayOptions(config.samples_layout, config.samples_range)
-        options = options if sources.is_array(config.samples) else sources.ArrayOptions()
+        if any(options) and not sources.is_array(config.samples):
+            raise ValueError("range and layout must be left out unless samples are an array.")
         split, _, _ = sources.open_source(config.samples, config.resize, options=options)
         # Floats, and two copies on the way to the distances.
         needed = 3 * 4 * math.prod(split.shape)
@@ -89,6 +90,7 @@ def _samples(config, dataset):
     except ValueError as error:
         message = re.sub(r"\Adataset\b", "samples", str(error))
         message = re.sub(r"\A(range|layout)\b", r"samples_\1", message)
+        message = message.replace(" and layout ", " and samples_layout ", 1)
         raise ValueError(re.sub("--(range|layout)", r"--samples-\1", message)) from None
     return _checked(pixels, dataset, config.samples), [names[i] for i in order]
 

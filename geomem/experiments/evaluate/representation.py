@@ -110,7 +110,12 @@ def _from_file(config, inputs):
                 f"features must hold {count} rows of floats in {name}, got {rows.dtype} "
                 f"{rows.shape}."
             )
-        check_finite(**{f"features ({name})": rows})
+        if rows.shape[1] != arrays["samples"].shape[1]:
+            raise ValueError(
+                f"features must have as many columns in {name} as in samples, got {rows.shape[1]} "
+                f"and {arrays['samples'].shape[1]}."
+            )
+        check_finite(features=rows)
     samples, train, heldout = (
         np.asarray(arrays[name], np.float32) if name in counts else None
         for name in ("samples", "train", "heldout")
