@@ -210,7 +210,7 @@ def load(name: str, device: str = "cpu") -> Denoiser:
         return from_diffusers(name, device)
     try:
         denoiser = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"denoiser must be package.module:name, got {name} ({reason}).") from None
     if not callable(denoiser):

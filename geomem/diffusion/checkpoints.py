@@ -91,7 +91,9 @@ class Checkpoints:
             tree = _plain(state)
             self._writing(self._manager.save, step, args=self._args.StandardSave(tree))
 
-    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self, template: Any, step: int | None = None, argument: str = "run"
+    ) -> tuple[int, Any] | None:
         """Return the newest undamaged checkpoint.
 
         A checkpoint is damaged if it cannot be decoded or its checksum differs. This is reported,
@@ -101,6 +103,7 @@ class Checkpoints:
         Args:
           template: a pytree with the state's structure, shapes and dtypes.
           step: the only step to try; default: all, the newest first.
+          argument: what errors call the run folder.
 
         Returns:
           (step, state as NumPy arrays), or None if there is no checkpoint.
@@ -113,15 +116,19 @@ class Checkpoints:
         steps = self.steps()
         if step is not None and step not in steps:
             raise ValueError(f"step must be one of {steps} in {self.folder}, got {step}.")
+        reports = []
         for candidate in reversed(steps) if step is None else [step]:
-            self._check_shapes(template, candidate)
+            self._check_shapes(template, candidate, argument)
             try:
-                return candidate, self._read(template, candidate)
+                restored = self._read(template, candidate)
+                for report in reports:
+                    _logger.warning(report)
+                return candidate, restored
             except MemoryError:
                 raise
             except Exception as error:  # its type depends on the damaged file
                 self._check_damage(candidate, error)
-                _logger.warning("checkpoint %d is damaged: %s", candidate, _first_line(error))
+                reports.append(f"checkpoint {candidate} is damaged: {_first_line(error)}")
                 if not self._read_only and candidate != steps[0]:
                     if jax.process_count() > 1:
                         multihost_utils.sync_global_devices("geomem damaged checkpoint")
@@ -129,9 +136,10 @@ class Checkpoints:
                     self._manager.reload()
         if not steps:
             return None
+        reason = reports[0].partition(": ")[2]
         raise ValueError(
-            f"run must have an undamaged checkpoint, got {self.folder}, where all of {steps} are "
-            "damaged."
+            f"{argument} must have an undamaged checkpoint, got {self.folder}, where all of "
+            f"{steps} are damaged ({reason})."
         )
 
     def _read(self, template, step):
@@ -149,7 +157,7 @@ class Checkpoints:
             message = f"checkpoint {self.folder / str(step)} cannot be read: {reason}."
             raise OSError(message) from error
 
-    def _check_shapes(self, template, step):
+    def _check_shapes(self, template, step, argument):
         """Raise a ValueError if a whole checkpoint is not of this network."""
         try:
             stored: Any = self._reader.metadata(self.folder / str(step) / _ITEM)
@@ -158,8 +166,8 @@ class Checkpoints:
             return
         if shapes != _shapes(_empty(template)):
             raise ValueError(
-                f"run must hold checkpoints of this network, got {self.folder / str(step)}, whose "
-                "arrays have other names or shapes."
+                f"{argument} must hold checkpoints of this network, got "
+                f"{self.folder / str(step)}, whose arrays have other names or shapes."
             )
 
     def _set_aside(self, path):

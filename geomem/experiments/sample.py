@@ -140,9 +140,10 @@ def run(config: Config) -> Result:
             progress=True,
         )
     if bad := int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum()):
+        source = next(k for k in ("run", "weights", "denoiser") if getattr(config, k) is not None)
         raise ValueError(
-            f"run and its sampling flags must give finite images, got {bad} of {len(images)} with "
-            "NaN or infinite pixels."
+            f"{source} must give finite images with these sampling flags, got {bad} of "
+            f"{len(images)} with NaN or infinite pixels."
         )
     path = output.folder / paths.as_path(config.out).name
     with paths.open_whole(path) as file:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from geomem import data, memory, paths
@@ -242,19 +244,21 @@ def load_other(name: str, images: image_flags.ImageFlags) -> TrainedRun:
 
 
 def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
-    """Return `adapters.load(name)` as a pytree, tried on one image.
+    """Return `adapters.load(name)` as a pytree, tried on two images.
 
     Raises:
       ValueError: no such denoiser, or it cannot denoise images of this shape.
     """
-    memory.check("image_shape", 16 * math.prod(image_shape), image_shape)
-    image = np.zeros((1, *image_shape), np.float32)
+    memory.check("image_shape", 32 * math.prod(image_shape), image_shape)
+    images = np.zeros((2, *image_shape), np.float32)
     try:
         denoiser = sampler.as_pytree(adapters.load(name))
-        clean = np.asarray(denoiser(image, np.ones(1, np.float32)), np.float32)
+        # Compiled, as the sampler does, which NumPy's functions do not allow.
+        clean = jax.jit(lambda denoiser, x: denoiser(x, jnp.ones(2)))(denoiser, images)
+        clean = np.asarray(clean)
     except MemoryError:
         raise
-    except Exception as error:  # whatever somebody's code raises
+    except (Exception, SystemExit) as error:  # whatever somebody's code raises
         if str(error).startswith("denoiser "):
             raise
         reason = str(error).strip().splitlines()[-1:]
@@ -262,11 +266,12 @@ def load_network(name: str, image_shape: tuple[int, ...]) -> Denoiser:
             f"denoiser must denoise images of shape {image_shape}, got {name}: "
             f"{type(error).__name__}{': '.join(['', *reason])}"
         ) from error
-    if clean.shape != image.shape:
+    if clean.shape != images.shape or clean.dtype.kind not in "fV":  # V is bfloat16
         raise ValueError(
-            f"denoiser must return shape {image.shape} like its input, got {clean.shape}."
+            f"denoiser must return floats of shape {images.shape} like its input, got "
+            f"{clean.dtype} {clean.shape}."
         )
-    if not np.isfinite(clean).all():
+    if not np.isfinite(clean.astype(np.float32)).all():
         raise ValueError(f"denoiser must return finite values, got NaN or infinity from {name}.")
     return denoiser
 

@@ -89,7 +89,7 @@ def run(config: Config) -> Result:
     with _claimed(config, facts) as folder:
         with checkpoints.Checkpoints(folder, config.keep_checkpoints) as saved:
             with phases("start"):
-                restored = saved.restore(template)
+                restored = saved.restore(template, argument="out")
                 first, state = restored or (0, training_step.init(denoiser, recipe, shape))
             if first >= config.steps:
                 _say(f"{folder} already has all {first} steps; a larger --kimg extends the run")

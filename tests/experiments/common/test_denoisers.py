@@ -233,7 +233,7 @@ def test_measures_a_network_of_another_library(tmp_path, monkeypatch):
     np.testing.assert_array_equal(network, empirical)
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert facts["runs"][0]["denoiser"] == "others:only_copies"
-    with pytest.raises(ValueError, match=r"denoiser must return shape \(1, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"denoiser must return floats of shape \(2, 8, 8, 1\)"):
         denoisers.load_runs(dataclasses.replace(config, denoiser="others:wrong_shape"))
     with pytest.raises(ValueError, match="denoiser and dataset must be given together"):
         denoisers.load_runs(dataclasses.replace(config, dataset=None))
