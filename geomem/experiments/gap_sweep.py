@@ -42,7 +42,7 @@ class Config(gap_study.StudyFlags):
     """Widths of the gaps, as fractions of the training noise that they remove."""
     seeds: int = flag(1, "training", most=10_000)
     """Number of training runs of each arm."""
-    samples: int | None = flag(None, "evaluation")
+    samples: int | None = flag(None, "evaluation", least=2)
     """Number of images sampled from each checkpoint and for the prediction; default: the
     preset's."""
     out: str = flag("runs/gap_sweep", "output")

@@ -28,6 +28,7 @@ __all__ = ["Config", "PowerLaw", "Result", "fit", "run"]
 Rows = list[dict[str, Any]]
 
 _ARMS = _BASELINE, _GAP = "baseline", "gap"
+_OBSERVED = "watch/copying", "watch/memorized", "watch/heldout_ratio"
 _FRESH = 1000  # seed of the first fresh training
 
 
@@ -110,8 +111,8 @@ def run(config: Config) -> Result:
     Raises:
       ValueError: an invalid configuration, or images without a danger zone.
     """
-    _check(config)
     preset = gap_study.resolve(gap_study.StudyFlags(preset=config.preset))
+    _check(config, preset.train)
     output = results.Run(config)
     middle = round(math.sqrt(min(config.sizes) * max(config.sizes)))
     with output.phase("zones"):
@@ -140,7 +141,7 @@ def run(config: Config) -> Result:
     return Result(rows, fits, output.folder)
 
 
-def _check(config):
+def _check(config, train):
     for name in ("seeds", "passes", "every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
@@ -148,6 +149,13 @@ def _check(config):
     if different < max(3, len(config.sizes)) or min(config.sizes) < 4:
         shown = " ".join(map(str, config.sizes))
         raise ValueError(f"sizes must be three or more different numbers from 4, got {shown}.")
+    if config.passes * max(config.sizes) >= 2**31 * train.batch:
+        raise ValueError(f"passes must give fewer than 2^31 steps, got {config.passes}.")
+    whole = image_flags.load(dataclasses.replace(train, num_train=None)).train_split
+    if max(config.sizes) > len(whole):
+        raise ValueError(
+            f"sizes must be at most {len(whole)}, the number of images, got {max(config.sizes)}."
+        )
 
 
 def _make_task(config, preset, runs, arm, size, seed):
@@ -187,9 +195,7 @@ def train_until_copying(task: Task) -> Rows:
     the first with some; None if the network did not copy.
     """
     arms.train(task.config)
-    text = (paths.as_path(task.config.out) / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    seen = [(1000 * line["kimg"], line) for line in lines if "watch/copying" in line]
+    seen = _observations(task.config.out)
     images, last = seen[-1]
     before = seen[-2][0] if len(seen) > 1 else task.config.batch
     copying = bool(last["watch/copying"])
@@ -209,6 +215,27 @@ def train_until_copying(task: Task) -> Rows:
         "heldout_ratio": last["watch/heldout_ratio"],
     }
     return [row]
+
+
+def _observations(out):
+    """(images seen, the observation) at each checkpoint of a run.
+
+    Raises:
+      ValueError: its metrics are damaged.
+    """
+    path = paths.as_path(out) / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        seen = [(1000 * line["kimg"], line) for line in lines if "watch/copying" in line]
+        numbers = [(at, *(line[name] for name in _OBSERVED)) for at, line in seen]
+        if not seen or not np.isfinite(np.float64(numbers)).all():
+            raise ValueError("no observations")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(
+            f"out must hold runs with whole metrics, got {path}; without the folder {out}, the "
+            "same command trains this run again."
+        ) from None
+    return seen
 
 
 def fit(sizes: Sequence[float], onsets: Sequence[float]) -> PowerLaw:

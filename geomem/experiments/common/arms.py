@@ -8,8 +8,11 @@ and evaluations are kept in the run folder and not computed again.
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import zipfile
+import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,7 @@ from geomem.metrics import frechet, memorization, precision_recall
 from geomem.metrics.inception import network, weights
 
 _SAMPLES = "samples.npz"
+_ARRAYS = "images", "distance", "index", "memorized", "memorized_without_noise"
 _THRESHOLD = 1 / 3  # of d1 / d2
 # Columns that are averaged.
 MEASURES = ("memorized", "without_noise", "residual_noise", "frechet", "recall", "coverage")
@@ -202,8 +206,9 @@ def read_samples(runs: pathlib.Path, arm: str, seed: int) -> dict[str, np.ndarra
       images [Q, H, W, C], distance and index [Q, 2] of the two nearest training images, memorized
       and memorized_without_noise [Q]; at, a JSON text of the sampling settings.
     """
-    with (runs / f"{arm}-{seed}" / _SAMPLES).open("rb") as file, np.load(file) as archive:
-        return dict(archive)
+    arrays = read_arrays(runs / f"{arm}-{seed}" / _SAMPLES, _ARRAYS)
+    assert arrays is not None, "train_and_evaluate has checked them"
+    return arrays
 
 
 class EvaluationCache:
@@ -217,9 +222,13 @@ class EvaluationCache:
         self._rows = {}
         text = self._path.read_bytes().decode(errors="replace") if self._path.exists() else ""
         for line in text.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: computed again
+            # Damaged lines are computed again.
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 entry = json.loads(line)
-                self._rows[json.dumps(entry["at"])] = entry["found"]
+                key, row = json.dumps(entry["at"]), entry["found"]
+                crc = _row_crc(key, row)
+                if entry.get("crc", crc) == crc and all(_is_value(row[k]) for k in MEASURES):
+                    self._rows[key] = row
 
     def key(self, step: int, sigmas: np.ndarray, *more: Any) -> str:
         """Return the key of the samples from a checkpoint, along a grid, with other settings."""
@@ -232,25 +241,57 @@ class EvaluationCache:
     def put(self, key: str, row: dict[str, Any]) -> None:
         """Add an evaluation and write the file."""
         self._rows[key] = row
-        lines = (f'{{"at": {key}, "found": {json.dumps(r)}}}\n' for key, r in self._rows.items())
+        lines = (
+            f'{{"at": {key}, "found": {json.dumps(row)}, "crc": {_row_crc(key, row)}}}\n'
+            for key, row in self._rows.items()
+        )
         paths.write_whole(self._path, "".join(lines))
 
     def has_samples(self, key: str) -> bool:
-        """Return whether the kept samples are these."""
-        if not self._samples.exists():
-            return False
-        try:
-            with self._samples.open("rb") as file, np.load(file) as archive:
-                return "at" in archive and str(archive["at"]) == key
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):  # damaged: sampled again
-            return False
+        """Return whether the kept samples are these, and whole."""
+        arrays = read_arrays(self._samples, ("at", *_ARRAYS))
+        return arrays is not None and str(arrays["at"]) == key
 
     def put_samples(self, key: str, images: np.ndarray, report: memorization.Report) -> None:
         """Keep the last checkpoint's samples."""
         nearest = report.samples._asdict()
         arrays = {name: nearest[name] for name in ("distance", "index", "memorized")}
         cleaned = report.noise_removed_ratio < _THRESHOLD
-        with paths.open_whole(self._samples) as file:
-            np.savez_compressed(
-                file, at=key, images=images, memorized_without_noise=cleaned, **arrays
-            )
+        arrays |= {"images": images, "memorized_without_noise": cleaned}
+        write_arrays(self._samples, at=np.array(key), **arrays)
+
+
+def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    """Write an .npz file whose arrays `read_arrays` can check."""
+    with paths.open_whole(path) as file:
+        np.savez_compressed(file, crc=_arrays_crc(arrays), **arrays)
+
+
+def read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a file of `write_arrays`; None if it is missing, damaged or incomplete.
+
+    A file without the sum of its bytes, as geomem once wrote, is taken as it is.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            arrays = dict(archive)
+            crc = arrays.pop("crc", None)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    whole = set(names) <= arrays.keys() and (crc is None or crc == _arrays_crc(arrays))
+    return arrays if whole else None
+
+
+def _arrays_crc(arrays):
+    parts = (name.encode() + arrays[name].tobytes() for name in sorted(arrays))
+    return zlib.crc32(b"".join(parts))
+
+
+def _is_value(value):
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+def _row_crc(key, row):
+    return zlib.crc32(f"{key}{json.dumps(row)}".encode())

@@ -164,6 +164,7 @@ def _claim(config, given, resumes):
         return config
     results.check_outside(config)
     if resumes:
+        results.check_command(config)
         return config
     claimed = results.claim(config, overwrite="overwrite" in given, number="out" not in given)
     if getattr(claimed, "out", None) != getattr(config, "out", None):

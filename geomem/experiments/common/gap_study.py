@@ -37,7 +37,7 @@ class StudyFlags:
     own_subsets: bool = flag(False, "training")
     """Train each seed on its own random subset of the images, so that intervals over the seeds also
     cover the choice of the training images. All have the gaps of the first subset."""
-    samples: int | None = flag(None, "evaluation")
+    samples: int | None = flag(None, "evaluation", least=2)
     """Number of images sampled from each checkpoint; default: the preset's."""
     inception: str | None = flag(None, "evaluation")
     """File with the Inception weights, to report FID instead of the Frechet distance of pixels. By

@@ -192,6 +192,25 @@ def check_outside(config: Any) -> None:
             raise ValueError(f"out must be outside the folder of images {folder}, got {out}.")
 
 
+def check_command(config: Any) -> None:
+    """Raise a ValueError if `out` holds the results of another command; for those that resume.
+
+    A training run checks more than that itself.
+    """
+    record, command = paths.as_path(config.out) / "run.json", _command(config)
+    if command == "train" or not record.exists():
+        return
+    try:
+        found = paths.read_json(record).get("command", command)
+    except (ValueError, AttributeError):
+        found = "an unreadable run.json"
+    if found != command:
+        raise ValueError(
+            f"out must not hold the results of another command, got {config.out} ({found}): "
+            "choose another --out."
+        )
+
+
 def write_json(path: paths.AnyPath, value: Any) -> None:
     """Write nested dicts, lists, numbers, dataclasses and NamedTuples as indented JSON."""
     paths.write_whole(path, json.dumps(value, indent=2, default=_plain) + "\n")

@@ -89,7 +89,8 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
         key = cache.key(step, grid, *variants.settings(variant))
         name = {variants.NONE.name: "plain", f"zone: {task.chosen}": "repaired"}.get(variant.name)
         kept = folder / f"{name}.npz"
-        keep = step == steps[-1] and name is not None and not kept.exists()
+        keep = step == steps[-1] and name is not None
+        keep = keep and arms.read_arrays(kept, ["images"]) is None
         if (row := cache.get(key)) is not None and not keep:
             return row
         judge = judge or Judge(dataset, task.evaluation)
@@ -98,8 +99,7 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
         seeds, method = range(task.evaluation.samples), task.evaluation.method
         images = sampler.generate(sample, seeds, shape, levels, method=method)
         if keep:
-            with paths.open_whole(kept) as file:
-                np.savez_compressed(file, images=images[:_SHOWN])
+            arms.write_arrays(kept, images=images[:_SHOWN])
         row = judge(images)
         thresholds = {"calibrated_at": judge.calibrated.value, "aligned_at": judge.aligned.value}
         row |= {**thresholds, "steps": len(levels) - 1}
@@ -132,5 +132,6 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
 
 def read_samples(folder: paths.AnyPath, name: str) -> np.ndarray:
     """Return a run's first samples [64, H, W, C], "plain" or "repaired" as chosen."""
-    with (paths.as_path(folder) / f"{name}.npz").open("rb") as file, np.load(file) as archive:
-        return archive["images"]
+    arrays = arms.read_arrays(paths.as_path(folder) / f"{name}.npz", ["images"])
+    assert arrays is not None, "measure_run has checked them"
+    return arrays["images"]
