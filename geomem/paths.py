@@ -60,7 +60,7 @@ def open_whole(path: AnyPath) -> Iterator[IO[bytes]]:
                 yield file
             partial.replace(path)
         except OSError as error:  # a full disk names no file
-            error.filename = error.filename or str(path)
+            error.filename = str(path)
             raise
         finally:
             with contextlib.suppress(OSError):

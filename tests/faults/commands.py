@@ -2,9 +2,14 @@
 
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from geomem import __main__ as front_door
+from geomem.diffusion import checkpoints
+from geomem.experiments.common import image_flags
+from geomem.experiments.train import PRESETS, configuration, run_folder
 
 
 @pytest.fixture
@@ -32,6 +37,23 @@ def refuses(monkeypatch, capfd, tmp_path):
         return f"{words}: {lines[0]} lacks {missing}" if missing else None
 
     return check
+
+
+def make_run(folder):
+    """Make the folder of a run of no steps; compiling a step would take most of the tests' time."""
+    small = dict(channels=8, batch=16, num_train=32, log_every=4, checkpoint_every=4, samples=0)
+    config = configuration.dataclasses.replace(
+        PRESETS["digits"], out=str(folder), kimg=0.064, **small
+    )
+    config = configuration.resolve(config)
+    facts = configuration.facts(config, image_flags.load(config).train_split)
+    folder.mkdir()
+    run_folder.claim(folder, facts)
+    rng, shapes = np.random.default_rng(0), run_folder.state_template(facts)
+    state = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes)
+    with checkpoints.Checkpoints(folder) as saved:
+        saved.save(4, state)
+    return folder
 
 
 def check_all(refuses, rows):

@@ -58,6 +58,7 @@ def _floats(*shape, value=0.5):
     return np.full(shape, value, np.float32)
 
 
+_noise = np.random.default_rng(2).normal(0, 2, (12, 64))
 _rgb = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
 _whole_png = png(_rgb)
 _jpeg = io.BytesIO()
@@ -88,6 +89,12 @@ ARRAYS = {
     "inf.npy": saved(_floats(12, 8, 8, 1, value=np.inf)),
     "large.npy": saved(_floats(12, 8, 8, 1, value=3)),
     "vectors.npy": saved(GOOD.reshape(12, 64)),
+    "beyond_float32.npy": saved(_noise * 1e300),
+    "squares_overflow.npy": saved(_noise * 1e20),
+    "squares_underflow.npy": saved(_noise * 1e-30),
+    "subnormal.npy": saved(_noise * 1e-310),
+    "one_value.npy": saved(np.full((12, 64), 2.5)),
+    "far_from_zero.npy": saved(1e6 + _noise / 10),
     "channels_first.npy": saved(np.zeros((12, 3, 8, 8), np.uint8)),
     "scalar.npy": saved(np.uint8(3)),
     "empty.npz": b"",

@@ -12,6 +12,7 @@ from geomem.experiments import danger_zone
 from geomem.experiments.common import dataclass_flags
 
 DENOISERS = """
+import numpy as np
 def same(x, sigma): return x
 def one(x): return x
 def fails(x, sigma): raise RuntimeError("first line\\nlast line")
@@ -19,6 +20,15 @@ def smaller(x, sigma): return x[0]
 def nan(x, sigma): return x * float("nan")
 def text(x, sigma): return "text"
 number = 3
+def first(x, sigma): return x[:1]
+def complex_(x, sigma): return x * 1j
+def integers(x, sigma): return (x * 0).astype("int32")
+def exits(x, sigma): raise SystemExit(0)
+def numpy(x, sigma): return np.asarray(x)
+def none(x, sigma): return None
+class Network:
+    def __call__(self): return 3
+network = Network()
 """
 
 
@@ -33,6 +43,10 @@ def images(tmp_path, monkeypatch):
     (tmp_path / "floats.npy").write_bytes(files.saved(floats))
     (tmp_path / "vectors.npy").write_bytes(files.saved(floats.reshape(40, 64) * 9 - 4))
     (tmp_path / "loop").symlink_to("loop")
+    np.save(tmp_path / "same.npy", np.full((40, 8, 8, 1), 7, np.uint8))
+    rows = rng.normal(size=(40, 4))
+    np.savez(tmp_path / "other.npz", samples=rows, train=rows[:, :3])
+    np.savez(tmp_path / "nan.npz", samples=rows * np.nan, train=rows)
 
 
 def split(rows):
@@ -127,6 +141,40 @@ gap-sweep --positions 2000000000 | --positions
 gap-training --inception images.npy | --inception
 gap-training --inception . | --inception
 gap-training --out images.npy | --out
+gap-training --samples 1 | --samples
+gap-sweep --samples 1 | --samples
+repair --samples 1 | --samples
+repair --out loop | --out
+repair --preset nope | --preset
+memorization-onset --sizes | --sizes
+memorization-onset --sizes 4 5 | --sizes
+memorization-onset --sizes 4 5 5 | --sizes
+memorization-onset --sizes 1 2 3 | --sizes
+memorization-onset --sizes 5 6 100000000 | --sizes must be at most 900
+memorization-onset --passes 2147483647 | --passes must give fewer
+memorization-onset --out images.npy | --out
+duplicates | DATASET is required
+duplicates images.npy --threshold 1 | --threshold
+duplicates images.npy --heldout vectors.npy | --heldout
+duplicates images.npy --out loop | --out
+duplicates images.npy --fail-above 2 | --fail-above
+local-denoisers --sides | --sides
+local-denoisers --sides 2 | --sides must be odd
+local-denoisers --denoiser denoisers:same --dataset images.npy --num-calibration 9 | --num-cal
+compile --target v5e | --target
+compile --target v9:1 | --target
+compile --target h100:2x | --target
+compile --out loop | --out
+evaluate --samples images.npy --dataset images.npy --embedding-size 3 | --embedding-size must be
+evaluate --samples images.npy --dataset images.npy --embedding-std 1 1 1 | --embedding-std must be
+evaluate --samples images.npy --dataset images.npy --embedding x --features none | --features
+evaluate --samples images.npy --dataset images.npy --embedding images.npy | --embedding
+evaluate --samples images.npy --dataset images.npy --features images.npy | --features
+evaluate --samples images.npy --dataset images.npy --samples-range 0 1 | --samples-range
+evaluate --samples digits --dataset digits --samples-layout NCHW | --samples-layout
+evaluate --samples images.npy --dataset same.npy | --dataset must hold 2 or more different
+evaluate --samples images.npy --dataset images.npy --features other.npz | as many columns
+evaluate --samples images.npy --dataset images.npy --features nan.npz | --features must be finite
 gap-sweep --masses 0.95 | --masses
 gap-sweep --masses | --masses
 gap-sweep --arms none | --arms
@@ -189,7 +237,11 @@ def test_bad_denoisers_are_refused(command, images, tmp_path, refuses):  # noqa:
     (tmp_path / "raises.py").write_text("1 / 0")
     (tmp_path / "wrong.py").write_text("def (")
     names = ["raises:f", "wrong:f", "nowhere:f", "a..b:f", ":f", "denoisers:", "denoisers:number"]
-    names += [f"denoisers:{name}" for name in ("nowhere", "one", "fails", "smaller", "text", "nan")]
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
+    names += ["leaves:f", "os:getcwd", "sys:exit"]
+    functions = "nowhere", "one", "fails", "smaller", "text", "nan", "first", "complex_"
+    functions += "integers", "exits", "numpy", "none", "Network", "network"
+    names += [f"denoisers:{name}" for name in functions]
     # One command is enough for those that import diffusers.
     names += ["nowhere", "images.npy", "."] if command == "sample" else []
     for name, content in files.JSON.items() if command == "sample" else ():

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from faults import files
-from faults.commands import check_all, refuses  # noqa: F401
+from faults.commands import check_all, make_run, refuses  # noqa: F401
 from safetensors.numpy import save_file
 
-from geomem.experiments import danger_zone, train
+from geomem.experiments import danger_zone
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 SMALL = ["--num-sigmas", "3", "--bootstrap", "2"]
@@ -22,6 +22,10 @@ def damaged(tmp_path_factory):
     return files.write(tmp_path_factory.mktemp("damaged"))
 
 
+# Refused for their values, in messages that do not name the file.
+UNNAMED = {"nan.npy", "inf.npy", "large.npy", "bool.npy", "vectors.npy", "one_value.npy"}
+UNNAMED |= {"beyond_float32.npy", "squares_overflow.npy", "squares_underflow.npy"}
+UNNAMED |= {"subnormal.npy", "far_from_zero.npy"}
 NAMES = [*files.ARRAYS, *files.FOLDERS, "bomb.npz", "pipe.npy", "pipe.npz", "folder.npy"]
 
 
@@ -44,22 +48,14 @@ def test_bad_images_are_refused(command, damaged, refuses):  # noqa: F811
         if name == "one_image" and flag != "--dataset":
             continue  # one image of another size, which each command words in its own way
         words = [str(damaged[name]) if word == "DATA" else word for word in command]
-        named = name not in ("nan.npy", "inf.npy", "large.npy", "bool.npy", "vectors.npy")
+        named = name not in UNNAMED
         rows.append((words, flag, name.split("/")[0] if named and flag != "--heldout" else ""))
     check_all(refuses, rows)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of four steps."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    words = dict(channels=8, batch=16, num_train=32, log_every=4, checkpoint_every=4, samples=0)
-    train.run(
-        train.configuration.dataclasses.replace(
-            train.PRESETS["digits"], out=str(folder), kimg=0.064, **words
-        )
-    )
-    return folder
+    return make_run(tmp_path_factory.mktemp("run") / "run")
 
 
 def changed(facts, path, value):
@@ -74,6 +70,22 @@ def changed(facts, path, value):
     else:
         place[last] = value
     return json.dumps(facts).encode()
+
+
+def _change_files(folder, change):
+    for path in (folder / "4").rglob("*"):
+        if path.is_file():
+            change(path)
+
+
+DAMAGES = {  # of the folder of checkpoints
+    "short": lambda folder: _change_files(folder, lambda path: path.write_bytes(b"{}")),
+    "emptied": lambda folder: _change_files(folder, pathlib.Path.unlink),
+    "file": lambda folder: (shutil.rmtree(folder), folder.touch()),
+    "file_as_step": lambda folder: (shutil.rmtree(folder / "4"), (folder / "4").touch()),
+    "loop": lambda folder: (shutil.rmtree(folder), folder.symlink_to(folder.name)),
+    "no_step": lambda folder: (folder / "4").rename(folder / "four"),
+}
 
 
 def test_damaged_runs_are_refused(run, tmp_path, refuses):  # noqa: F811
@@ -110,11 +122,20 @@ def test_damaged_runs_are_refused(run, tmp_path, refuses):  # noqa: F811
             rows.append((samples, "--run", folder.name))
             rows.append((["denoising-error", "--run", folder], "--run", folder.name))
             rows.append((["denoiser-swap", "--memorizing", folder, "--generalizing", run], "run"))
+    for name, damage in DAMAGES.items():
+        folder = tmp_path / name
+        shutil.copytree(run, folder)
+        damage(folder / "checkpoints")
+        rows.append((["sample", "--run", folder, "--count", "1"], "--run", name))
+        rows.append((["denoising-error", "--run", folder], "--run", name))
+    again = ["train", "digits", "--kimg", "0.064", "--samples", "0", "--num-train", "32"]
+    again += ["--channels", "8", "--batch", "16", "--log-every", "4", "--checkpoint-every", "4"]
+    rows.append(([*again, "--out", tmp_path / "short"], "--out", "damaged"))
     for name in ("missing", "pipe"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "pipe" / "config.json")
-    (tmp_path / "file").touch()
-    for name in ("missing", "pipe", "file", "nowhere"):
+    (tmp_path / "no_folder").touch()
+    for name in ("missing", "pipe", "no_folder", "nowhere"):
         rows.append((["sample", "--run", tmp_path / name], "--run", name))
     repaired = ["sample", "--run", run, "--repair", "0.4", "1.4"]
     rows += [
@@ -233,6 +254,9 @@ def test_damaged_results_are_not_drawn(zone, tmp_path, refuses):  # noqa: F811
     check_all(refuses, rows)
 
 
+STUDIES = "gap-training", "gap-sweep", "repair", "memorization-onset"
+
+
 def test_other_results_are_kept(zone, tmp_path, monkeypatch, refuses):  # noqa: F811
     monkeypatch.setenv("GEOMEM_BUCKET_SECONDS", "0.1")
     command = ["danger-zone", "digits", *SMALL, "--num-train", "60", "--out"]
@@ -248,6 +272,7 @@ def test_other_results_are_kept(zone, tmp_path, monkeypatch, refuses):  # noqa: 
         (["audit", "digits", "--out", zone], "--out"),
         (["evaluate", "--samples", "digits", "--dataset", "digits", "--out", zone], "--out"),
         (["train", "digits", "--out", zone], "--out"),
+        *(([name, "--out", zone], "--out", "danger_zone") for name in STUDIES),
     ]
     before = {path.name: path.read_bytes() for path in zone.iterdir()}
     for name, content in files.JSON.items():

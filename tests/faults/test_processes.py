@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 
 import numpy as np
 import pytest
+from faults.commands import make_run
 from PIL import Image
 
 from geomem import data
@@ -47,13 +49,9 @@ def start(words, folder, **environment):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with a run of four steps and samples."""
+    """A folder with a run and samples."""
     folder = tmp_path_factory.mktemp("work")
-    small = dict(channels=8, batch=16, num_train=32, log_every=4, checkpoint_every=4, samples=0)
-    config = train.configuration.dataclasses.replace(
-        train.PRESETS["digits"], out=str(folder / "run"), kimg=0.064, **small
-    )
-    train.run(config)
+    make_run(folder / "run")
     np.save(folder / "samples.npy", data.load("digits").train[:8])
     return folder
 
@@ -103,6 +101,8 @@ def test_a_killed_run_leaves_the_files_of_one(name, work):
     assert seen[0] != seen[1]
     kills = 0
     for number in range(5 * KILLS):
+        if number % 2 and (out / "runs").exists():
+            shutil.rmtree(out / "runs")  # trains and evaluates again
         process = start([name, *common, *(second, first)[number % 2]], work)
         # Half of the kills come where the files change: the record is the last file of a run.
         if number % 2 == 0:
@@ -113,7 +113,8 @@ def test_a_killed_run_leaves_the_files_of_one(name, work):
         else:
             time.sleep(rng.uniform(0, taken))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        assert process.wait() in (0, -signal.SIGKILL), process.stderr.read()
+        kills += process.returncode != 0
         left = contents(out)
         assert left in seen[:2] or any(left.items() <= whole.items() for whole in seen[:2])
         if kills == KILLS:
@@ -333,3 +334,13 @@ def test_unreadable_subfolders_are_refused(tmp_path):
     )
     line = f"dataset must be readable folders, got {tmp_path}/closed (Permission denied).\n"
     assert process.stdout == line, process.stderr
+
+
+def test_a_folder_with_the_name_of_a_result_is_kept(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "theirs").touch()
+    result = output.Output(tmp_path)
+    (result.folder / "a").write_text("ours")
+    result.commit()
+    assert (tmp_path / "a").read_text() == "ours"
+    assert (tmp_path / "a.folder" / "theirs").exists()

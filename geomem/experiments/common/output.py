@@ -88,9 +88,11 @@ class Output:
         if self.record in new:
             old = {*new, *_recorded_files(self.out / self.record)}
             for name in sorted(old, key=self._is_record):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     (self.out / name).unlink()
         for name in new:
+            if (self.out / name).is_dir():  # somebody's folder with the name of a result
+                (self.out / name).rename(self.out / f"{name}.folder")
             (self._finished / name).rename(self.out / name)
         self._finished.rmdir()
 
