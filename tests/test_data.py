@@ -246,7 +246,7 @@ def test_counts_duplicates(rng):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((4, 2, 2, 1), np.nan), r"must be finite, got 16 values that are not"),
+        (np.full((4, 2, 2, 1), np.nan), r"must be finite .* got 16 values that"),
         (np.full((4, 2, 2, 1), 200.0), r"in \[-1, 1\] or other values, got floats in \[200, 200\]"),
         (np.zeros((4, 2, 2, 1), int), "must hold uint8 or float values, got int64"),
         (

@@ -173,7 +173,7 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
             np.linspace(-255, 255, 320).reshape(5, 8, 8),
             r"samples must be .*, got floats in \[-255, 255\]",
         ),
-        (np.full((5, 8, 8), np.nan), "samples must be finite, got 320 values that are not"),
+        (np.full((5, 8, 8), np.nan), "samples must be finite .* got 320 values that"),
         (
             np.zeros((0, 8, 8), np.uint8),
             "samples must be a readable .npz file, .* it holds no values",
