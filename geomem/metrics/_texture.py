@@ -24,27 +24,30 @@ import scipy.fft
 from geomem.data import to_float
 from geomem.metrics.alignment import Transform
 
-__all__ = ["Fit", "Match", "cosines", "fit", "match"]
+__all__ = ["FREQUENCIES", "Fit", "Match", "cosines", "fit", "match"]
 
-_FREQUENCIES = 12  # along each axis
+FREQUENCIES = 12  # along each axis
 _COARSE = 48  # coefficients that propose candidates
 _NOISE = 0.4  # tolerated noise, in standard deviations of the data
 _ROUNDING = 2 / 255 / 12**0.5  # standard deviation of 8-bit values in [-1, 1]
 _SUBSET = 2048  # images from which the typical sizes are estimated
 
 
-def cosines(side: int, margin: int, scale: float, shift: float) -> np.ndarray:
+def cosines(
+    side: int, margin: int, scale: float, shift: float, count: int = FREQUENCIES
+) -> np.ndarray:
     """Return cosines on a window, integrated over each pixel: float64 [K, side].
 
     Args:
       side: pixels of the image.
       margin: pixels between each border and the centered window of scale 1.
       scale, shift: relative size of the window, and its offset in pixels.
+      count: the most frequencies; a window of n pixels has n.
     """
     width = side - 2 * margin
     start = side / 2 + shift - scale * width / 2
     edges = np.clip((np.arange(side + 1) - start) / (scale * width), 0, 1)
-    k = np.arange(1, min(_FREQUENCIES, width))[:, None]
+    k = np.arange(1, min(count, width))[:, None]
     waves = np.diff(np.sin(np.pi * k * edges), axis=1) * np.sqrt(2) / (np.pi * k)
     return np.concatenate([np.diff(edges)[None], waves]) * np.sqrt(width)
 

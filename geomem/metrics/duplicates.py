@@ -12,6 +12,7 @@ to its nearest neighbor, 0.9 or more for photographs, a pair is reported if
 d <= 0.7 min(1, t / 0.9)^4: images that all look alike (digits, faces) need more agreement. Images
 of 64 pixels or more are averaged, which removes noise and compression, so 0.8 of this is the
 limit. And the fewer parts have texture, the closer it must agree: arctanh(r) sqrt(parts) >= 2.6.
+Where images have finer details, these must agree too (`metrics._detail`).
 Flat images are compared by their pixels too (`metrics._flat`).
 """
 
@@ -26,13 +27,15 @@ import scipy.sparse.csgraph
 from jaxtyping import Array, Bool, Int, Shaped
 
 from geomem.data import to_float
-from geomem.metrics import _flat, _texture, _texture_search
+from geomem.metrics import _detail, _flat, _texture, _texture_search
+from geomem.metrics._reduction import reduced
 from geomem.metrics.alignment import Transform
 from geomem.metrics.features import check_finite
 
 __all__ = ["Duplicates", "Pair", "find"]
 
 _SIDE = 32  # larger images are reduced until their shorter side is this long
+_CLEAR = 0.15  # closer pairs need no agreement of details
 _REFERENCE = 2048  # most images that the typical distance is estimated from
 _FEW, _RANK = 32, 3  # with fewer images, the distance to the third after the nearest is typical
 _PHOTOGRAPHS = 0.9  # a usual typical distance
@@ -44,7 +47,6 @@ _ALIGNED_ERROR = 1e-4  # far above the error of a correlation in float32
 _EVIDENCE = 2.6  # Fisher's z by its standard deviation; see `_texture.Match.parts`
 _SIMPLER = 0.05  # a simpler transform is named if its distance is at most this much larger
 _CHANGED = 0.15  # of contrast or, in standard deviations of the data, of brightness
-_VALUES = 2**24  # pixels that are reduced at once
 _SAME = Transform(False, 0, 0, 0)
 
 
@@ -154,13 +156,14 @@ def find(
     cutoff = threshold * min(1.0, typical / _PHOTOGRAPHS) ** 4
     if whole.ndim == 4 and min(whole.shape[1:3]) >= 2 * _SIDE:
         cutoff *= _AVERAGED
+    search = _Search(textures, _detail.Details(whole, different, _SIDE), cutoff)
     # If all textures are the same, as those of vectors with one coordinate, they tell nothing.
-    found = _near_pairs(textures, cutoff, progress) if cutoff > _LEAST_CUTOFF else []
+    found = _near_pairs(search, progress) if cutoff > _LEAST_CUTOFF else []
     if whole.ndim == 4 and whole.dtype == np.uint8:
         known = {tuple(sorted(pair[:2])) for pair in found}
         flat = [pair for pair in _flat.close_pairs(textures.images) if pair[:2] not in known]
         found += [Pair(x, y, "near", _SAME, distance) for x, y, distance in flat]
-    group, found = _stars(found, different < len(images), textures, cutoff)
+    group, found = _stars(found, different < len(images), search)
     repeated = np.flatnonzero(exact != np.arange(len(whole)))
     pairs = [Pair(int(exact[i]), int(i), "exact", _SAME, 0.0) for i in repeated]
     pairs += [p._replace(image=int(different[p.image]), copy=int(different[p.copy])) for p in found]
@@ -201,28 +204,9 @@ def _first_with_same_values(images):
 
 
 def _prepared(images, chosen):
-    """The chosen images, averaged over areas if their shorter side is above _SIDE pixels."""
     if images.ndim == 2:  # vectors have no constant part, so their mean is taken off instead
         return (images[chosen] - images.mean(axis=0, dtype=np.float64)[None])[:, None, None]
-    height, width = images.shape[1:3]
-    if min(height, width) <= _SIDE:
-        return images if len(chosen) == len(images) else images[chosen]
-    scale = _SIDE / min(height, width)
-    rows, columns = (_areas(side, round(side * scale)) for side in (height, width))
-    block = max(1, _VALUES // int(np.prod(images.shape[1:])))
-    parts = []
-    for start in range(0, len(chosen), block):
-        pixels = to_float(images[chosen[start : start + block]])
-        pixels = np.einsum("ah,nhwc->nawc", rows, pixels, optimize=True)
-        parts.append(np.einsum("bw,nawc->nabc", columns, pixels, optimize=True))
-    return np.concatenate(parts)
-
-
-def _areas(side, small):
-    """Means over intervals of side / small pixels: float32 [small, side]."""
-    edges = np.linspace(0, side, small + 1)
-    inside = np.clip(np.arange(1, side + 1) - edges[:, None], 0, 1).astype(np.float64)
-    return np.float32((inside[:-1] - inside[1:]) * small / side)
+    return reduced(images, chosen, _SIDE)
 
 
 def _typical_distance(textures):
@@ -256,8 +240,15 @@ def _distance(correlation):
     return np.sqrt(np.clip(1 - np.clip(correlation, 0, 1) ** 2, 0, 1))
 
 
-def _near_pairs(textures, cutoff, progress):
+class _Search(NamedTuple):
+    textures: _texture_search.Textures
+    details: _detail.Details
+    cutoff: float
+
+
+def _near_pairs(search, progress):
     """The pairs of different images within the cutoff that the search finds."""
+    textures, _, cutoff = search
     everything = np.arange(len(textures.images))
     x, y = _texture_search.candidates(textures, everything, everything, _PROPOSED, progress)
     coarse = _texture_search.align(textures, x, y, _coarse_crops(textures)).value.max(axis=1)
@@ -265,13 +256,14 @@ def _near_pairs(textures, cutoff, progress):
     x, y = x[promising], y[promising]
     count = len(textures.images)
     low, high = np.divmod(np.unique(np.minimum(x, y) * count + np.maximum(x, y)), count)
-    return _decide(textures, low, high, cutoff)
+    return _decide(search, low, high)
 
 
-def _decide(textures, low, high, cutoff):
+def _decide(search, low, high):
     """The pairs within the cutoff, by the best transform in float64, or one about as good."""
     if len(low) == 0:
         return []
+    textures, details, cutoff = search
     crops = _crops(textures)
     both = [_texture_search.align(textures, *ends, crops) for ends in ((low, high), (high, low))]
     best = np.maximum(*(found.value.max(axis=1) for found in both))
@@ -301,7 +293,9 @@ def _decide(textures, low, high, cutoff):
             better = best is None or distance < best.distance - _SIMPLER
             if better and distance <= cutoff and _evidence(match) >= _EVIDENCE:
                 best = Pair(image, copy, _kind(transform, match), transform, distance)
-        if best is not None:
+        if best is not None and (
+            best.distance <= _CLEAR or details.agree(*best[:2], best.transform)
+        ):
             pairs.append(best)
     return pairs
 
@@ -322,9 +316,9 @@ def _kind(transform, match):
     return ", ".join(name for name, present in names.items() if present) or "near"
 
 
-def _stars(pairs, is_train, textures, cutoff):
+def _stars(pairs, is_train, search):
     """Groups in which every image is within the cutoff of the group's representative."""
-    count = len(textures.images)
+    count = len(search.textures.images)
     near = {}
     for pair in pairs:
         near.setdefault(pair.image, set()).add(pair.copy)
@@ -340,7 +334,7 @@ def _stars(pairs, is_train, textures, cutoff):
             head = min(linked, key=lambda i: (not is_train[i], -linked[i], i))
             unknown = np.array(sorted(rest - near[head] - {head}), int)
             fixed = np.full(len(unknown), head)
-            new = _decide(textures, np.minimum(fixed, unknown), np.maximum(fixed, unknown), cutoff)
+            new = _decide(search, np.minimum(fixed, unknown), np.maximum(fixed, unknown))
             pairs += new
             near[head] |= {p.copy if p.image == head else p.image for p in new}
             group[sorted(near[head] & rest)] = head

@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from geomem import data
-from geomem.metrics import _flat, _texture, _texture_search, duplicates, planted
+from geomem.metrics import _detail, _flat, _texture, _texture_search, duplicates, planted
 from geomem.metrics.alignment import Transform
 
 SHAPE = (10, 9, 3)
@@ -178,6 +179,45 @@ def test_close_pairs_equal_a_loop(rng, monkeypatch):
         monkeypatch.setattr(_flat, "_VALUES", values)
         found = {(x, y): distance for x, y, distance in _flat.close_pairs(images)}
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+def walls(rng, side):
+    """Photographs, four walls with one coarse picture, and the first wall half a pixel farther."""
+    factor = side // 32
+    photographs = data.load().train[:51].repeat(factor, axis=1).repeat(factor, axis=2)
+    noise = rng.normal(size=(4, 2 * side, 2 * side, 1))
+    small, large = (
+        scipy.ndimage.gaussian_filter(noise, (0, sigma * factor, sigma * factor, 0))
+        for sigma in (0.8, 1.6)
+    )
+    details = 0.09 * (small - large) / (small - large).std()
+    coarse = 0.3 * photographs[50]
+    images = np.concatenate([photographs[:50], coarse + details[:, ::2, ::2]])
+    return images, coarse + details[:1, 1::2, 1::2]
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_walls_with_other_details_are_no_copies(rng, side, monkeypatch):
+    images, farther = walls(rng, side)
+    copy = farther[:, :, ::-1] + 0.02 * rng.normal(size=farther.shape)
+    result = duplicates.find(to_uint8(np.concatenate([images, copy])))
+    assert [pair[:2] for pair in result.pairs] == [(50, 54)]
+    assert "mirrored" in result.pairs[0].kind
+    assert duplicates.find(7 * images).pairs == []  # of any scale
+    monkeypatch.setattr(_detail.Details, "agree", lambda *args: True)
+    assert len(duplicates.find(to_uint8(images)).pairs) == 6
+
+
+def test_details_agree_up_to_noise_compression_and_fractions_of_a_pixel():
+    pixels = data.load().train_split.pixels[:200]
+    images = data.to_float(pixels)
+    half = (images[:, :, :-1] + images[:, :, 1:]) / 2  # half a pixel to the right
+    half = np.concatenate([half, half[:, :, -1:]], axis=2)
+    for copies in (planted.plant("noise 0.05", images), planted.plant("JPEG 75", images), half):
+        details = _detail.Details(np.concatenate([pixels, to_uint8(copies)]), np.arange(400), 32)
+        same = Transform(False, 0, 0, 0)
+        assert sum(details.agree(i, 200 + i, same) for i in range(200)) >= 198
+        assert sum(details.agree(i, 200 + (i + 1) % 200, same) for i in range(200)) <= 1
 
 
 def test_finds_compressed_skies():
