@@ -19,7 +19,10 @@ import sklearn.datasets
 from PIL import Image, ImageEnhance
 from planted import crop, jpeg
 
+from geomem import metrics
+
 COUNT, SIDE = 120, 96
+DRAWS, SIDES = 16, (32, 64, 96, 128)
 SHIFT = SIDE // 16
 TILE = SIDE + 2 * SHIFT
 PICTURES = (
@@ -46,24 +49,46 @@ CHANGES = {
 }
 
 
-def tiles(picture):
-    """Return the tiles of a picture [H, W, 3], side by side."""
-    rows, columns = (range(0, side - TILE + 1, TILE) for side in picture.shape[:2])
-    return [picture[i : i + TILE, j : j + TILE] for i in rows for j in columns]
-
-
-def photographs(rng):
-    """Return 120 tiles, about as many of each picture."""
+def load_pictures():
+    """Return the pictures, uint8 [H, W, 3] each."""
     folder = importlib.resources.files("skimage") / "data"
     pictures = [np.asarray(Image.open(str(folder / name)).convert("RGB")) for name in PICTURES]
-    pictures += sklearn.datasets.load_sample_images().images
-    every = [tiles(picture) for picture in pictures]
+    return pictures + list(sklearn.datasets.load_sample_images().images)
+
+
+def tiles(picture, side, start=(0, 0)):
+    """Return the tiles of a picture [H, W, 3], side by side."""
+    rows, columns = (
+        range(first, length - side + 1, side)
+        for first, length in zip(start, picture.shape[:2], strict=True)
+    )
+    return [picture[i : i + side, j : j + side] for i in rows for j in columns]
+
+
+def drawn(rng, every):
+    """Return 120 tiles, about as many of each picture's."""
     ranked = [
         (rank, i, j)
         for i, some in enumerate(every)
         for rank, j in enumerate(rng.permutation(len(some)))
     ]
-    return [every[i][j] for _, i, j in sorted(ranked)[:COUNT]], len(pictures)
+    return [every[i][j] for _, i, j in sorted(ranked)[:COUNT]]
+
+
+def false_pairs(pictures, side):
+    """Return the number of false pairs of each draw, from tiles at random offsets.
+
+    Tiles that differ by at most 2 gray levels, such as two black corners, are copies.
+    """
+    counts = []
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        every = [tiles(picture, side, rng.integers(0, 20, 2)) for picture in pictures]
+        images = np.stack(drawn(rng, every))
+        pairs = metrics.duplicates.find(images).pairs
+        far = [np.abs(np.subtract(*np.int16(images[[p.image, p.copy]]))).max() > 2 for p in pairs]
+        counts.append(sum(map(bool, far)))
+    return counts
 
 
 def duplicates(images, folder):
@@ -104,12 +129,14 @@ def planted(images, copies, folder):
 
 def main(folder):
     """Write results.json into the folder and print it."""
+    pictures = load_pictures()
+    every = [tiles(picture, TILE) for picture in pictures]
     false = {}
     for seed in range(4):
-        images = cut(photographs(np.random.default_rng(seed))[0])
+        images = cut(drawn(np.random.default_rng(seed), every))
         rows = duplicates(images, folder / "alone")
         false[f"crops {seed}"] = [f"{row['image']} {row['copy']}" for row in rows]
-    found_tiles, pictures = photographs(np.random.default_rng(0))
+    found_tiles = drawn(np.random.default_rng(0), every)
     images, kinds = cut(found_tiles), list(CHANGES)
     every = {
         f"{name}-{kind}": change(image, tile)
@@ -121,11 +148,12 @@ def main(folder):
     counts, missed, others = planted(images, one, folder / "one")
     results = {
         "photographs": len(images),
-        "pictures": pictures,
+        "pictures": len(pictures),
         "flat (standard deviation below 10 of 255)": sum(
             int(x.std() < 10) for x in images.values()
         ),
         "false pairs": false,
+        "false pairs by draw": {f"{side} pixels": false_pairs(pictures, side) for side in SIDES},
         "one copy of each": {"counts": counts, "missed": missed, "other pairs": others},
     }
     for kind in kinds:
