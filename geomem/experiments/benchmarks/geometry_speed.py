@@ -95,11 +95,11 @@ def _curves_rows(config, peak):
     train, heldout = (a.reshape(len(a), -1) for a in (dataset.train, dataset.test))
     on_device = jax.device_put(train), jax.device_put(heldout)
 
-    def estimate():
+    def estimate(sigmas=_SIGMAS):
         return curves.estimate(
             jax.random.key(0),
             *on_device,
-            _SIGMAS,
+            sigmas,
             draws_coverage=_DRAWS_COVERAGE,
             draws_weight=_DRAWS_WEIGHT,
             shell_c=_SHELL_C,
@@ -112,6 +112,11 @@ def _curves_rows(config, peak):
     yield Row(what, ours, numpy_loop / ours, "NumPy float64")
     by_sigma = seconds(lambda: _curves_per_sigma(*on_device))
     yield Row(what, ours, by_sigma / ours, "noising at each sigma (JAX)")
+    one = median_seconds(lambda: estimate(_SIGMAS[10:11]), config.repeats)
+    yield Row("the same on one level: noise, products, setting up", one, one / ours, "of that")
+    rows = len(heldout) * _DRAWS_COVERAGE + len(train) * _DRAWS_WEIGHT
+    floor = 2 * rows * len(train) * min(len(train), _DIM) / peak
+    yield Row("its matrix products, in coordinates of the data", floor, floor / ours, "of that")
 
 
 def _numpy_curves(train, heldout):
