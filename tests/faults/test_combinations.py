@@ -183,6 +183,7 @@ train | PRESET is required
 train digits digits digits | unexpected argument
 train digits vectors.npy --num-train 4 | --dataset
 train digits --gap 1 | --gap
+train digits --watch-samples 8 | --watch-samples must be left out without --watch
 train digits --gap-from /dev/zero | --gap-from
 train digits --gap-from . | --gap-from
 train digits --out loop | --out

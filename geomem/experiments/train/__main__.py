@@ -6,4 +6,5 @@ from geomem.experiments.train.loop import run
 from geomem.experiments.train.presets import ABOUT, PRESETS
 
 if __name__ == "__main__":
-    command_line.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True)
+    needs = {"watch_samples": ("watch",)}
+    command_line.main(Config, run, presets=PRESETS, about=ABOUT, resumes=True, needs=needs)
