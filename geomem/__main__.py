@@ -19,7 +19,7 @@ COMMANDS = {
         "train": "Train a diffusion model, with or without a gap in its training noise.",
     },
     "Copies and generated images": {
-        "duplicates": "List copies inside a data set, and of its held-out images.",
+        "duplicates": "List copies in a data set, and held-out copies of its training images.",
         "sample": "Sample images from a training run or from published EDM weights.",
         "evaluate": "Report copies of training images, leftover noise and quality.",
     },
@@ -32,7 +32,7 @@ COMMANDS = {
         "large-noise": "Compare denoisers with the Gaussian one at large noise (Theorem 4.9).",
     },
     "Beyond the paper": {
-        "repair": "Replace networks that copy in the danger zone, and measure the samples.",
+        "repair": "Sample with other denoisers in the danger zone, and count the copies.",
         "local-denoisers": "Compare networks with denoisers that copy and with local ones.",
         "memorization-onset": "Count the images that a network sees before it copies.",
     },

@@ -51,7 +51,7 @@ class Config(image_flags.ImageFlags):
     look alike must be closer."""
     fail_above: float | None = flag(None, "evaluation", least=0, most=1)
     """Exit with code 1 if the fraction of training images that repeat others, or of held-out images
-    that are training images, is above this."""
+    that copy training images, is above this."""
     out: str = flag("runs/duplicates", "output")
     """Folder for the page, the tables and the lists."""
 

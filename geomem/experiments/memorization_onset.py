@@ -1,10 +1,10 @@
-"""How many training images are seen before a network starts to copy, against their number N?
+"""After how many images seen does a network that is trained on N images start to copy?
 
     geomem memorization-onset --preset digits
 
 Trains networks on N images each, with and without the danger zone as a gap, watches them for
 copies, and stops each at the first checkpoint that has some. A power law in N is fitted, and tested
-with fresh trainings.
+with fresh training runs.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ class Config:
     fresh: int = flag(5, "training", least=0, most=10_000)
     """Networks without a gap, of other seeds and subsets, that test the fit between the sizes."""
     passes: int = flag(1000, "training")
-    """How often a training sees each image at most."""
+    """How many times a training run sees each image at most."""
     every: int = flag(40, "evaluation")
-    """How often it sees each image between two checkpoints."""
+    """How many times it sees each image between two checkpoints."""
     samples: int = flag(256, "evaluation", least=2, most=2**16)
     """Number of images sampled at each checkpoint."""
     out: str = flag("runs/memorization_onset", "output")

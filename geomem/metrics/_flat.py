@@ -29,7 +29,7 @@ def close_pairs(images: np.ndarray) -> Iterator[tuple[int, int, float]]:
       images: [N, H, W, C], uint8 or in [-1, 1]. The contrast is the standard deviation within
         channels.
 
-    The distance is the root mean square by the lesser contrast. It bounds that of the textures,
+    The distance is the root mean square divided by the lesser contrast. It bounds that of textures,
     sqrt(1 - r^2), if all frequencies count alike.
     """
     size = int(np.prod(images.shape[1:]))

@@ -104,7 +104,7 @@ class Match(NamedTuple):
     Attributes:
       correlation: of the textures, 0 if one has none.
       parts: effective number of independent parts of the image that agree, 1 to 16.
-      gain: the copy's contrast by the original's, from the coefficients without weights; 1 if one
+      gain: the copy's contrast over the original's, from the coefficients without weights; 1 if one
         has no texture.
       offset: the copy's mean minus the original's, in standard deviations of the data.
     """

@@ -128,7 +128,7 @@ def find(
 
     Args:
       images: training images [N, H, W, C], uint8 or floats of any scale (latents); or vectors
-        [N, d], of which only near copies are searched.
+        [N, d], of which only near copies are found.
       heldout: held-out images of the same shape.
       threshold: in (0, 1); larger values report more pairs.
       progress: whether to show a progress bar.

@@ -59,7 +59,7 @@ class Mean(NamedTuple):
 
 
 def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """Return the mean of `values` and its interval, e.g. for differences between paired trainings.
+    """Return the mean of `values` and its interval, e.g. for differences of paired training runs.
 
     >>> [round(x, 2) for x in mean([-0.33, -0.42, -0.22])]
     [-0.32, -0.57, -0.07]

@@ -38,15 +38,15 @@ _GROWTH_LEAST = 64  # training images, so that the smallest subsample has 8
 class Config(image_flags.CurveFlags):
     """How likely is a diffusion model to memorize these images, and what helps?
 
-    Finds duplicates and the danger zone, compares the set with sets of which the outcome of
+    Finds duplicates and the danger zone, compares the set with sets for which the outcome of
     training is known, and gives a verdict: no, low, moderate or high risk. Writes an HTML page that
     works offline, audit.json, keep.txt (training images without duplicates), zone.json, curves.csv,
     run.json and the figures. Exits with code 1 if the risk is above --fail-above.
     """
 
     dataset: str = flag(REQUIRED, "data", positional=True)
-    """A folder of PNG or JPEG images, an .npy or .npz file, or one of cifar10_sample, cifar10,
-    celeba_gray, digits and tfds:NAME."""
+    """A folder of PNG or JPEG images, an .npy or .npz file of images, latents or vectors, or one of
+    cifar10_sample, cifar10, celeba_gray, digits, tfds:NAME and hf:PATH (Parquet files)."""
     recipe: Literal["edm", "ddpm", "ddpm-cosine", "flow", "flow-logit-normal"] = flag(
         "edm", "noise"
     )

@@ -194,7 +194,7 @@ def _check_buckets(config):
             if thread.is_alive():
                 errors.append(f"no answer in {seconds:g} seconds")
             if errors:
-                raise ValueError(f"{field.name} must be within reach, got {text} ({errors[0]}).")
+                raise ValueError(f"{field.name} must be reachable, got {text} ({errors[0]}).")
 
 
 @contextlib.contextmanager

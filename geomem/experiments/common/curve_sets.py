@@ -124,8 +124,8 @@ def random_subsets(
     size = len(split) // max(count, 1) if size is None else size
     if count < _LEAST_SUBSETS or count * size > len(split) or size < 2:
         raise ValueError(
-            f"subsets must be at least {_LEAST_SUBSETS}, and so many disjoint subsets of at least "
-            f"2 images must fit in {len(split)}, got {count} of {size}."
+            f"subsets must be at least {_LEAST_SUBSETS}, and that many disjoint subsets of at "
+            f"least 2 images must fit in {len(split)}, got {count} of {size}."
         )
     order = np.random.default_rng(seed).permutation(len(split))
     parts = (split.take(order[i * size : (i + 1) * size]) for i in range(count))

@@ -66,11 +66,11 @@ class Config(image_flags.ImageFlags):
     """Do not plant copies of training images to see which of them are found."""
     features: str = flag("auto", "evaluation")
     """Features of the quality measures: inception, pixels or none; or an .npz file with features
-    `samples`, `train` and, if there are held-out images, `heldout`, in which copies are searched
-    too. auto uses Inception for RGB images of at least 32 x 32 pixels if its weights are found,
-    else the pixels if there are at most 1,024, else none."""
+    `samples`, `train` and, if there are held-out images, `heldout`, in which copies are also
+    looked for. auto uses Inception for RGB images of at least 32 x 32 pixels if its weights are
+    found, else the pixels if there are at most 1,024, else none."""
     embedding: str | None = flag(None, "evaluation")
-    """A network as an ONNX file (SSCD, DINOv2, ...), in whose features copies are searched too."""
+    """An ONNX file of a network (SSCD, DINOv2, ...) in whose features copies are looked for too."""
     embedding_size: int | None = flag(None, "evaluation", most=2**12)
     """Side of the network's input; default: what the file says, or 224."""
     embedding_mean: tuple[float, float, float] = flag(

@@ -1,4 +1,4 @@
-"""The features that quality is measured in, and that copies can be searched in."""
+"""The features in which quality is measured and, on request, copies are looked for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Representation(NamedTuple):
       samples, train: features of the images.
       heldout: those of the held-out images, or None if there are none.
       extract: computes features of other images; None for features from a file.
-      is_detector: whether copies are searched in these features too.
+      is_detector: whether copies are also looked for in these features.
     """
 
     name: str

@@ -44,7 +44,7 @@ def sentences(summary: Mapping[str, Any], train: int, heldout: int) -> list[str]
     second = "Without held-out images, the rate of false alarms is unknown."
     if false is not None:
         second = (
-            f"Of {heldout:,} held-out images, which are no copies, {false.count:,} were taken for "
+            f"Of {heldout:,} held-out images, which are not copies, {false.count:,} were taken for "
             f"copies (false alarms: {false.rate:.1%}, at most {false.high:.1%})."
         )
     return [first, second, _unseen(summary)]

@@ -39,7 +39,7 @@ _CHOSEN = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(gap_study.StudyFlags):
-    """Replace networks that copy by other denoisers in the danger zone, and measure the samples.
+    """Put other denoisers in the place of networks that copy, and measure the samples.
 
     Finished runs and evaluations in the output folder are not repeated.
     """

@@ -89,7 +89,7 @@ class Config(image_flags.ImageFlags):
     """Number of newest checkpoints to keep."""
     watch: bool = flag(False, "output")
     """Look for copies at each checkpoint: memorized fraction, distance and error on training
-    against held-out images, and quality. Goes to metrics.jsonl and TensorBoard."""
+    against held-out images, and quality; written to metrics.jsonl and TensorBoard."""
     watch_samples: int = flag(256, "output", least=2, most=2**16)
     """Number of images that --watch samples."""
     stop_when_copying: bool = flag(False, "output")
