@@ -1,9 +1,10 @@
 """Repair at sampling time: in the danger zone, another denoiser takes the network's place.
 
 A network that copies its training images does so at the noise levels of the danger zone. `repair`
-replaces it on the sampling steps there by a denoiser that does not copy, such as a local one of the
-same images (`geomem.geometry.local`). Nothing is trained again. `blend`, `guide` and `gate` make
-milder replacements, which keep a part of the network. `geomem.experiments.repair` measures them.
+replaces it on the sampling steps there with a denoiser that does not copy there, such as a local
+one of the same images (`geomem.geometry.local`). Nothing is trained again. `blend`, `guide` and
+`gate` make milder replacements that keep part of the network. `geomem.experiments.repair` measures
+them all.
 
     local = geomem.geometry.local.ls(images, patch=3)
     sampler.generate(repair(network, local, sigmas, (0.42, 1.39)), seeds, shape, sigmas)

@@ -4,8 +4,8 @@
     geomem local-denoisers --run runs/base
 
 The empirical denoiser copies its training images. Local denoisers of the same images compare
-patches and do not copy. Where a network agrees better with a local denoiser than with the empirical
-one, it generalizes; where it agrees better with the empirical one, it memorizes.
+patches and mix many images. Where a network agrees better with a local denoiser than with the
+empirical one, it generalizes; where it agrees better with the empirical one, it memorizes.
 """
 
 import dataclasses

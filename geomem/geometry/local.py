@@ -1,4 +1,4 @@
-"""Local denoisers: they compare patches, not whole images, and so do not copy.
+"""Local denoisers: they compare patches, not whole images, and so mix many images.
 
 For a pixel p, let patch(x) be the side x side patch of x around p, zero outside the image. The
 local score (LS) weights the training images x_i by
