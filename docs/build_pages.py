@@ -66,6 +66,13 @@ def on_files(files, config):
     return files
 
 
+def on_page_markdown(markdown, page, **_):
+    """Recipes are beside docs/ in the repository, and inside it on the site."""
+    up = "../" * page.file.src_uri.count("/")
+    markdown = markdown.replace(f"]({up}../experiments/", f"]({up}experiments/")
+    return markdown.replace("](../../docs/", "](../../")
+
+
 def on_page_content(html, page, **_):
     """Warn where Markdown took an equation apart (inline, with no backslash before a sign)."""
     if "klzzwxh" in html:
@@ -101,7 +108,7 @@ class Examples(Preprocessor):
 
 
 def _check_gallery(paths):
-    shown = set(re.findall(r"\]\((experiments/[^)]*)\)", (ROOT / "docs/gallery.md").read_text()))
+    shown = set(re.findall(r"\]\(../(experiments/[^)]*)\)", (ROOT / "docs/gallery.md").read_text()))
     for path in sorted(set(paths) - shown):
         if path.endswith(".png"):
             log.warning("gallery.md does not show %s", path)

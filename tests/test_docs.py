@@ -1,4 +1,4 @@
-"""The examples in docs/ produce the output they show; each page is one session."""
+"""The examples in docs/ produce the output they show (a page is a session), and links work."""
 
 import doctest
 import pathlib
@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("experiments/**/README.md")])
 EXAMPLES = {
     page.relative_to(DOCS).with_suffix("").as_posix(): "\n".join(examples)
     for page in sorted(DOCS.rglob("*.md"))
@@ -26,3 +28,11 @@ def test_examples_run(page):
 
 def test_tutorial_and_how_tos_have_examples():
     assert {"tutorial", "howto/data", "howto/gap", "howto/extend"} <= EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_work_in_the_repository(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text):
+        generated = link.startswith("reference/")  # by docs/build_pages.py
+        assert generated or (path.parent / link).exists(), link
