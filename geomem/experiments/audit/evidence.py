@@ -14,11 +14,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["COPIED", "NARROW", "NOT_COPIED", "THRESHOLD", "evidence", "onset", "width"]
+__all__ = [
+    "COPIED",
+    "NARROW",
+    "NOT_COPIED",
+    "NOT_COPIED_DIFFERENT",
+    "THRESHOLD",
+    "evidence",
+    "onset",
+    "width",
+]
 
 THRESHOLD = 0.8  # of the reference zones
 COPIED = 2_000  # largest set of which trained networks were seen to make copies
-NOT_COPIED = 50_000  # smallest set of natural images of which they were not
+NOT_COPIED = 50_000  # smallest set of natural images of which they were not: CIFAR-10
+NOT_COPIED_DIFFERENT = 48_500  # of these, rounded down: an audit counts 48,536 without duplicates
 _SEEN = 0.01  # fraction of copies that counts as seen
 
 

@@ -10,6 +10,7 @@ from geomem.experiments.audit.evidence import (
     COPIED,
     NARROW,
     NOT_COPIED,
+    NOT_COPIED_DIFFERENT,
     THRESHOLD,
     evidence,
     onset,
@@ -27,7 +28,8 @@ _BORDERLINE = 0.05  # of the bootstrap samples have a zone
 RULE = (
     f"No risk without a danger zone at threshold {THRESHOLD:g}. Otherwise high up to {COPIED:,} "
     f"different training images, because trained networks copied sets of this size; low from "
-    f"{NOT_COPIED:,}, where no copies were seen; moderate between, where no network was measured. "
+    f"{NOT_COPIED_DIFFERENT:,}, as in CIFAR-10, where no copies were seen; moderate "
+    f"between, where no network was measured. "
     f"A zone with upper edge / lower edge below {NARROW:.2g} (half the width of 1,000 CIFAR-10 "
     f"images on a logarithmic scale) turns high into moderate. Duplicates among at least "
     f"{_MANY_DUPLICATES:.0%} of the training images raise the risk by one step. Fewer than {_FEW} "
@@ -47,7 +49,8 @@ def decide(different: int, train: int, zone: Zone) -> dict[str, Any]:
     size = f"This set has {count(different, 'different image')}."
     measured = (
         f"Of the images from a network trained on {COPIED:,} images, {copied:.0%} were copies; "
-        f"from one trained on {NOT_COPIED:,}, none were"
+        f"from one trained on the {NOT_COPIED:,} of CIFAR-10 ({NOT_COPIED_DIFFERENT:,} without "
+        "duplicates), none were"
     )
     if different < _FEW:
         risk, reason = "high", "few"
@@ -65,7 +68,7 @@ def decide(different: int, train: int, zone: Zone) -> dict[str, Any]:
             f"At no noise level do the two conditions for copying both reach {THRESHOLD:g}; they "
             f"come closest at noise level {zone.peak:.3g}, with {zone.peak_level:.2f}."
         )
-    elif different >= NOT_COPIED:
+    elif different >= NOT_COPIED_DIFFERENT:
         risk, reason = "low", "large"
         text = "networks trained on a set of this size were not seen to copy."
         why = f"{size} {measured}. Images that occur several times can still be copied."

@@ -275,6 +275,8 @@ def zone(low, high, confidence=1.0):
         (900, 900, zone(0.43, 0.66), ("moderate", "narrow")),
         (10_000, 10_000, zone(1.5, 4.2), ("moderate", "between")),
         (50_000, 50_000, zone(1.42, 3.75), ("low", "large")),
+        (48_536, 50_000, zone(1.42, 3.75), ("low", "large")),  # CIFAR-10 without duplicates
+        (48_000, 50_000, zone(1.42, 3.75), ("moderate", "between")),
         (1000, 1000, zone(None, None, 0.0), ("none", "zone")),
         (1000, 1000, zone(None, None, 0.5), ("low", "borderline")),
         (112, 160, zone(1.7, 6), ("high", "duplicates")),
