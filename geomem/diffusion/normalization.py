@@ -12,6 +12,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32
 
 __all__ = ["GroupNorm", "normalize"]
@@ -87,7 +88,12 @@ def _tangent(groups, activate, x, gain, bias, mean, inverse_std, dx, dgain, dbia
     # A change of x along 1 or along the normalized x has no effect.
     along_one = _over_groups(dx.sum((1, 2)), groups, x)[:, None, None]
     along_x = _over_groups((dx * centered).sum((1, 2)), groups, x)[:, None, None]
-    dz = (dx - along_one - along_x * centered) * (inverse_std * gain)[:, None, None]
+    scale = (inverse_std * gain)[:, None, None]
+    dz = dx * scale
+    if x.dtype != jnp.float32:
+        # The derivative's only array of the size of x that passes through memory, also backward.
+        dz = jax.lax.optimization_barrier(dz.astype(x.dtype)).astype(jnp.float32)
+    dz -= (along_one + along_x * centered) * scale
     dz += centered * dgain[:, None, None] + dbias[:, None, None]
     if activate:
         z = centered * gain[:, None, None] + bias[:, None, None]
@@ -104,7 +110,8 @@ def _statistics(x, groups):
         variance = _over_groups(((values - mean[:, None, None]) ** 2).sum((1, 2)), groups, x)
     else:  # in one pass over x: its rounding exceeds the error of the difference
         variance = _over_groups((values**2).sum((1, 2)), groups, x) - mean**2
-    return mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + _EPSILON)
+    inverse_std = jax.lax.rsqrt(jnp.maximum(variance, 0) + _EPSILON)
+    return checkpoint_name(mean, "statistics"), checkpoint_name(inverse_std, "statistics")
 
 
 def _over_groups(sums, groups, x):

@@ -19,6 +19,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Key
 
 from geomem.diffusion.normalization import GroupNorm
@@ -54,7 +55,7 @@ class UNet(nn.Module):
       compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
         with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU).
       remat: whether the backward pass computes each block's activations again, which takes a third
-        longer and keeps only the blocks' inputs in memory.
+        longer and keeps only the blocks' inputs. In bfloat16, all but products is repeated anyway.
     """
 
     channels: int = 128
@@ -93,7 +94,7 @@ class UNet(nn.Module):
         if self.channels % 4:
             raise ValueError(f"channels must be a multiple of 4, got {self.channels}.")
         _check_sides(x.shape[1:3], self.patch, len(self.multipliers))
-        levels = [x.shape[1] // self.patch // 2**level for level in range(len(self.multipliers))]
+        levels = [x.shape[1] // self.patch // 2**i for i in range(len(self.multipliers))]
         # The default is for 32x32 images; for some other sizes no level has its resolution.
         if self.attention != UNet.attention and not {*self.attention} <= {*levels}:
             raise ValueError(
@@ -104,25 +105,26 @@ class UNet(nn.Module):
         embedding = self._embed(noise, augment_labels, len(x))
         widths = [self.channels * multiplier for multiplier in self.multipliers]
 
+        module = Block
+        if self.remat or self.compute == "bfloat16":
+            module = nn.remat(Block, policy=None if self.remat else _is_kept)
+        skips = []
+
         def block(name, x, width, **options):
             keys = dropout_keys
             if keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
-            module = (nn.remat(Block) if self.remat else Block)(
-                width, self.dropout, self.compute, self.adaptive_scale, name=name, **options
-            )
-            return module(x, embedding, keys)
+            options |= {"dropout": self.dropout, "adaptive_scale": self.adaptive_scale}
+            return module(width, compute=self.compute, name=name, **options)(x, embedding, keys)
 
-        skips = []
         for level, width in enumerate(widths):
             if level == 0:
                 x = _conv(self.channels, self.compute, name=f"enc_{_size(x)}_conv")(x)
             else:
-                half = f"{x.shape[1] // 2}x{x.shape[2] // 2}"
-                x = block(f"enc_{half}_down", x, x.shape[-1], resample="down")
+                x = block(f"enc_{_size(x, 0.5)}_down", x, x.shape[-1], resample="down")
             skips.append(x)
+            attend = x.shape[1] in self.attention
             for i in range(self.blocks):
-                attend = x.shape[1] in self.attention
                 x = block(f"enc_{_size(x)}_block{i}", x, width, attention=attend)
                 skips.append(x)
 
@@ -131,17 +133,15 @@ class UNet(nn.Module):
                 x = block(f"dec_{_size(x)}_in0", x, width, attention=True)
                 x = block(f"dec_{_size(x)}_in1", x, width)
             else:
-                double = f"{x.shape[1] * 2}x{x.shape[2] * 2}"
-                x = block(f"dec_{double}_up", x, x.shape[-1], resample="up")
+                x = block(f"dec_{_size(x, 2)}_up", x, x.shape[-1], resample="up")
             for i in range(self.blocks + 1):
                 attend = i == self.blocks and x.shape[1] in self.attention
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
 
         x = GroupNorm(name=f"dec_{_size(x)}_aux_norm")(x)
-        x = _conv(
-            image_channels * self.patch**2, self.compute, name=f"dec_{_size(x)}_aux_conv", gain=1e-5
-        )(x)
+        width = image_channels * self.patch**2
+        x = _conv(width, self.compute, name=f"dec_{_size(x)}_aux_conv", gain=1e-5)(x)
         return _unfold(x, self.patch).astype(jnp.float32)
 
     def _embed(self, noise, augment_labels, batch):
@@ -197,7 +197,8 @@ class Block(nn.Module):
             # One key per image, so that the mask does not depend on how the batch is sharded.
             keep, size = 1 - self.dropout, math.prod(x.shape[1:])
             mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (size,)))(dropout_keys)
-            x = jnp.where(mask.reshape(x.shape), x / keep, 0).astype(x.dtype)
+            kept = checkpoint_name(mask.reshape(x.shape), "mask")
+            x = jnp.where(kept, x / keep, 0).astype(x.dtype)
         x = _conv(self.width, self.compute, name="conv1", gain=1e-5)(x)
         if self.resample or shortcut.shape[-1] != self.width:
             shortcut = _resample(shortcut, self.resample)
@@ -231,6 +232,11 @@ def _inner_products_derivative(precision, primals, tangents):
     product = functools.partial(jnp.einsum, "bqc,bkc->bqk", precision=precision)
     # The products of the backward pass then take the type of q and k.
     return _inner_products(q, k, precision), (product(dq, k) + product(q, dk)).astype(jnp.float32)
+
+
+def _is_kept(primitive, *_, **__):
+    """Whether the backward pass fetches a result. On accelerators, others are computed faster."""
+    return primitive.name in ("conv_general_dilated", "dot_general", "name")
 
 
 class FourierEmbedding(nn.Module):
@@ -331,8 +337,8 @@ def _unfold(x, patch):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
 
 
-def _size(x):
-    return f"{x.shape[1]}x{x.shape[2]}"
+def _size(x, factor=1):
+    return "x".join(str(int(side * factor)) for side in x.shape[1:3])
 
 
 def _check_sides(sides, patch, levels):
