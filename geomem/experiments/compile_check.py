@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geomem.diffusion import sampler, training_step
-from geomem.experiments.common import chips, results
+from geomem.experiments.common import chips, hlo, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, presets
 from geomem.geometry import _curve_kernels, posterior, shells
@@ -28,14 +28,9 @@ from geomem.geometry._noise_coordinates import direct_frame
 from geomem.points import neighbours
 from geomem.points.visit import Points
 
-__all__ = ["Config", "check", "collectives", "run", "text"]
+__all__ = ["Config", "check", "run", "text"]
 
 _DATA = {"digits": (1437, (8, 8, 1)), "cifar10": (50_000, (32, 32, 3))}
-_COLLECTIVES = re.compile(
-    r"= (\(?[^=]*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
-    r"(?:-start)?\("
-)
-_SHAPE = re.compile(r"\b(?:f|bf|s|u|pred)(\d*)\[([\d,]*)\]")
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?)")
 
 
@@ -117,42 +112,32 @@ def check(config: Config, chip: chips.Chip, devices: list[Any]) -> dict[str, Any
     costs = costs[0] if isinstance(costs, list) else costs
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     needed = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    linked = collectives(compiled.as_text())
-    seconds = {
-        "products": costs.get("flops", 0) / chip.peak(compute),
-        "memory": costs.get("bytes accessed", 0) / chip.bandwidth,
-        "link": 2 * sum(entry["bytes"] for entry in linked.values()) / chip.link,
-    }
-    floor = max(seconds.values())
-    return report | {
+    program = compiled.as_text()
+    linked = hlo.collectives(program)
+    report |= {
         "fits": needed <= chip.memory,
         "missing_bytes": max(0.0, needed - chip.memory),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "flop": costs.get("flops"),
-        "bytes_accessed": costs.get("bytes accessed"),
         "collectives": linked,
-        "floor_seconds": seconds,
-        "share_of_peak": seconds["products"] / floor if floor else None,
-        "items_per_second": items / floor if floor else None,
     }
-
-
-def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Return the number of each collective in a compiled program's text, and their bytes.
-
-    >>> collectives("%x = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%a, %b), channel_id=1")
-    {'all-reduce': {'count': 1, 'bytes': 32}}
-    """
-    found: dict[str, dict[str, int]] = {}
-    text = re.sub(r"/\*.*?\*/", "", text)  # long tuples are numbered: /*index=5*/
-    for shapes, name in _COLLECTIVES.findall(text):
-        entry = found.setdefault(name, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        for bits, sides in _SHAPE.findall(shapes):
-            size = math.prod(map(int, filter(None, sides.split(","))))
-            entry["bytes"] += size * int(bits or 8) // 8
-    return found
+    if not costs.get("flops") or hlo.has_loops(program):
+        return report
+    traffic = hlo.memory_traffic(program)
+    seconds = {
+        "products": costs["flops"] / chip.peak(compute),
+        "memory": traffic / chip.bandwidth,
+        "link": 2 * sum(entry["bytes"] for entry in linked.values()) / chip.link,
+    }
+    floor = max(seconds.values())
+    return report | {
+        "flop": costs["flops"],
+        "bytes_accessed": costs["bytes accessed"],
+        "memory_traffic_bytes": traffic,
+        "floor_seconds": seconds,
+        "share_of_peak": seconds["products"] / floor,
+        "items_per_second": items / floor,
+    }
 
 
 def text(config: Config, report: dict[str, Any]) -> str:
@@ -169,15 +154,15 @@ def text(config: Config, report: dict[str, Any]) -> str:
         f"{name}: {entry['count']}, {entry['bytes'] / 1e6:.1f} MB a chip"
         for name, entry in report["collectives"].items()
     ]
-    if not report["flop"]:
-        return "\n".join([*lines, "this compiler counts neither operations nor bytes"])
+    if "flop" not in report:
+        return "\n".join([*lines, "no floor: this compiler counts no operations, or not in loops"])
     seconds = report["floor_seconds"]
     unit = "images/s" if config.program in ("train", "sample") else "queries/s"
     return "\n".join(
         [
             *lines,
-            f"{report['flop'] / 1e12:.3f} TFLOP, {report['bytes_accessed'] / 1e9:.2f} GB accessed "
-            "a chip",
+            f"{report['flop'] / 1e12:.3f} TFLOP a chip; {report['bytes_accessed'] / 1e9:.2f} GB "
+            f"accessed, {report['memory_traffic_bytes'] / 1e9:.2f} GB of them in its large memory",
             "floor: "
             + ", ".join(f"{name} {value * 1e3:.2f} ms" for name, value in seconds.items())
             + f"; at most {report['items_per_second']:,.0f} {unit}, "

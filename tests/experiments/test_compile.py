@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from geomem.experiments import compile_check
-from geomem.experiments.common import chips
+from geomem.experiments.common import chips, hlo
 
 
 def test_counts_collectives_and_their_bytes():
@@ -20,7 +19,7 @@ def test_counts_collectives_and_their_bytes():
       %done = u8[10]{0} all-gather-done(%start)
       %fusion.all-reduce = f32[7]{0} fusion(%d), calls=%all-reduce.2
     """
-    assert compile_check.collectives(text) == {
+    assert hlo.collectives(text) == {
         "all-reduce": {"count": 1, "bytes": 32},
         "all-gather": {"count": 1, "bytes": 10},
     }
