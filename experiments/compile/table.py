@@ -1,7 +1,8 @@
-"""Print the table in README.md. Usage: python experiments/compile/table.py"""
+"""Print the table of README.md. Usage: python experiments/compile/table.py [FOLDER]"""
 
 import json
 import pathlib
+import sys
 
 from geomem.experiments.train.presets import PRESETS
 
@@ -19,9 +20,8 @@ _HEADER = (
 )
 
 
-def main() -> None:
+def main(results: pathlib.Path) -> None:
     """Print a row for each compile.json, in the order of their folders' names."""
-    results = pathlib.Path(__file__).parent / "results"
     print("| " + " | ".join(_HEADER) + " |")
     print("|---" * len(_HEADER) + "|")
     for path in sorted(results.glob("*/compile.json")):
@@ -68,4 +68,4 @@ def _points(config):
 
 
 if __name__ == "__main__":
-    main()
+    main(pathlib.Path(*sys.argv[1:2] or [pathlib.Path(__file__).parent / "results"]))
