@@ -337,7 +337,7 @@ def _unfold(x, patch):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
 
 
-def _size(x, factor=1):
+def _size(x, factor: float = 1):
     return "x".join(str(int(side * factor)) for side in x.shape[1:3])
 
 
