@@ -136,8 +136,8 @@ class UNet(nn.Module):
                 x = block(f"dec_{_size(x, 2)}_up", x, x.shape[-1], resample="up")
             for i in range(self.blocks + 1):
                 attend = i == self.blocks and x.shape[1] in self.attention
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
+                name = f"dec_{_size(x)}_block{i}"
+                x = block(name, (x, skips.pop()), width, attention=attend)
 
         x = GroupNorm(name=f"dec_{_size(x)}_aux_norm")(x)
         width = image_channels * self.patch**2
@@ -183,8 +183,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, dropout_keys):
-        """Map x [B, H, W, C], embedding [B, E] and keys [B] or None to [B, H', W', width]."""
-        shortcut = x
+        """Map x [B, H, W, C] or several, embedding [B, E] and keys [B] to [B, H', W', width]."""
+        shortcut = x = jnp.concatenate(x, axis=-1) if isinstance(x, tuple) else x
         x = GroupNorm(name="norm0")(x)
         x = _conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
         width = self.width * (1 + self.adaptive_scale)
