@@ -43,9 +43,9 @@ def _row(report):
     row = [" ".join(map(str, name)), config["target"], size]
     if not report["fits"]:
         return [*row, f"**{report['missing_bytes'] / 1e9:.1f} GB too much**", *["-"] * 6]
-    row.append(f"{report['argument_bytes'] / 1e9:.2f} + {report['temporary_bytes'] / 1e9:.2f}")
+    row.append(f"{report['argument_bytes'] / 1e9:.3f} + {report['temporary_bytes'] / 1e9:.3f}")
     linked = ", ".join(
-        f"{entry['count']} {name}, {entry['bytes'] / 1e6:.1f} MB"
+        f"{entry['count']} {name}, {entry['bytes'] / 1e6:.3g} MB"
         for name, entry in report["collectives"].items()
     )
     seconds = f"{report['compile_seconds']:.0f}"
@@ -54,10 +54,10 @@ def _row(report):
     floor = max(report["floor_seconds"], key=report["floor_seconds"].get)
     return [
         *row,
-        f"{report['flop'] / 1e12:.2f}",
-        f"{report['bytes_accessed'] / 1e9:.1f} ({report['memory_traffic_bytes'] / 1e9:.1f})",
+        f"{report['flop'] / 1e12:.3g}",
+        f"{report['bytes_accessed'] / 1e9:.3g} ({report['memory_traffic_bytes'] / 1e9:.2g})",
         linked or "none",
-        f"{report['floor_seconds'][floor] * 1e3:.1f}, {floor}",
+        f"{report['floor_seconds'][floor] * 1e3:.3g}, {floor}",
         f"{report['items_per_second']:,.0f} images/s",
         seconds,
     ]
