@@ -100,7 +100,9 @@ class Details:
 
     def _texture(self, image, height=1.0, width=1.0, down=0.0, right=0.0):
         ends = zip(self._shape, (height, width), (down, right), strict=True)
-        rows, columns = (cosines(side, self._margin, *end, side) for side, *end in ends)
+        rows, columns = (
+            cosines(side, self._margin, scale, shift, side) for side, scale, shift in ends
+        )
         return rows @ image @ columns.T
 
     def _only_noise(self, x, y):
@@ -111,5 +113,5 @@ class Details:
         gain = (x * y)[coarse].sum() / max((x[coarse] ** 2).sum(), 1e-30)
         pixels = np.prod([side - 2 * self._margin for side in self._shape])
         difference = np.sqrt(((y - gain * x)[coarse] ** 2).sum() / pixels)
-        contrast = np.sqrt((y[self._weight > 0] ** 2).sum() / pixels)
+        contrast = np.linalg.norm(y.ravel()[1:]) / np.sqrt(pixels)  # without the mean
         return difference <= _DIFFERENCE * self._deviation and difference < _RELATIVE * contrast
