@@ -24,6 +24,7 @@ COLORS = {
     "sky": "#56B4E9",
     "purple": "#CC79A7",
     "gray": "#666666",
+    "black": "#000000",
 }
 ZONE: dict[str, Any] = {"color": COLORS["yellow"], "alpha": 0.35, "lw": 0, "label": "danger zone"}
 _STYLE: dict[Any, Any] = {

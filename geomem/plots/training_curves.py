@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["along_training", "frontier"]
 
-_ORDER = ("gray", "purple", "vermillion", "blue", "green", "sky", "orange")
-_MARKERS = "osDv^<>"
+_ORDER = ("gray", "purple", "vermillion", "blue", "green", "sky", "orange", "black")
+_MARKERS = "osDv^<>P"
 
 
 def along_training(rows: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -62,7 +62,7 @@ def frontier(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _markers():
-    """49 different pairs of color and marker."""
+    """64 different pairs of color and marker."""
     for shift in range(len(_MARKERS)):
         for i, color in enumerate(_ORDER):
             yield {"color": COLORS[color], "marker": _MARKERS[(i + shift) % len(_MARKERS)]}
