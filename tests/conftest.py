@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,10 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     + " --xla_backend_optimization_level=1"  # compiles a fifth faster; users have 3
 )
+
+# Started in the background of a script, pytest ignores Ctrl-C, and so would its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test workers and the commands that they start share one cache of compiled programs.
 _run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))

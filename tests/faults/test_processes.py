@@ -27,14 +27,6 @@ KILLS = int(os.environ.get("GEOMEM_KILLS", "1"))
 SMALL = ["--num-train", "60", "--num-heldout", "40", "--num-sigmas", "5"]
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_as_in_a_terminal():
-    """Started in the background, pytest ignores Ctrl-C, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def start(words, folder, **environment):
     """Start a command in a folder."""
     return subprocess.Popen(
