@@ -9,6 +9,7 @@ and the Frechet distance to held-out images.
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,15 @@ from geomem.experiments.train import configuration
 from geomem.metrics import intervals
 from geomem.plots import training_curves
 
-__all__ = ["Config", "Result", "compare_early_stopping", "make_arms", "run", "summarize"]
+__all__ = [
+    "Config",
+    "Result",
+    "compare_early_stopping",
+    "compare_pairs",
+    "make_arms",
+    "run",
+    "summarize",
+]
 
 Rows = list[dict[str, Any]]
 
@@ -81,6 +90,7 @@ def run(config: Config) -> Result:
         output.write_rows("results.csv", rows)
         output.write_rows("summary.csv", summary)
         output.write_json("comparisons.json", _compare(output.out, chosen, preset.seeds, rows))
+        output.write_rows("pairs.csv", compare_pairs(rows))
         output.write_json("floors.json", gap_study.quality_floors(preset, dataset))
         output.write_figure("training", training_curves.along_training(rows))
         output.write_figure("frontier", training_curves.frontier(rows))
@@ -211,8 +221,25 @@ def _compare(folder, chosen, seeds, rows):
     return comparisons
 
 
-def _endpoints(rows, name):
-    """Arm minus baseline, last checkpoint, paired by seed: mean, 95% interval and each difference.
+def compare_pairs(rows: Rows) -> Rows:
+    """Return the differences of each two arms in each endpoint, at the end of training.
+
+    Returns:
+      Rows of first, second, endpoint, and the mean of second minus first over training runs of the
+      same seed, with its 95% interval, low and high. Only differences from the baseline were fixed
+      before the runs; with so many pairs, some intervals exclude 0 by chance.
+    """
+    names = dict.fromkeys(row["arm"] for row in rows)
+    return [
+        {"first": first, "second": second, "endpoint": key, "mean": mean, "low": low, "high": high}
+        for first, second in itertools.combinations(names, 2)
+        for key, found in _endpoints(rows, second, first).items()
+        for mean, low, high in [(found["mean"], found["low"], found["high"])]
+    ]
+
+
+def _endpoints(rows, name, other="baseline"):
+    """Arm minus other, last checkpoint, paired by seed: mean, 95% interval and each difference.
 
     An interval that holds 0 leaves the sign open.
     """
@@ -220,9 +247,9 @@ def _endpoints(rows, name):
     seeds = [seed for arm, seed in ends if arm == name]
     result = {}
     for key in _ENDPOINTS:
-        pairs = [(ends[name, seed][key], ends["baseline", seed][key]) for seed in seeds]
+        pairs = [(ends[name, seed][key], ends[other, seed][key]) for seed in seeds]
         if not any(None in pair for pair in pairs):
-            each = [arm - baseline for arm, baseline in pairs]
+            each = [arm - reference for arm, reference in pairs]
             result[key] = intervals.mean(each)._asdict() | {"each": each}
     return result
 

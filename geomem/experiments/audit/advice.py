@@ -84,9 +84,9 @@ def advise(duplicates: Mapping[str, Any], gap: Mapping[str, Any] | None) -> list
                 "Leave noise levels out of training",
                 f"{_points(wide['change'])} for the zone at threshold 0.5, which the code below "
                 f"leaves out; {_points(narrow['change'])} for the zone at 0.8, not resolved. A gap "
-                f"of the same size below the zone did more: {_points(below['change'])}. "
-                f"Training for 35% fewer steps without a gap: {_points(shorter['change'])}; no "
-                "gap on the zone was seen to do more than that.",
+                f"of the same size below the zone: {_points(below['change'])}. Training "
+                f"for 35% fewer steps without a gap: {_points(shorter['change'])}. So a gap on the "
+                "zone was not seen to do more than fewer steps.",
                 f"geomem, 128 digits, {early['runs']} training runs, each on its own images "
                 "(experiments/gap_training). With EDM's own "
                 "noise and embedding it did little (experiments/gap_sweep, one run each). The "

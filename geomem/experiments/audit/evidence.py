@@ -28,7 +28,6 @@ __all__ = [
 THRESHOLD = 0.8  # of the reference zones
 COPIED = 2_000  # largest set of which trained networks were seen to make copies
 NOT_COPIED = 50_000  # smallest set of natural images of which they were not: CIFAR-10
-NOT_COPIED_DIFFERENT = 48_500  # of these, rounded down: an audit counts 48,536 without duplicates
 _SEEN = 0.01  # fraction of copies that counts as seen
 
 
@@ -64,4 +63,11 @@ def _narrow():
     return math.sqrt(width(zone))
 
 
+def _not_copied_different():
+    """Images of this set without duplicates, rounded down to hundreds, as an audit counts them."""
+    row = next(row for row in evidence()["networks"] if row["count"] == NOT_COPIED)
+    return row["different"] // 100 * 100
+
+
 NARROW = _narrow()
+NOT_COPIED_DIFFERENT = _not_copied_different()

@@ -76,6 +76,25 @@ def test_own_subsets_follow_the_seed(tmp_path):
     assert gap_study.resolve(config).train.subset_seed == 0
 
 
+def test_pairs_of_arms_are_compared_seed_by_seed():
+    values = {"a": [0.5, 0.7, 0.6], "b": [0.1, 0.4, 0.1], "c": [0.6, 0.7, 0.8]}
+    rows = [
+        {"arm": arm, "seed": seed, "kimg": kimg, "without_noise": value * kimg / 2}
+        | {"frechet": 2.0, "recall": None, "coverage": 0.5}
+        for arm, each in values.items()
+        for seed, value in enumerate(each)
+        for kimg in (1, 2)
+    ]
+    pairs = {(r["first"], r["second"], r["endpoint"]): r for r in gap_training.compare_pairs(rows)}
+    assert len(pairs) == 3 * 3  # no recall
+    for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
+        each = np.subtract(values[second], values[first])
+        row = pairs[first, second, "without_noise"]
+        half = 4.302653 * each.std(ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+        expected = each.mean(), each.mean() - half, each.mean() + half
+        assert [row[k] for k in ("mean", "low", "high")] == pytest.approx(expected, rel=1e-5)
+
+
 def test_gap_training_writes_rows_and_figures(study):
     result = study[1]
     with (result.folder / "results.csv").open() as file:
