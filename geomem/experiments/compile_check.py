@@ -25,7 +25,7 @@ from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, presets
 from geomem.geometry import _curve_kernels, posterior, shells
 from geomem.geometry._noise_coordinates import direct_frame
-from geomem.points import neighbours
+from geomem.points import neighbors
 from geomem.points.visit import Points
 
 __all__ = ["Config", "check", "run", "text"]
@@ -263,6 +263,6 @@ _PROGRAMS = {
     "train": _train,
     "sample": _sample,
     "posterior": functools.partial(_geometry, lambda x, y: posterior.denoise(y, x, 2.0)),
-    "nearest": functools.partial(_geometry, lambda x, y: neighbours.two_nearest(y, x)),
+    "nearest": functools.partial(_geometry, lambda x, y: neighbors.two_nearest(y, x)),
     "curves": functools.partial(_geometry, _coverage),
 }

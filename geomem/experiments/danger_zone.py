@@ -151,6 +151,7 @@ def run(config: Config) -> Result | None:
         sets = curve_sets.requested(config, dataset)
         duplicates, shared = _count_copies(dataset)
         train, heldout = _train_points(dataset, config), _points(dataset.test, config)
+    style.import_in_background()
     with record.phase("curves"):
         curves = jax.block_until_ready(_estimate(config, train, heldout, sigmas))
     with record.phase("zone"):

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from geomem.geometry import shells, weight_bounds
 from geomem.geometry._noise_coordinates import Frame, with_coordinates
 from geomem.points.exact import CHUNK, inner_products
-from geomem.points.neighbours import squared_distances
+from geomem.points.neighbors import squared_distances
 from geomem.points.softmax_search import LOWEST, LogSums, add_log_sums
 from geomem.points.visit import Pass, Points
 
@@ -72,7 +72,7 @@ class _Noised(NamedTuple):
 def _run(frame, sweep, index, unseen, chunk, **context):
     context = _Context(origin=frame.origin, reach=frame.reach, **context)
     run = _run_in_memory if isinstance(frame.points, Points) else _run_block
-    return run(frame, sweep, index, unseen, context, chunk=chunk)
+    return run(frame, sweep, jnp.asarray(index, jnp.int32), unseen, context, chunk=chunk)
 
 
 def _run_block(frame, sweep, index, unseen, context, *, chunk):
@@ -85,7 +85,7 @@ _run_in_memory = jax.jit(_run_block, static_argnames=("sweep", "chunk"))
 
 def coverage_sweep(
     key: jax.Array,
-    index: jax.Array,
+    index: ArrayLike,
     frame: Frame,
     *,
     sigmas: ArrayLike,
@@ -191,7 +191,7 @@ class WeightSweep(NamedTuple):
 
 def weight_sweep(
     key: jax.Array,
-    index: jax.Array,
+    index: ArrayLike,
     frame: Frame,
     *,
     sigmas: ArrayLike,
@@ -249,10 +249,9 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
 
         def add(partial, rows, point_index, valid):
             points, coordinates = with_coordinates(rows, context.origin)
-            squares = squared_distances(state.queries, points)
             own_column = point_index == state.index[:, None]
             other = valid & ~own_column
-            squares = jnp.where(own_column, 0, squares)
+            squares = squared_distances(state.queries, points, own_column)
 
             def draw(noised):
                 z, own = noised

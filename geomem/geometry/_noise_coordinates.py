@@ -23,7 +23,15 @@ import tqdm
 from geomem.points.exact import center, decode, inner_products
 from geomem.points.visit import Pass, PlacedPoints, Points, as_points
 
-__all__ = ["Frame", "direct_frame", "frame", "in_blocks", "reduced_frame", "with_coordinates"]
+__all__ = [
+    "Frame",
+    "direct_frame",
+    "frame",
+    "in_blocks",
+    "join",
+    "reduced_frame",
+    "with_coordinates",
+]
 
 _QUERIES = 1024  # most queries noised at once
 _NOISE = 2**26  # most random numbers drawn at once (256 MB)
@@ -110,23 +118,24 @@ def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
 
 def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
     """Return the frame of N + 1 dimensions (see the module's docstring); needs N + 1 < d."""
-    return _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
+    frame = _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
+    # Known to the host without waiting for the device.
+    return frame._replace(missing=np.float32(points.shape[1] - frame.rank))
 
 
 @jax.jit
 def _reduced_frame(points, queries):
-    count, dim = points.shape
     origin = center(points)
     basis, coordinates = jnp.linalg.qr((points - origin).T)
     inside = inner_products(queries - origin, basis.T)
     outside = queries - origin - inner_products(inside, basis)
     distance = jnp.linalg.norm(outside, axis=1, keepdims=True)
     return Frame(
-        Points((points, jnp.pad(coordinates.T, ((0, 0), (0, 1)))), count),
+        Points((points, jnp.pad(coordinates.T, ((0, 0), (0, 1)))), len(points)),
         queries,
         origin,
         jnp.concatenate([inside, distance], axis=1),
-        jnp.float32(dim - count - 1),
+        jnp.float32(0),
     )
 
 
@@ -152,15 +161,23 @@ _REACH = Pass(
 def in_blocks(
     index: np.ndarray, frame: Frame, draws: int, kernel: Callable, label: str | None
 ) -> list[Any]:
-    """Return `kernel(index, frame)` over blocks of the queries `index` [M]: results [M, ...]."""
+    """Return `kernel(index, frame)` over blocks of the queries `index` [M], for `join`.
+
+    The device may still be at work on the last two.
+    """
     size = min(_QUERIES, len(index), max(1, _NOISE // (draws * frame.rank)))
     starts = range(0, len(index), size)
     blocks = []
     for start in tqdm.tqdm(starts, label, disable=label is None or len(starts) < 3, unit="block"):
         # The last block is filled up, so that there is one shape, one compilation.
         at = np.minimum(np.arange(start, start + size), len(index) - 1)
-        blocks.append(kernel(jnp.asarray(index[at]), frame))
+        blocks.append(kernel(index[at], frame))
         if len(blocks) > 2:  # let the device run ahead of the bar, but not far
             jax.block_until_ready(blocks[-3])
+    return blocks
+
+
+def join(blocks: list[Any], count: int) -> list[Any]:
+    """Return the results of `in_blocks`: NumPy arrays [count, ...]."""
     # NumPy from here on: each small operation of JAX would be one more program to compile.
-    return [np.concatenate(parts)[: len(index)] for parts in zip(*blocks, strict=True)]
+    return [np.concatenate(parts)[:count] for parts in zip(*blocks, strict=True)]

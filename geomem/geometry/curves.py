@@ -8,6 +8,7 @@ at a time. `estimate` computes both curves on a whole grid from one matrix produ
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,16 +17,16 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Shaped
 
-from geomem.geometry import _curve_kernels, _noise_coordinates, exposure, posterior, shells
+from geomem.geometry import _curve_kernels, _noise_coordinates, posterior, shells
 from geomem.geometry._bands import (
     Curves,
     Estimate,
     Refinement,
     bootstrap_fraction,
     bootstrap_mean,
-    split,
     stratified_mean,
 )
+from geomem.geometry._curve_fields import coverage_fields, weight_fields
 from geomem.geometry._refinement import pilot_coverage, pilot_max_weight, refined_grid
 from geomem.geometry.posterior import check_sigma
 from geomem.points.exact import as_rows, check_counts, check_image_shape, check_key, decode
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 Levels = Float[np.ndarray, " levels"]
+Fields = Callable[[], dict[str, Any]]
 
 _DEFAULT_GRID = 0.02, 80.0, 32  # smallest level, largest level, number of levels
 
@@ -167,7 +169,7 @@ def estimate(
     """
     check_key(key)
     sigmas = check_sigmas(sigmas)
-    coverage_key, weight_key = _keys(key, 2)
+    coverage_keys, weight_keys = (_keys(part, 3) for part in _keys(key, 2))
     points, queries = _both(train, heldout)
     num_base = len(points) if num_base is None else num_base
     check_counts(draws_coverage=draws_coverage, draws_weight=draws_weight, num_base=num_base)
@@ -175,10 +177,13 @@ def estimate(
         points, queries, len(queries) * draws_coverage + num_base * draws_weight
     )
     coverage = _coverage(
-        coverage_key, frame, sigmas, draws_coverage, shell_c, bootstrap, refine, progress
+        coverage_keys, frame, sigmas, draws_coverage, shell_c, bootstrap, refine, progress
     )
-    weight = _weight(weight_key, frame, sigmas, num_base, draws_weight, bootstrap, refine, progress)
-    return Curves(sigma=sigmas, **coverage, **weight)
+    weight = _weight(
+        weight_keys, frame, sigmas, num_base, draws_weight, bootstrap, refine, progress
+    )
+    # The device works on both while the host summarizes the first.
+    return Curves(sigma=sigmas, **coverage(), **weight())
 
 
 def estimate_coverage(
@@ -196,9 +201,10 @@ def estimate_coverage(
     check_key(key)
     check_counts(draws=draws)
     sigmas = check_sigmas(sigmas)
+    keys = _keys(key, 3)
     points, queries = _both(train, heldout)
     frame = _noise_coordinates.frame(points, queries, len(queries) * draws)
-    found = _coverage(key, frame, sigmas, draws, shell_c, bootstrap, 0, progress)
+    found = _coverage(keys, frame, sigmas, draws, shell_c, bootstrap, 0, progress)()
     return found["coverage"], found["coverage_lower_bound"], found["coverage_upper_bound"]
 
 
@@ -215,18 +221,19 @@ def estimate_weight(
     """Estimate W(sigma), with the own weight and its bounds; arguments as in `estimate`."""
     check_key(key)
     sigmas = check_sigmas(sigmas)
+    keys = _keys(key, 3)
     points = as_points(_rows("train", train))
     num_base = len(points) if num_base is None else num_base
     check_counts(draws=draws, num_base=num_base)
     frame = _noise_coordinates.frame(points, None, num_base * draws)
-    found = _weight(key, frame, sigmas, num_base, draws, bootstrap, 0, progress)
+    found = _weight(keys, frame, sigmas, num_base, draws, bootstrap, 0, progress)()
     own = (found[f"own_weight{name}"] for name in ("", "_lower_bound", "_upper_bound"))
     return found["max_weight"], *own
 
 
-def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -> dict[str, Any]:
-    """The fields of Curves that are about coverage."""
-    noise_key, bootstrap_key = _keys(key, 2)
+def _coverage(keys, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -> Fields:
+    """Start the work on the fields of Curves that are about coverage; return what gives them."""
+    noise_key, bootstrap_key, _ = keys
     dim = frame.points.shape[1]
     shells.check_shell_c(shell_c)
     limits = np.array(shells.radii(dim, shell_c), np.float32) ** 2
@@ -242,24 +249,23 @@ def _coverage(key, frame, sigmas, draws, shell_c, bootstrap, refine, progress) -
         table=shells.probability_table(dim, float(shell_c)),
         draws=draws,
     )
-    index = np.arange(len(frame.queries))
-    covered, *bounds = _noise_coordinates.in_blocks(
-        index, frame, draws, kernel, "coverage" if progress else None
-    )
-    lower, upper = (bound[:, : len(sigmas)].mean(axis=0) for bound in bounds)
-    whole = bootstrap_fraction(bootstrap_key, covered, draws, bootstrap)
-    return split("coverage", whole, levels, len(sigmas)) | {
-        "coverage_lower_bound": lower,
-        "coverage_upper_bound": upper,
-    }
+    index, label = np.arange(len(frame.queries)), "coverage" if progress else None
+    blocks = _noise_coordinates.in_blocks(index, frame, draws, kernel, label)
+
+    def fields():
+        covered, *bounds = _noise_coordinates.join(blocks, len(index))
+        bands = draws, levels, len(sigmas), bootstrap
+        return coverage_fields(bootstrap_key, covered, bounds, *bands)
+
+    return fields
 
 
-def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) -> dict[str, Any]:
-    """The fields of Curves that are about the posterior."""
-    total, count = len(frame.points), len(sigmas)
+def _weight(keys, frame, sigmas, num_base, draws, bootstrap, refine, progress) -> Fields:
+    """Start the work on the fields of Curves that are about the posterior, as `_coverage` does."""
+    total = len(frame.points)
     if num_base > total:
         raise ValueError(f"num_base must be between 1 and {total}, got {num_base}.")
-    noise_key, bootstrap_key, sample_key = _keys(key, 3)
+    noise_key, bootstrap_key, sample_key = keys
     index = np.arange(total)
     if num_base < total:
         index = np.sort(_rng(sample_key).permutation(index)[:num_base])
@@ -267,38 +273,20 @@ def _weight(key, frame, sigmas, num_base, draws, bootstrap, refine, progress) ->
     levels = refined_grid(sigmas, refine, pilot)
     kernel = functools.partial(_curve_kernels.weight_sweep, noise_key, sigmas=levels, draws=draws)
     label = "max weight" if progress else None
-    sweep = _curve_kernels.WeightSweep(
-        *_noise_coordinates.in_blocks(index, frame.of_points(), draws, kernel, label)
-    )
+    blocks = _noise_coordinates.in_blocks(index, frame.of_points(), draws, kernel, label)
 
-    def mean(values, low=0.0, high=1.0, replicates=1):
-        """Estimate of the mean of values between `low` and `high`."""
-        unit = np.clip((values - low) / (high - low), 0, 1)
-        estimate = stratified_mean(bootstrap_key, unit, replicates, num_base / total)
-        return Estimate(*(low + (high - low) * field for field in estimate))
+    def fields():
+        sweep = _curve_kernels.WeightSweep(*_noise_coordinates.join(blocks, len(index)))
+        return weight_fields(bootstrap_key, sweep, index, total, levels, len(sigmas), bootstrap)
 
-    largest = mean(sweep.largest, replicates=bootstrap)
-    own = sweep.own[..., :count]
-    # Each constant bounds the expectation; take the best.
-    lower = sweep.lower[..., :count].mean(axis=0).max(axis=0)
-    upper = sweep.upper[..., :count].mean(axis=0).min(axis=0)
-    curves = split("max_weight", largest, levels, count)
-    if (sweep.copies > 1).any():
-        grouped = np.maximum(sweep.largest, sweep.own * sweep.copies[:, None, None])
-        curves |= split("group_weight", mean(grouped, replicates=bootstrap), levels, count)
-    log_size = mean(np.log(sweep.effective_size[..., :count]), 0, np.log(total))
-    return curves | {
-        "own_weight": own.mean(axis=(0, 1)),
-        "own_weight_lower_bound": lower,
-        "own_weight_upper_bound": upper,
-        "entropy": mean(sweep.entropy[..., :count], 0, np.log(total)),
-        "effective_size": Estimate(*map(np.exp, log_size)),
-        "exposure": exposure.exposure(index, levels, sweep.own, sweep.copies - 1),
-    }
+    return fields
 
 
 def _keys(key, count):
-    """Independent keys; `jax.random.split` would be one more program to compile for each count."""
+    """Independent keys; `jax.random.split` would be one more program to compile for each count.
+
+    Made before the device has other work: later, the host would wait for that to read a key.
+    """
     return [jax.random.fold_in(key, i) for i in range(count)]
 
 

@@ -24,7 +24,7 @@ from scipy import special
 
 from geomem.geometry.posterior import Sigma, check_sigma
 from geomem.points.exact import as_queries, as_rows, check_key, decode, map_rows
-from geomem.points.neighbours import squared_distances
+from geomem.points.neighbors import squared_distances
 
 __all__ = [
     "ProbabilityTable",

@@ -22,7 +22,7 @@ from geomem.metrics.features import check_finite
 from geomem.metrics.intervals import Rate, rate
 from geomem.metrics.residual_noise import fit_spectrum, noise_removed_ratio, residual_noise
 from geomem.points import placement
-from geomem.points.neighbours import Nearest, nearest
+from geomem.points.neighbors import Nearest, nearest
 
 __all__ = ["Memorization", "Report", "adaptive_score", "measure", "plain_memorized", "report"]
 

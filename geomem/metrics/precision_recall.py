@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from geomem.metrics.features import FeatureArray, check_features
 from geomem.points.exact import CHUNK, QUERIES, fold_rows, map_rows
-from geomem.points.neighbours import nearest, squared_distances
+from geomem.points.neighbors import nearest, squared_distances
 
 __all__ = ["PrecisionRecall", "precision_recall"]
 

@@ -5,14 +5,26 @@ too, for printing in gray.
 """
 
 import contextlib
+import importlib
 import io
 import pathlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from geomem import paths
 
-__all__ = ["COLORS", "COLUMN", "ZONE", "legend", "noise_axis", "save", "sheet", "svg"]
+__all__ = [
+    "COLORS",
+    "COLUMN",
+    "ZONE",
+    "import_in_background",
+    "legend",
+    "noise_axis",
+    "save",
+    "sheet",
+    "svg",
+]
 
 COLUMN = 3.4  # inches
 COLORS = {
@@ -27,6 +39,7 @@ COLORS = {
     "black": "#000000",
 }
 ZONE: dict[str, Any] = {"color": COLORS["yellow"], "alpha": 0.35, "lw": 0, "label": "danger zone"}
+_BACKENDS = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf")
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -39,6 +52,12 @@ _STYLE: dict[Any, Any] = {
     "legend.title_fontsize": 7,
     "pdf.fonttype": 42,
 }
+
+
+def import_in_background() -> None:
+    """Import matplotlib while other work goes on; a figure then starts half a second earlier."""
+    # Not a daemon: Python must not end in the middle of an import.
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in _BACKENDS]).start()
 
 
 @contextlib.contextmanager

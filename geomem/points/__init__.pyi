@@ -1,7 +1,7 @@
-from .neighbours import Nearest as Nearest
-from .neighbours import nearest as nearest
-from .neighbours import squared_distances as squared_distances
-from .neighbours import two_nearest as two_nearest
+from .neighbors import Nearest as Nearest
+from .neighbors import nearest as nearest
+from .neighbors import squared_distances as squared_distances
+from .neighbors import two_nearest as two_nearest
 from .placement import place as place
 from .placement import shard as shard
 from .placement import stream as stream

@@ -9,7 +9,7 @@ from geomem.diffusion import grids, sampler
 from geomem.experiments.benchmarks import timing
 from geomem.geometry import posterior
 from geomem.metrics import memorization
-from geomem.points.neighbours import two_nearest
+from geomem.points.neighbors import two_nearest
 
 
 @pytest.fixture(scope="module")

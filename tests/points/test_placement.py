@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from geomem import data
 from geomem.geometry import curves, posterior
-from geomem.points import neighbours, placement
+from geomem.points import neighbors, placement
 from geomem.points.streaming import Stream
 from geomem.points.visit import Points, as_points
 
@@ -87,7 +87,7 @@ def test_top_weights_match_one_device_and_float64(points, noised, place):
 def test_two_nearest_match_float64_loop(points, noised, place):
     placed = place(points + np.float32(100))
     queries = np.concatenate([noised[0], noised[5], points[[3, 603]]]) + np.float32(100)
-    found = neighbours.two_nearest(queries, placed)
+    found = neighbors.two_nearest(queries, placed)
     distance, index = oracles.two_nearest(queries, points + np.float32(100))
     np.testing.assert_array_equal(found.index, index)
     np.testing.assert_allclose(found.distance, distance, rtol=2e-6, atol=0)
@@ -98,7 +98,7 @@ def test_ties_are_broken_by_index_across_devices(rng):
     points[[12, 30, 47]] = 1  # on three devices
     for place in (placement.shard, placement.stream):
         placed = place(points)
-        found = neighbours.two_nearest(np.ones((2, 3), np.float32), placed)
+        found = neighbors.two_nearest(np.ones((2, 3), np.float32), placed)
         np.testing.assert_array_equal(found.index, [[12, 30], [12, 30]])
         top = posterior.top_weights(np.ones((2, 3), np.float32), placed, 0.01, 3)
         np.testing.assert_array_equal(top.index, [[12, 30, 47]] * 2)
@@ -214,13 +214,13 @@ WORKER = """
 import numpy as np
 (folder,) = arguments
 from geomem.geometry import curves, posterior
-from geomem.points import neighbours, placement
+from geomem.points import neighbors, placement
 y = np.load(f"{folder}/y.npy")
 for name, place in (("sharded", placement.shard), ("streamed", placement.stream)):
     points = place(f"{folder}/points.npy")
     found = {f"mean_{s}": posterior.denoise(y, points, s) for s in (0.02, 2.0, 8.0)}
     found["weight"], found["index"] = posterior.top_weights(y, points, 2.0, 5)
-    found["distance"], found["nearest"] = neighbours.two_nearest(y, points)
+    found["distance"], found["nearest"] = neighbors.two_nearest(y, points)
     weight, *_ = curves.estimate_weight(
         jax.random.key(0), points, [0.5, 5.0], num_base=8, draws=2, bootstrap=3
     )
@@ -236,7 +236,7 @@ def test_two_processes_equal_one(points, noised, tmp_path):
     np.save(tmp_path / "y.npy", noised[6])
     processes.run_two(WORKER, tmp_path)
     y = noised[6]
-    top, nearest = posterior.top_weights(y, points, 2.0, 5), neighbours.two_nearest(y, points)
+    top, nearest = posterior.top_weights(y, points, 2.0, 5), neighbors.two_nearest(y, points)
     weight, *_ = curves.estimate_weight(
         jax.random.key(0), points, [0.5, 5.0], num_base=8, draws=2, bootstrap=3
     )

@@ -14,10 +14,10 @@ from geomem import data
 from geomem.experiments.benchmarks.timing import median_seconds, peak_growth, product_peak, seconds
 from geomem.experiments.common import results
 from geomem.experiments.common.dataclass_flags import flag
-from geomem.geometry import curves, local, posterior, shells
+from geomem.geometry import _noise_coordinates, curves, local, posterior, shells
 from geomem.metrics import aligned, copies, memorization
 from geomem.metrics.alignment import Alignment
-from geomem.points import neighbours
+from geomem.points import neighbors
 
 _SIGMAS = np.float32(
     [0.02, 0.05, 0.1, 0.14, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 4, 5, 8, 12, 20, 40, 80]
@@ -117,6 +117,13 @@ def _curves_rows(config, peak):
     rows = len(heldout) * _DRAWS_COVERAGE + len(train) * _DRAWS_WEIGHT
     floor = 2 * rows * len(train) * min(len(train), _DIM) / peak
     yield Row("its matrix products, in coordinates of the data", floor, floor / ours, "of that")
+    coordinates = median_seconds(
+        lambda: _noise_coordinates.reduced_frame(*on_device), config.repeats
+    )
+    yield Row("its change to these coordinates", coordinates, coordinates / ours, "of that")
+    noise = jax.jit(lambda key: jax.random.normal(key, (rows, len(train) + 1)))
+    drawn = median_seconds(lambda: noise(jax.random.key(0)), config.repeats)
+    yield Row("its random numbers", drawn, drawn / ours, "of that")
 
 
 def _numpy_curves(train, heldout):
@@ -171,7 +178,7 @@ def _random_points(config, queries):
 def _nearest_rows(config, peak):
     points, queries = _random_points(config, 2000)
     x, y = jax.device_put(points), jax.device_put(queries)
-    ours = median_seconds(lambda: neighbours.two_nearest(y, x), config.repeats)
+    ours = median_seconds(lambda: neighbors.two_nearest(y, x), config.repeats)
     what = f"two nearest of 2,000 queries among {config.points:,} points"
     yield Row(what, ours, 2 * 2000 * config.points * _DIM / ours / peak, "of the peak")
     if faiss_seconds := _faiss_seconds(points, queries, min(config.repeats, 3)):
@@ -212,7 +219,7 @@ def _aligned_rows(config, peak):
     if faiss_seconds := _faiss_seconds(*flat, 1):
         ratio = faiss_seconds * transforms / times[0]
         yield Row(what, times[0], ratio, f"FAISS IndexFlatL2 times {transforms}")
-    plain = median_seconds(lambda: neighbours.two_nearest(*flat[::-1]), 1)
+    plain = median_seconds(lambda: neighbors.two_nearest(*flat[::-1]), 1)
     yield Row(what, times[0], times[0] / plain, "plain searches by geomem, as many times as long")
 
 

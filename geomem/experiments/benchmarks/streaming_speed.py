@@ -20,7 +20,7 @@ from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.common.output import make_folder
 from geomem.geometry import posterior
 from geomem.plots import scaling
-from geomem.points import neighbours, placement
+from geomem.points import neighbors, placement
 
 _SHAPE = (32, 32, 3)
 _DIM = 3072
@@ -190,7 +190,7 @@ def _time_stream(config, stored, noised):
         mean = fastest_seconds(
             lambda: posterior.denoise(noised, points, config.sigma), config.repeats
         )
-        nearest = fastest_seconds(lambda: neighbours.two_nearest(noised, points), config.repeats)
+        nearest = fastest_seconds(lambda: neighbors.two_nearest(noised, points), config.repeats)
     return Row(len(stored), mean, nearest, memory())
 
 

@@ -16,7 +16,7 @@ from geomem.geometry import danger_zone
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.geometry.exposure import Exposure
-from geomem.points import neighbours, placement
+from geomem.points import neighbors, placement
 
 _LEAST_SUBSETS = 3
 _BLOCK = 4096  # images whose neighbors are searched at once
@@ -38,7 +38,7 @@ def exposed_images(
     order = np.argsort(-exposure.sigma, kind="stable")
     index = exposure.index[order]
     points, blocks = placement.place(split), range(0, len(index), _BLOCK)
-    found = [neighbours.nearest(split.at(index[i : i + _BLOCK]), points, 2) for i in blocks]
+    found = [neighbors.nearest(split.at(index[i : i + _BLOCK]), points, 2) for i in blocks]
     distance, other = (np.concatenate(parts) for parts in zip(*found, strict=True))
     # The nearest point is the image itself, or an exact copy with a smaller index.
     other = np.where(other == index[:, None], -1, other)

@@ -11,7 +11,7 @@ from geomem.experiments.repair import variants
 from geomem.experiments.train import configuration, run_folder
 from geomem.metrics import calibration, copies, frechet, memorization
 from geomem.metrics.inception import network, weights
-from geomem.points.neighbours import nearest
+from geomem.points.neighbors import nearest
 
 MEASURES = (
     *("memorized", "calibrated", "aligned", "without_noise"),

@@ -22,7 +22,7 @@ from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.repair import measure, variants
 from geomem.metrics import intervals
 from geomem.plots import repaired as plots
-from geomem.points.neighbours import nearest
+from geomem.points.neighbors import nearest
 
 __all__ = ["Config", "Result", "compare", "run", "summarize"]
 

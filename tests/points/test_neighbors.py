@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 
-from geomem.points import neighbours
+from geomem.points import neighbors
 from geomem.points.exact import Candidates, map_rows, merge_candidates
 
 
@@ -24,10 +24,12 @@ def clustered(cifar):
 @pytest.mark.parametrize("shift", [0, 100])
 def test_squared_distances_of_close_points_are_accurate(clustered, shift):
     points = clustered + np.float32(shift)
-    found = np.float64(neighbours.squared_distances(points, points))
+    found = np.float64(neighbors.squared_distances(points, points))
     wanted = oracles.squared_distances(points, points)
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=0)
     assert (found[wanted == 0] == 0).all()
+    same = np.eye(len(points), dtype=bool)
+    np.testing.assert_array_equal(neighbors.squared_distances(points, points, same), found)
 
 
 @pytest.mark.parametrize("shift", [0, 100])
@@ -35,7 +37,7 @@ def test_squared_distances_of_close_points_are_accurate(clustered, shift):
 def test_two_nearest_match_float64_loop(cifar, clustered, chunk, shift):
     queries = np.concatenate([cifar[1][:40], clustered[[0, 1, 100, 120, 203]]]) + np.float32(shift)
     points = clustered + np.float32(shift)
-    found = neighbours.two_nearest(queries, points, chunk=chunk)
+    found = neighbors.two_nearest(queries, points, chunk=chunk)
     distance, index = oracles.two_nearest(queries, points)
     np.testing.assert_array_equal(found.index, index)
     np.testing.assert_allclose(found.distance, distance, rtol=2e-6, atol=0)
@@ -44,7 +46,7 @@ def test_two_nearest_match_float64_loop(cifar, clustered, chunk, shift):
 def test_two_nearest_breaks_ties_by_index():
     points = np.zeros((50, 3), np.float32)
     points[7:] = 1
-    found = neighbours.two_nearest(np.ones((2, 3), np.float32), points)
+    found = neighbors.two_nearest(np.ones((2, 3), np.float32), points)
     np.testing.assert_array_equal(found.index, [[7, 8], [7, 8]])
     np.testing.assert_array_equal(found.distance, np.zeros((2, 2)))
 
@@ -54,22 +56,22 @@ def test_nonfinite_values_do_not_hang(rng, bad):
     points = rng.standard_normal((50, 3)).astype(np.float32)
     queries = points[:2] + 1
     queries[1, 1] = bad
-    found = neighbours.two_nearest(queries, points)
+    found = neighbors.two_nearest(queries, points)
     np.testing.assert_allclose(found.distance[0], oracles.two_nearest(queries[:1], points)[0][0])
-    assert not np.isfinite(neighbours.squared_distances(queries, points)[1]).any()
+    assert not np.isfinite(neighbors.squared_distances(queries, points)[1]).any()
 
 
 def test_two_nearest_rejects_a_single_point():
     with pytest.raises(ValueError, match="count must be 1 to 1, the number of points, got 2"):
-        neighbours.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
+        neighbors.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))
 
 
 def test_compiles_once_per_shape(count_compilations, rng):
     points = rng.standard_normal((33, 5)).astype(np.float32)
-    neighbours.two_nearest(points[:7], points)
+    neighbors.two_nearest(points[:7], points)
     with count_compilations() as compilations:
         for scale in (1, 2, 3):
-            neighbours.two_nearest(points[:7] * np.float32(scale), points)
+            neighbors.two_nearest(points[:7] * np.float32(scale), points)
     assert compilations == []
 
 
@@ -100,7 +102,7 @@ def test_nearest_returns_any_number(cifar, count):
     points = cifar[0][:300].copy()
     points[200:205] = points[1]
     queries = np.concatenate([cifar[1][:20], points[[0, 1, 100]]])
-    found = neighbours.nearest(queries, points, count, chunk=70)
+    found = neighbors.nearest(queries, points, count, chunk=70)
     squares = oracles.squared_distances(queries, points)
     order = np.argsort(squares, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(found.index, order)
@@ -113,4 +115,4 @@ def test_accepts_fewer_groups_than_candidates(rng):
     points = rng.standard_normal((96, 5)).astype(np.float32)
     queries = rng.standard_normal((7, 5)).astype(np.float32)
     index = oracles.two_nearest(queries, points)[1]
-    np.testing.assert_array_equal(neighbours.two_nearest(queries, points).index, index)
+    np.testing.assert_array_equal(neighbors.two_nearest(queries, points).index, index)

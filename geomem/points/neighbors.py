@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from geomem.points.exact import (
     CHUNK,
@@ -63,7 +63,9 @@ def _from_differences(x, points, index):
 
 @jax.jit
 def squared_distances(
-    x: Shaped[ArrayLike, "queries dim"], points: Shaped[ArrayLike, "points dim"]
+    x: Shaped[ArrayLike, "queries dim"],
+    points: Shaped[ArrayLike, "points dim"],
+    same: Bool[ArrayLike, "queries points"] | None = None,
 ) -> Float[Array, "queries points"]:
     """Return ||x_i - p_j||^2 with a relative error of about 1e-5 at most, however close they are.
 
@@ -73,6 +75,7 @@ def squared_distances(
     Args:
       x: float32 [Q, d].
       points: float32 [N, d].
+      same: bool [Q, N], pairs known to be equal, whose distances need not be computed again.
 
     Returns:
       float32 [Q, N]; exactly 0 for equal rows.
@@ -83,6 +86,9 @@ def squared_distances(
     centered, others = x - origin, points - origin
     scale = jnp.sum(centered**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)
     screened = jnp.maximum(scale - 2 * inner_products(centered, others), 0)
+    pending = screened < _CLOSE * scale
+    if same is not None:
+        screened, pending = jnp.where(same, 0, screened), pending & ~jnp.asarray(same)
     rows = jnp.arange(len(x))[:, None]
     count = min(_CLOSE_COUNT, len(points))
 
@@ -93,7 +99,6 @@ def squared_distances(
         exact = jnp.where(value > -jnp.inf, exact, squares[rows, index])
         return squares.at[rows, index].set(exact), pending.at[rows, index].set(False)
 
-    pending = screened < _CLOSE * scale
     return lax.while_loop(lambda state: state[1].any(), repeat_closest, (screened, pending))[0]
 
 
