@@ -13,7 +13,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from geomem.diffusion import grids, schedules
-from geomem.experiments.common import command_line, gap_study, image_flags, results
+from geomem.experiments.common import (
+    arm_tables,
+    arms,
+    command_line,
+    gap_study,
+    image_flags,
+    results,
+)
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
@@ -21,7 +28,7 @@ from geomem.geometry import danger_zone
 from geomem.metrics import gap_prediction, intervals
 from geomem.plots import sweep, training_curves
 
-__all__ = ["Config", "Result", "make_positions", "make_variants", "run"]
+__all__ = ["Config", "Result", "make_positions", "make_shorter", "make_variants", "run"]
 
 _PREDICTION_STEPS = 48
 
@@ -30,8 +37,9 @@ _PREDICTION_STEPS = 48
 class Config(gap_study.StudyFlags):
     """Train with gaps of several positions and widths, and with variants of the zone's gap.
 
-    Trains one arm for each position and width, and draws them over C and W. `--arms prediction`
-    trains nothing. Finished runs and evaluations in the output folder are not repeated.
+    Trains one arm for each position and width, and for each width a baseline with as many steps as
+    such a gap leaves; draws them over C and W. `--arms prediction` trains nothing. Finished runs
+    and evaluations in the output folder are not repeated.
     """
 
     arms: Literal["all", "positions", "variants", "prediction"] = "all"
@@ -77,10 +85,11 @@ def run(config: Config) -> Result:
     zone = zones[preset.thresholds[-1]]
     base = configuration.base_schedule(preset.train)
     positions = make_positions(base, config.positions, config.masses)
+    shorter = make_shorter(config.masses, preset.train.kimg)
     variants = make_variants(zone)
     chosen = {
-        "all": [Arm("baseline"), *positions, *variants],
-        "positions": [Arm("baseline"), *positions],
+        "all": [Arm("baseline"), *shorter, *positions, *variants],
+        "positions": [Arm("baseline"), *shorter, *positions],
         "variants": [Arm("baseline"), *variants],
         "prediction": [],
     }[config.arms]
@@ -95,7 +104,11 @@ def run(config: Config) -> Result:
         output.write_columns("prediction.csv", columns | rates)
         if rows:
             output.write_rows("results.csv", rows)
-        placed = _rows_of(ends, positions)
+            output.write_rows("summary.csv", arm_tables.summarize(ends, *arms.MEASURES))
+            if pairs := arm_tables.compare_pairs(rows):
+                output.write_rows("pairs.csv", pairs)
+            output.write_json("floors.json", gap_study.quality_floors(preset, dataset))
+        placed = _rows_of(ends, [*positions, *shorter])
         output.write_figure("sweep", sweep.sweep(curves, zone, prediction, placed))
         if varied := _rows_of(rows, variants):
             output.write_figure("variants", training_curves.frontier(varied))
@@ -117,6 +130,11 @@ def make_positions(base: schedules.Schedule, count: int, masses: tuple[float, ..
         for start in np.linspace(0.01, 0.99 - mass, count)
     ]
     return [Arm(f"gap-{low:.3g}-{high:.3g}", (low, high)) for low, high in edges]
+
+
+def make_shorter(masses: tuple[float, ...], kimg: float) -> list[Arm]:
+    """Return a baseline for each mass that trains for as many steps as a gap leaves of `kimg`."""
+    return [Arm(f"shorter-{m:g}", changes=(("kimg", (1 - m) * kimg),)) for m in masses]
 
 
 def make_variants(zone: danger_zone.Zone) -> list[Arm]:

@@ -7,17 +7,23 @@ and evaluates each at several checkpoints: memorization before and after leftove
 and the Frechet distance to held-out images.
 """
 
-import collections
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from geomem.diffusion import sampler, schedules
-from geomem.experiments.common import arms, command_line, gap_study, image_flags, results
+from geomem.experiments.common import (
+    arm_tables,
+    arms,
+    command_line,
+    gap_study,
+    image_flags,
+    results,
+)
+from geomem.experiments.common.arm_tables import Rows
 from geomem.experiments.common.arms import Arm
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration
@@ -28,17 +34,11 @@ __all__ = [
     "Config",
     "Result",
     "compare_early_stopping",
-    "compare_pairs",
     "make_arms",
     "run",
-    "summarize",
 ]
 
-Rows = list[dict[str, Any]]
-
 _ON_WHOLE_GRID = tuple(f"whole_grid_{key}" for key in arms.MEASURES)
-# Fixed before the runs: the first is primary. All are at the last checkpoint of a run.
-_ENDPOINTS = ("without_noise", "frechet", "recall", "coverage")
 _FAR_LOW = 0.02  # lower edge of the far control; sampling needs the levels below it for details
 
 
@@ -86,11 +86,12 @@ def run(config: Config) -> Result:
     with output.phase("arms"):
         rows = gap_study.train_arms(config, preset, chosen, output.out)
     with output.phase("files"):
-        summary = summarize(rows, *arms.MEASURES, *_ON_WHOLE_GRID)
+        summary = arm_tables.summarize(rows, *arms.MEASURES, *_ON_WHOLE_GRID)
         output.write_rows("results.csv", rows)
         output.write_rows("summary.csv", summary)
         output.write_json("comparisons.json", _compare(output.out, chosen, preset.seeds, rows))
-        output.write_rows("pairs.csv", compare_pairs(rows))
+        if pairs := arm_tables.compare_pairs(rows):
+            output.write_rows("pairs.csv", pairs)
         output.write_json("floors.json", gap_study.quality_floors(preset, dataset))
         output.write_figure("training", training_curves.along_training(rows))
         output.write_figure("frontier", training_curves.frontier(rows))
@@ -134,28 +135,6 @@ def make_arms(
         Arm("large-noise", (high, base.quantile(1 - 1e-9))),
         Arm("shorter", changes=(("kimg", (1 - mass) * kimg),)),
     ]
-
-
-def summarize(rows: Rows, *keys: str) -> Rows:
-    """Return the mean and standard error over the seeds of each of `keys`, by arm and kimg.
-
-    Returns:
-      Rows in order of first appearance: arm, kimg, seeds (a count), KEY and KEY_error. The error is
-      None for a single seed; both are None if a row lacks the value.
-    """
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[row["arm"], row["kimg"]].append(row)
-    summary = []
-    for (arm, kimg), members in groups.items():
-        line = {"arm": arm, "kimg": kimg, "seeds": len(members)}
-        for key in keys:
-            values = [member[key] for member in members]
-            known = None not in values
-            error = np.std(values, ddof=1) / np.sqrt(len(values)) if known and values[1:] else None
-            line |= {key: float(np.mean(values)) if known else None, f"{key}_error": error}
-        summary.append(line)
-    return summary
 
 
 def compare_early_stopping(rows: Rows, arm: str, baseline: str) -> dict[str, float | None]:
@@ -215,43 +194,10 @@ def _compare(folder, chosen, seeds, rows):
             differences = (treated.mean(axis=1) - baseline[kind].mean(axis=1)).tolist()
             entry[kind] = intervals.compare(baseline[kind].ravel(), treated.ravel())._asdict()
             entry[kind]["trainings"] = intervals.mean(differences)._asdict() | {"each": differences}
-        entry["endpoints"] = _endpoints(rows, name)
+        entry["endpoints"] = arm_tables.differences(rows, name)
         entry["early_stopping"] = compare_early_stopping(rows, name, "baseline")
         comparisons.append(entry)
     return comparisons
-
-
-def compare_pairs(rows: Rows) -> Rows:
-    """Return the differences of each two arms in each endpoint, at the end of training.
-
-    Returns:
-      Rows of first, second, endpoint, and the mean of second minus first over training runs of the
-      same seed, with its 95% interval, low and high. Only differences from the baseline were fixed
-      before the runs; with so many pairs, some intervals exclude 0 by chance.
-    """
-    names = dict.fromkeys(row["arm"] for row in rows)
-    return [
-        {"first": first, "second": second, "endpoint": key, "mean": mean, "low": low, "high": high}
-        for first, second in itertools.combinations(names, 2)
-        for key, found in _endpoints(rows, second, first).items()
-        for mean, low, high in [(found["mean"], found["low"], found["high"])]
-    ]
-
-
-def _endpoints(rows, name, other="baseline"):
-    """Arm minus other, last checkpoint, paired by seed: mean, 95% interval and each difference.
-
-    An interval that holds 0 leaves the sign open.
-    """
-    ends = {(row["arm"], row["seed"]): row for row in rows}  # the last checkpoints
-    seeds = [seed for arm, seed in ends if arm == name]
-    result = {}
-    for key in _ENDPOINTS:
-        pairs = [(ends[name, seed][key], ends[other, seed][key]) for seed in seeds]
-        if not any(None in pair for pair in pairs):
-            each = [arm - reference for arm, reference in pairs]
-            result[key] = intervals.mean(each)._asdict() | {"each": each}
-    return result
 
 
 def _draw_samples(output, arm, train):

@@ -25,8 +25,9 @@ def sweep(
       curves: coverage and max posterior weight.
       zone: the danger zone.
       prediction: the predicted fraction of memorized samples for each upper edge of a gap.
-      ends: rows of the trained arms, with gap_low, gap_high, memorized and without_noise. An arm
-        without a gap is drawn as a line across all noise levels.
+      ends: rows of the trained arms, with arm, gap_low, gap_high, memorized and without_noise;
+        bars are means over the training runs of an arm, and dots single runs. An arm without a gap
+        is a line across all noise levels: the baseline, or one with fewer steps.
     """
     gray, sigma = COLORS["gray"], np.asarray(curves.sigma)
     coverage = dict(color=COLORS["blue"], label=r"coverage $C_\sigma$")
@@ -38,20 +39,20 @@ def sweep(
         axes.plot(sigma, curves.coverage.mean, "-", **coverage)
         axes.plot(sigma, curves.max_weight.mean, "--", **weight)
         axes.step(prediction.high, prediction.decided, ":", where="post", **predicted)
-        for row in ends:
-            memorized, cleaned = row["memorized"], row["without_noise"]
-            if not row["gap_low"]:
-                line = dict(color=gray, lw=0.8, label="memorized, no gap")
-                axes.plot(sigma[[0, -1]], [memorized] * 2, "-", **line)
+        for arm in dict.fromkeys(row["arm"] for row in ends):
+            rows = [row for row in ends if row["arm"] == arm]
+            cleaned = [row["without_noise"] for row in rows]
+            if not rows[0]["gap_low"]:
+                kind, style = ("no gap", "-") if arm == "baseline" else ("fewer steps", "-.")
+                line = dict(color=gray, lw=0.8, label=f"memorized, {kind}")
+                axes.plot(sigma[[0, -1]], [np.mean(cleaned)] * 2, style, **line)
                 continue
-            gap = np.array([row["gap_low"], row["gap_high"]])
+            gap = np.array([rows[0]["gap_low"], rows[0]["gap_high"]])
             line = dict(color=gray, lw=2.0, label="memorized, this gap")
-            axes.plot(gap, [memorized] * 2, "-", **line)
-            middle = np.sqrt(gap.prod())
-            axes.plot([middle] * 2, [memorized, cleaned], "-", color=gray, lw=0.6)
-            dot = dict(color=COLORS["purple"], ms=4, label="this gap, noise removed")
-            axes.plot([middle], [cleaned], "o", **dot)
+            axes.plot(gap, [np.mean(cleaned)] * 2, "-", **line)
+            dot = dict(color=COLORS["purple"], ms=3, label="one training run")
+            axes.plot([np.sqrt(gap.prod())] * len(rows), cleaned, "o", **dot)
         noise_axis(axes, 0.02, 20)
-        axes.set(ylim=(-0.02, 1.02), ylabel=r"$C_\sigma$, $W_\sigma$, memorized fraction")
+        axes.set(ylim=(-0.02, 1.02), ylabel=r"$C_\sigma$, $W_\sigma$, memorized (noise removed)")
         legend(figure, axes)
     return figure

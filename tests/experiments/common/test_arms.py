@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ import pytest
 
 from geomem.diffusion import checkpoints, grids, schedules
 from geomem.experiments import denoiser_swap, gap_sweep, gap_training
-from geomem.experiments.common import arms, gap_study, parallel
+from geomem.experiments.common import arm_tables, arms, gap_study, parallel
 from geomem.experiments.common.arms import Arm, EvaluationSettings, Task
-from geomem.experiments.train import loop, presets
+from geomem.experiments.train import configuration, loop, presets
 
 TINY = dataclasses.replace(
     presets.PRESETS["digits_fourier"],
@@ -85,7 +86,7 @@ def test_pairs_of_arms_are_compared_seed_by_seed():
         for seed, value in enumerate(each)
         for kimg in (1, 2)
     ]
-    pairs = {(r["first"], r["second"], r["endpoint"]): r for r in gap_training.compare_pairs(rows)}
+    pairs = {(r["first"], r["second"], r["endpoint"]): r for r in arm_tables.compare_pairs(rows)}
     assert len(pairs) == 3 * 3  # no recall
     for first, second in (("a", "b"), ("a", "c"), ("b", "c")):
         each = np.subtract(values[second], values[first])
@@ -231,7 +232,7 @@ def test_summary_holds_means_and_standard_errors():
         {"arm": "a", "kimg": 1.0, "memorized": value, "late": late}
         for value, late in ((0.1, None), (0.5, 1.0))
     ]
-    (line,) = gap_training.summarize(rows, "memorized", "late")
+    (line,) = arm_tables.summarize(rows, "memorized", "late")
     assert line["memorized"] == pytest.approx(0.3)
     assert line["memorized_error"] == pytest.approx(0.2)  # std 0.2828 / sqrt(2)
     assert line["seeds"] == 2
@@ -300,6 +301,28 @@ def test_prediction_trains_nothing(tmp_path, monkeypatch):
     assert decided[0] > 0.9 > 0.5 > decided[-1]
     assert not (tmp_path / "runs").exists()
     assert (tmp_path / "sweep.png").exists()
+
+
+def test_sweep_compares_each_gap_with_the_baseline_and_with_fewer_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(gap_sweep, "_PREDICTION_STEPS", 16)
+    config = gap_sweep.Config(
+        out=str(tmp_path), arms="positions", positions=1, masses=(0.3,), seeds=2, jobs=1
+    )
+    rows = gap_sweep.run(config).rows
+    (gap,) = gap_sweep.make_positions(configuration.base_schedule(TINY), 1, (0.3,))
+    ends = {row["arm"]: row["kimg"] for row in rows}
+    assert ends["shorter-0.3"] == pytest.approx(0.7 * ends["baseline"], abs=0.064)
+    with open(tmp_path / "pairs.csv", newline="") as file:
+        pairs = {(row["first"], row["second"]) for row in csv.DictReader(file)}
+    assert pairs >= {("baseline", gap.name), ("shorter-0.3", gap.name)}
+
+
+def test_one_arm_has_no_pairs(study, tmp_path):
+    config, _ = study
+    alone = dataclasses.replace(config, out=str(tmp_path), arms=("baseline",))
+    shutil.copytree(pathlib.Path(config.out) / "runs", tmp_path / "runs")
+    gap_training.run(alone)
+    assert not (tmp_path / "pairs.csv").exists()
 
 
 def test_gap_positions_hold_the_requested_mass():
