@@ -31,6 +31,16 @@ from geomem.points.visit import Points
 __all__ = ["Config", "check", "run", "text"]
 
 _DATA = {"digits": (1437, (8, 8, 1)), "cifar10": (50_000, (32, 32, 3))}
+_NETWORK = {"compute", "batch"}
+_GEOMETRY = {"points", "stored", "queries"}
+# The flags that not all programs use, and those that each of them does.
+_USES = {
+    "train": {*_NETWORK, "points", "stored", "microbatch", "remat", "parallel"},
+    "sample": _NETWORK,
+    "posterior": _GEOMETRY,
+    "nearest": _GEOMETRY,
+    "curves": _GEOMETRY,
+}
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?)")
 
 
@@ -78,6 +88,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: a target or a size that cannot be, or a compiler that is not installed.
     """
+    for name in sorted(set().union(*_USES.values()) - _USES[config.program]):
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{name} must be left out for the program {config.program}.")
     chip, devices = chips.target(config.target)
     output = results.Run(config)
     report = check(config, chip, devices)

@@ -79,6 +79,8 @@ class Config:
         path = paths.as_path(self.out)
         if not path.name or self.out.endswith("/"):
             raise ValueError(f"out must name a file, got {self.out}.")
+        if path.suffix in (".npy", ".png", ".jpg", ".zip"):
+            raise ValueError(f"out must end in .npz, got {self.out}.")
         if path.suffix != ".npz":
             object.__setattr__(self, "out", str(path.with_name(f"{path.name}.npz")))
 

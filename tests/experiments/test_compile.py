@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from geomem.experiments import compile_check
 from geomem.experiments.common import chips, hlo
 
 
@@ -37,6 +38,16 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
 def test_rejects_unknown_targets(name):
     with pytest.raises(ValueError, match=r"^target must be like v5e:2x4"):
         chips.target(name)
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [("train", {"queries": 8}), ("sample", {"points": 8}), ("nearest", {"batch": 8})],
+)
+def test_rejects_flags_that_the_program_does_not_use(program, flags):
+    (name,) = flags
+    with pytest.raises(ValueError, match=f"^{name} must be left out for the program {program}"):
+        compile_check.run(compile_check.Config("v5e:2x2", program, **flags))
 
 
 @pytest.fixture(scope="module")

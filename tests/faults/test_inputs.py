@@ -158,6 +158,7 @@ def test_damaged_runs_are_refused(run, tmp_path, refuses):  # noqa: F811
         ([*repaired, "--repair-data", "cifar10_sample"], "--repair-data", "(8, 8, 1)"),
         ([*repaired, "--repair-with", run, "--repair-data", "digits"], "--repair-data"),
         (["sample", "--run", run, "--out", "x/"], "--out"),
+        (["sample", "--run", run, "--out", "x.npy"], "--out"),
         (["sample", "--run", run, "--sigma-min", "5", "--sigma-max", "5"], "--sigma-min"),
         (["sample", "--run", run, "--seed", str(2**32 - 1), "--count", "2"], "--seed"),
         (["sample", "--run", run, "--out", "/proc/x.npz"], "--out"),
