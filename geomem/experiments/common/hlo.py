@@ -36,11 +36,11 @@ def has_loops(text: str) -> bool:
 
 
 def memory_traffic(text: str) -> int:
-    """Return the bytes that a program without loops moves to and from a TPU's memory, about.
+    """Return the bytes that a program without loops moves to and from a chip's memory, about.
 
-    The compiler places arrays in the chip's own memory, S(1) in their layout, and moves others
-    there ahead of their use; its count of bytes accessed includes all these. Here, each operation
-    reads and writes its arrays once, and only those in the large memory count.
+    Each operation reads and writes its arrays once. A TPU's compiler places arrays in the chip's
+    own memory, S(1) in their layout, and moves others there ahead of their use; its count of bytes
+    accessed includes all these, but here only those in the large memory count.
 
     >>> memory_traffic('''
     ... ENTRY %main (a: f32[8]) -> f32[8] {
