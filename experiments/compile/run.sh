@@ -1,9 +1,10 @@
 #!/bin/sh
-# Compile training, sampling and geometry for TPU slices, then print the README's table.
-# Usage: sh experiments/compile/run.sh [OUT]. Needs: pip install -e '.[compile-tpu]'. Nothing is
-# run. The large network takes 4 minutes per program on two idle cores, the others one.
+# Compile training, sampling and geometry for chips that are not there, then print the README's table.
+# Usage: sh experiments/compile/run.sh tpu|h100 [OUT]. Needs: pip install -e '.[compile-tpu]' or
+# '.[compile-cuda]'. Nothing is run. For a TPU the large network takes 4 minutes per program on two
+# idle cores, the others one; for an H100 a minute and a quarter at most.
 set -eu
-out=${1:-runs/compile}
+kind=${1:-tpu} out=${2:-runs/compile}
 
 check() {
   name=$1
@@ -11,18 +12,26 @@ check() {
   python -m geomem.experiments.compile "$@" --out "$out/$name"
 }
 
-for program in posterior nearest curves; do
-  check "${program}_v5e-8" v5e:2x4 --program "$program"
-done
-check imagenet64_v5e-64 v5e:8x8 --program posterior --points 1281167 --shape 64 64 3
-check digits_v5e-4 v5e:2x2 --preset digits
-check sample_v5e-8 v5e:2x4 --program sample --compute bfloat16
-check train_v5e-8 v5e:2x4 --compute bfloat16
-check train_v6e-8 v6e:2x4 --compute bfloat16
-check train_v5e-64 v5e:8x8 --compute bfloat16
-check train_float32_v5e-8 v5e:2x4
-check small_v5e-4 v5e:2x2 --preset edm_small --batch 512 --compute bfloat16
-for batch in 1024 2048 4096; do # the largest that fits
-  check "train_v5e-8_$batch" v5e:2x4 --compute bfloat16 --batch "$batch"
-done
+if [ "$kind" = h100 ]; then
+  check posterior_h100-1 h100:1 --program posterior
+  check train_h100-8 h100:8 --compute bfloat16
+  check train_h100-1_512 h100:1 --compute bfloat16
+  check train_float32_h100-8 h100:8
+  check small_h100-1 h100:1 --preset edm_small --compute bfloat16
+else
+  for program in posterior nearest curves; do
+    check "${program}_v5e-8" v5e:2x4 --program "$program"
+  done
+  check imagenet64_v5e-64 v5e:8x8 --program posterior --points 1281167 --shape 64 64 3
+  check digits_v5e-4 v5e:2x2 --preset digits
+  check sample_v5e-8 v5e:2x4 --program sample --compute bfloat16
+  check train_v5e-8 v5e:2x4 --compute bfloat16
+  check train_v6e-8 v6e:2x4 --compute bfloat16
+  check train_v5e-64 v5e:8x8 --compute bfloat16
+  check train_float32_v5e-8 v5e:2x4
+  check small_v5e-4 v5e:2x2 --preset edm_small --batch 512 --compute bfloat16
+  for batch in 1024 2048 4096; do # the largest that fits
+    check "train_v5e-8_$batch" v5e:2x4 --compute bfloat16 --batch "$batch"
+  done
+fi
 python "$(dirname "$0")/table.py" "$out"

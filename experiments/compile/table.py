@@ -50,14 +50,14 @@ def _row(report):
     )
     seconds = f"{report['compile_seconds']:.0f}"
     if "flop" not in report:
-        return [*row, "-", "-", linked, "-", "-", seconds]
+        return [*row, "-", "-", linked or "none", "-", "-", seconds]
     accessed = report["bytes_accessed"]
     accessed = "-" if accessed is None else f"{accessed / 1e9:.3g}"
     floor = max(report["floor_seconds"], key=report["floor_seconds"].get)
     return [
         *row,
         f"{report['flop'] / 1e12:.3g}",
-        f"{accessed} ({report['memory_traffic_bytes'] / 1e9:.2g})",
+        f"{accessed} ({report['memory_traffic_bytes'] / 1e9:.3g})",
         linked or "none",
         f"{report['floor_seconds'][floor] * 1e3:.3g}, {floor}",
         f"{report['items_per_second']:,.0f} images/s",
