@@ -306,7 +306,7 @@ def test_prediction_trains_nothing(tmp_path, monkeypatch):
 def test_sweep_compares_each_gap_with_the_baseline_and_with_fewer_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(gap_sweep, "_PREDICTION_STEPS", 16)
     config = gap_sweep.Config(
-        out=str(tmp_path), arms="positions", positions=1, masses=(0.3,), seeds=2, jobs=1
+        out=str(tmp_path), arms="positions", positions=1, masses=(0.3,), jobs=1
     )
     rows = gap_sweep.run(config).rows
     (gap,) = gap_sweep.make_positions(configuration.base_schedule(TINY), 1, (0.3,))
