@@ -110,7 +110,8 @@ def run(config: Config) -> Result:
             output.write_json("floors.json", gap_study.quality_floors(preset, dataset))
         placed = _rows_of(ends, [*positions, *shorter])
         output.write_figure("sweep", sweep.sweep(curves, zone, prediction, placed))
-        if varied := _rows_of(rows, variants):
+        if config.arms in ("all", "variants"):
+            varied = _rows_of(rows, variants)
             output.write_figure("variants", training_curves.frontier(varied))
     output.finish(**gap_study.study_facts(preset, chosen, dataset))
     for row in ends:
