@@ -60,8 +60,8 @@ def compare_pairs(rows: Rows) -> Rows:
 
     Returns:
       Rows of first, second, endpoint, and the mean of second minus first over training runs of the
-      same seed, with its 95% interval, low and high. Only differences from the baseline were fixed
-      before the runs; with so many pairs, some intervals exclude 0 by chance.
+      same seed, with its 95% interval, low and high. The intervals are not corrected for the
+      number of pairs: with so many, some exclude 0 by chance.
     """
     names = dict.fromkeys(row["arm"] for row in rows)
     return [
