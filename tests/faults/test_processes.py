@@ -247,6 +247,30 @@ def test_ctrl_c_ends_at_any_moment_with_one_line(name, work):
     assert interruption.INTERRUPTED in codes
 
 
+def test_ctrl_c_while_python_ends_is_no_failure():
+    code = (
+        "import time\n"
+        "from geomem.experiments.common import interruption\n"
+        "class Slow:\n"
+        "    def __del__(self, print=print, sleep=time.sleep):\n"
+        "        print('freed', flush=True)\n"
+        "        sleep(1)\n"
+        "interruption.install()\n"
+        "slow = Slow()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "freed\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
 BUSY = {
     "sleep": "time.sleep(60)",
     "C": "re.match('(a+)+b', 'a' * 60)",  # never releases the lock of the interpreter

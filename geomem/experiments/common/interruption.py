@@ -6,6 +6,7 @@ returns. So the handler ends the process instead, and a thread does so if the ma
 Nothing is lost, since all files are written as a whole. Imports only what starts in no time.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -33,6 +34,9 @@ def install() -> None:
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     signal.signal(signal.SIGINT, end)
+    # Python puts the default handler back before it frees its modules, which takes a while. By
+    # then everything is written, and Ctrl-C must not turn the exit code into a failure.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
