@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from geomem.diffusion import sampler, schedules
+from geomem.diffusion import sampler
 from geomem.experiments.common import (
     arm_tables,
     arms,
@@ -70,19 +70,16 @@ def run(config: Config) -> Result:
       ValueError: an invalid configuration, an unknown arm, or images without a danger zone.
     """
     preset = gap_study.resolve(config)
-    base = configuration.base_schedule(preset.train)
     # Unknown names end the run before the zones are measured.
     any_zones = [(1.0, 2.0)] * len(preset.thresholds)
-    named = make_arms(base, any_zones, preset.thresholds, preset.train.kimg)
-    _select_arms(named, config.arms)
+    _select_arms(make_arms(preset.train, any_zones, preset.thresholds), config.arms)
     output = results.Run(config)
     with output.phase("zone"):
         dataset = image_flags.load(preset.train)
         _, zones = gap_study.find_zones(dataset.train, dataset.test, preset.thresholds)
     output.write_json("zones.json", {str(k): v._asdict() for k, v in zones.items()})
     edges = [(zone.low, zone.high) for zone in zones.values()]
-    all_arms = make_arms(base, edges, list(zones), preset.train.kimg)
-    chosen = _select_arms(all_arms, config.arms)
+    chosen = _select_arms(make_arms(preset.train, edges, list(zones)), config.arms)
     with output.phase("arms"):
         rows = gap_study.train_arms(config, preset, chosen, output.out)
     with output.phase("files"):
@@ -103,25 +100,23 @@ def run(config: Config) -> Result:
 
 
 def make_arms(
-    base: schedules.Schedule,
-    zones: Sequence[tuple[float, float]],
-    names: Sequence[object],
-    kimg: float,
+    train: configuration.Config, zones: Sequence[tuple[float, float]], names: Sequence[object]
 ) -> list[Arm]:
     """Return the arms of Figure 4, with controls for the last (widest) zone.
 
     Args:
-      base: the training noise without a gap.
+      train: the configuration of the baseline.
       zones: edges of one or more danger zones.
       names: a name for each zone.
-      kimg: length of the training.
 
     Returns:
       The baseline, dummy images in the last zone, and a gap on each zone. The controls are gaps of
       the same mass as the last zone, directly below it and far below it, and a gap on all noise
-      above it; and the baseline with (1 - mass) of the steps, because a gap of this mass leaves out
-      as much training.
+      above it; the baseline with (1 - mass) of the steps, because a gap of this mass leaves out as
+      much training; and the baseline's training noise moved down or up by half its width.
     """
+    base = configuration.base_schedule(train)
+    shift = train.noise_std / 2
     low, high = zones[-1]
     mass = base.mass(low, high)
     below = base.quantile(max(base.mass(0, low) - mass, 1e-9))
@@ -133,7 +128,9 @@ def make_arms(
         Arm("small-noise", (below, low)),
         Arm("far-small-noise", (_FAR_LOW, far_high)),
         Arm("large-noise", (high, base.quantile(1 - 1e-9))),
-        Arm("shorter", changes=(("kimg", (1 - mass) * kimg),)),
+        Arm("shorter", changes=(("kimg", (1 - mass) * train.kimg),)),
+        Arm("less-noise", changes=(("noise_mean", train.noise_mean - shift),)),
+        Arm("more-noise", changes=(("noise_mean", train.noise_mean + shift),)),
     ]
 
 

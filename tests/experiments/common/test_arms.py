@@ -49,9 +49,10 @@ def study(tmp_path_factory, tiny_preset):
 
 
 def test_arms_are_zones_and_controls_of_equal_mass():
+    train = dataclasses.replace(TINY, noise_mean=-1.2, noise_std=1.2, kimg=10)
     base = schedules.lognormal()
     zones = [(0.5, 0.9), (0.4, 1.4)]
-    chosen = {arm.name: arm for arm in gap_training.make_arms(base, zones, (0.8, 0.5), 10)}
+    chosen = {arm.name: arm for arm in gap_training.make_arms(train, zones, (0.8, 0.5))}
     assert list(chosen)[:4] == ["baseline", "dummy", "zone-0.8", "zone-0.5"]
     mass = base.mass(*zones[1])
     for name in ("small-noise", "far-small-noise"):
@@ -63,6 +64,8 @@ def test_arms_are_zones_and_controls_of_equal_mass():
     assert base.mass(0, high) == pytest.approx(1, abs=1e-6)
     # As many images as the gap of that mass leaves.
     assert dict(chosen["shorter"].changes)["kimg"] == pytest.approx(10 * (1 - mass))
+    moved = [dict(chosen[f"{name}-noise"].changes)["noise_mean"] for name in ("less", "more")]
+    assert moved == pytest.approx([-1.8, -0.6])
 
 
 def test_own_subsets_follow_the_seed(tmp_path):
