@@ -5,10 +5,11 @@ import types
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from PIL import Image
 
 from geomem import data
-from geomem.data import folders, sources
+from geomem.data import bundled, folders, sources
 
 
 @pytest.fixture
@@ -47,17 +48,26 @@ def test_values_are_x_over_127_5_minus_1():
 
 
 def test_rejects_damaged_sample(monkeypatch):
-    monkeypatch.setattr(sources, "_SAMPLE_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match=r"bundled files .* are damaged"):
+    monkeypatch.setattr(bundled, "_CIFAR10_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"bundled images .* are damaged"):
         data.load()
 
 
-def test_digits_have_a_fixed_split():
+def test_digits_are_those_of_scikit_learn_in_a_fixed_split(monkeypatch):
     dataset = data.load("digits")
+    original = sklearn.datasets.load_digits()
+    pixels = np.concatenate([dataset.train, dataset.test])[..., 0]
+    np.testing.assert_array_equal(8 * (pixels + 1), original.images)
+    labels = np.concatenate([dataset.train_split.labels, dataset.test_split.labels])
+    np.testing.assert_array_equal(labels, original.target)
     assert dataset.train.shape == (900, 8, 8, 1)
     assert dataset.test.shape == (897, 8, 8, 1)
     assert (dataset.train.min(), dataset.train.max()) == (-1, 1)
-    np.testing.assert_array_equal(dataset.train_split.labels[:10], np.arange(10))
+    monkeypatch.setattr(bundled, "_DIGITS_SHA256", "0" * 64)
+    with pytest.raises(
+        ValueError, match=r"bundled images .*csv.gz are damaged"
+    ):
+        data.load("digits")
 
 
 def test_subsets_are_nested_seeded_and_by_class():

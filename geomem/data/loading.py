@@ -31,7 +31,7 @@ def load(
         `.npz` file with images or latents [N, H, W] or [N, H, W, C] or vectors [N, d], in an `.npz`
         alone, as `images`, or as `train` and `test`; or one of these names:
         "cifar10_sample" (bundled: the first 1,000 training and test images of CIFAR-10),
-        "digits" (scikit-learn's 8x8 digits), "cifar10" and "tfds:NAME" (TFDS, in TFDS_DATA_DIR),
+        "digits" (bundled: scikit-learn's, 8x8), "cifar10" and "tfds:NAME" (TFDS, in TFDS_DATA_DIR),
         "celeba_gray" (TFDS celeb_a: center crop, gray, 32x32), "hf:PATH" (a Parquet file, a folder
         of them, or a folder written by the `datasets` package).
         uint8 values x become x / 127.5 - 1. Floats stay as they are: images if they are in

@@ -1,11 +1,9 @@
-"""Where images come from: the bundled sample, scikit-learn, TFDS, folders and arrays."""
+"""Where images come from: the bundled images, TFDS, folders and arrays."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.resources
 import logging
 import os
 import re
@@ -15,12 +13,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from geomem import array_files, paths
-from geomem.data import folders, hugging_face
+from geomem.data import bundled, folders, hugging_face
 from geomem.data.datasets import Split, finite_range
 
 __all__ = ["ArrayOptions", "is_array", "is_folder", "open_source"]
 
-_SAMPLE_SHA256 = "4c9ca6da920cff1963ccdd8bfc6d5d64846e68e0e09a351f4061637b9e91eb2d"
 _NAMES = ("cifar10_sample", "cifar10", "celeba_gray", "digits")
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")  # name/config:version
 
@@ -94,43 +91,12 @@ def _from_array(pixels, labels=None, argument="dataset"):
 
 def _open_named(name, argument):
     if name == "cifar10_sample":
-        return _open_cifar10_sample()
+        return bundled.cifar10_sample()
     if name == "digits":
-        return _open_digits()
+        return bundled.digits()
     if name == "celeba_gray":
         return _open_tfds("celeb_a", argument, lambda image: folders.square_gray(image, 32))
     return _open_tfds(name.removeprefix("tfds:"), argument)
-
-
-def _open_cifar10_sample():
-    from PIL import Image
-
-    folder = importlib.resources.files("geomem") / "assets" / "cifar10_sample"
-    class_names = tuple((folder / "classes.txt").read_text().split())
-    digest, splits = hashlib.sha256(), []
-    for split in ("train", "test"):
-        with (folder / f"{split}.png").open("rb") as file:
-            sheet = np.asarray(Image.open(file))
-        rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
-        pixels = sheet.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-        labels = np.array([*(folder / f"{split}_labels.txt").read_text().strip()], np.int64)
-        digest.update(np.ascontiguousarray(pixels).data)
-        digest.update(labels.astype(np.uint8).data)
-        splits.append(_from_array(pixels, labels))
-    if digest.hexdigest() != _SAMPLE_SHA256:
-        raise ValueError(f"The bundled files in {folder} are damaged; reinstall geomem.")
-    return *splits, class_names
-
-
-def _open_digits():
-    from sklearn.datasets import load_digits
-    from sklearn.utils import Bunch
-
-    digits = cast(Bunch, load_digits())
-    pixels = (digits.images[..., None] / 8 - 1).astype(np.float32)
-    whole = _from_array(pixels, digits.target)
-    # A fixed split: the first 900 are for training, the last 897 are held out.
-    return whole.take(np.arange(900)), whole.take(np.arange(900, 1797)), tuple("0123456789")
 
 
 def _open_arrays(path, resize, argument, options):

@@ -61,4 +61,5 @@ def replicate(tree: Any, devices: Sequence[Any] | None = None) -> Any:
 
 def unreplicate(tree: Any) -> Any:
     """Return the first device's copy of a replicated tree, as new NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)[0]), tree)
+    # NumPy takes the row: JAX would compile the indexing once for each shape.
+    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf.addressable_data(0))[0]), tree)

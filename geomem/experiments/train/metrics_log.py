@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from geomem import paths
 
@@ -20,18 +21,26 @@ class MetricsLog:
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
-        from tensorboardX import SummaryWriter
-
         self._path = folder / "metrics.jsonl"
         self._text = _until(self._path, step)
         paths.write_whole(self._path, self._text)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._place = {"logdir": str(folder / "tensorboard"), "purge_step": step + 1}
+        # TensorBoard in a thread: its import takes up to two seconds, in which training goes on.
+        self._worker, self._events, self._added = ThreadPoolExecutor(1), None, None
 
     def write(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """Record `metrics`; `speed` goes only to TensorBoard, because it differs between runs."""
         self._text += json.dumps({"step": step, **metrics}) + "\n"
         paths.write_whole(self._path, self._text)  # a bucket cannot append
-        for name, value in {**metrics, **speed}.items():
+        if self._added is not None:
+            self._added.result()  # raises what went wrong
+        self._added = self._worker.submit(self._add_events, step, {**metrics, **speed})
+
+    def _add_events(self, step, scalars):
+        from tensorboardX import SummaryWriter
+
+        self._events = self._events or SummaryWriter(**self._place)
+        for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
     def values(self, name: str) -> dict[int, float]:
@@ -41,7 +50,11 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the TensorBoard events."""
-        self._events.close()
+        if self._added is not None:
+            self._added.result()
+        self._worker.shutdown()
+        if self._events is not None:
+            self._events.close()
 
 
 def _until(path, step):
