@@ -6,10 +6,14 @@ import signal
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=1"  # compiles a fifth faster; users have 3
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Compilation dominates the tests. These flags halve it; users' programs are optimized, as are the
+# tests with GEOMEM_TESTS_AS_USERS=1 (.ci/run: the oldest and newest stacks, and the slow tests).
+if not os.environ.get("GEOMEM_TESTS_AS_USERS"):
+    os.environ["XLA_FLAGS"] += (
+        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    )
 
 # Started in the background of a script, pytest ignores Ctrl-C, and so would its children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
