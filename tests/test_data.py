@@ -64,9 +64,7 @@ def test_digits_are_those_of_scikit_learn_in_a_fixed_split(monkeypatch):
     assert dataset.test.shape == (897, 8, 8, 1)
     assert (dataset.train.min(), dataset.train.max()) == (-1, 1)
     monkeypatch.setattr(bundled, "_DIGITS_SHA256", "0" * 64)
-    with pytest.raises(
-        ValueError, match=r"bundled images .*csv.gz are damaged"
-    ):
+    with pytest.raises(ValueError, match=r"bundled images .*csv.gz are damaged"):
         data.load("digits")
 
 
