@@ -40,7 +40,7 @@ COMMANDS = {
         "benchmark": "Time the geometry against NumPy, FAISS and the device's peak.",
         "benchmark-training": "Time training steps on this machine's devices.",
         "scale": "Time geometry on more images than memory holds.",
-        "compile": "Compile for TPUs or GPUs that are not there: memory, least time.",
+        "compile": "Compile for TPUs or GPUs that you do not have: memory, least time.",
     },
 }
 _NAMES = [name for commands in COMMANDS.values() for name in commands]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compile training, sampling and geometry for chips that are not there, then print the README's table.
+# Compile training, sampling and geometry for chips that you do not have, then print the README's table.
 # Usage: sh experiments/compile/run.sh tpu|h100 [OUT]. Needs: pip install -e '.[compile-tpu]' or
 # '.[compile-cuda]'. Nothing is run. For a TPU the large network takes 4 minutes per program on two
 # idle cores, the others one; for an H100 a minute and a quarter at most.

@@ -1,4 +1,4 @@
-"""Compile a program for a TPU or GPU that is not there; see `geomem.experiments.compile_check`."""
+"""Compile a program without having its TPU or GPU; see `geomem.experiments.compile_check`."""
 
 from geomem.experiments.common import command_line
 from geomem.experiments.compile_check import Config, run

@@ -1,4 +1,4 @@
-"""Compile a program for TPUs or GPUs that are not there, and report what the compiler finds out.
+"""Compile a program for TPUs or GPUs that you do not have, and report what the compiler finds out.
 
     geomem compile --target v5e:2x4 --compute bfloat16
     geomem compile --target v5e:8x8 --program posterior --points 1281167 --shape 64 64 3
@@ -34,7 +34,7 @@ __all__ = ["Config", "check", "run", "text"]
 # Else JAX looks for NVIDIA's driver, before it compiles, and finds none without a GPU.
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
-_DATA = {"digits": (1437, (8, 8, 1)), "cifar10": (50_000, (32, 32, 3))}
+_DATA = {"digits": (900, (8, 8, 1)), "cifar10": (50_000, (32, 32, 3))}
 _NETWORK = {"compute", "batch"}
 _GEOMETRY = {"points", "stored", "queries"}
 # The flags that not all programs use, and those that each of them does.
@@ -50,7 +50,7 @@ _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?)")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Compile a program for TPUs or GPUs that are not there: does it fit, how fast can it be?
+    """Compile a program for TPUs or GPUs that you do not have: does it fit, how fast can it be?
 
     Nothing is run. Needs the extra compile-tpu or compile-cuda.
     """

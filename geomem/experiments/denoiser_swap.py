@@ -40,9 +40,9 @@ _RUNS = denoisers.PRESET_RUNS | {
 class Config:
     """Swap the denoisers of two training runs on windows of sampling steps.
 
-    The windows are the medium steps, and as many steps at either end of the grid as there is room
-    for; and the steps in the danger zone of the memorizing run's images, and as many directly above
-    and below the zone.
+    The windows are the medium steps, and equally long windows at both ends of the grid (shorter
+    where fewer steps remain); and the steps in the danger zone of the memorizing run's images, and
+    as many directly above and below the zone.
     """
 
     preset: Literal["digits", "cifar16", "cifar10"] = "digits"

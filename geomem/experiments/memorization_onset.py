@@ -44,15 +44,15 @@ class Config:
     preset: gap_study.PresetName = "digits"
     """The network and the images, as in gap-training."""
     sizes: tuple[int, ...] = flag((32, 64, 128, 256), "training", most=10**8)
-    """Numbers of training images."""
+    """Sizes of the training sets."""
     seeds: int = flag(3, "training", most=10_000)
     """Networks of each size and arm, each with its own subset."""
     fresh: int = flag(5, "training", least=0, most=10_000)
     """Networks without a gap, of other seeds and subsets, that test the fit between the sizes."""
     passes: int = flag(1000, "training")
-    """How many times a training run sees each image at most."""
+    """Maximum number of passes over the images in each run."""
     every: int = flag(40, "evaluation")
-    """How many times it sees each image between two checkpoints."""
+    """Passes over the images between two checkpoints."""
     samples: int = flag(256, "evaluation", least=2, most=2**16)
     """Number of images sampled at each checkpoint."""
     out: str = flag("runs/memorization_onset", "output")

@@ -56,7 +56,7 @@ def differences(rows: Rows, name: str, other: str = "baseline") -> dict[str, dic
 
 
 def compare_pairs(rows: Rows) -> Rows:
-    """Return the differences of each two arms in each endpoint, at the end of training.
+    """Return the differences of every pair of arms in each endpoint, at the end of training.
 
     Returns:
       Rows of first, second, endpoint, and the mean of second minus first over training runs of the

@@ -74,7 +74,7 @@ def find(device_kind: str) -> Chip | None:
 
 
 def target(name: str) -> tuple[Chip, list[Any]]:
-    """Return a chip and devices that programs can be compiled for, though they are not there.
+    """Return a chip and devices that programs can be compiled for without having them.
 
     Args:
       name: "v5e:2x4", "v6e:2x4", "v5p:2x2x1", "v4:2x2x1" or "h100:8": chip and topology. A TPU's
