@@ -1,6 +1,7 @@
 """Data sets: values, order, origin, selections, and one-line errors."""
 
 import hashlib
+import pathlib
 import types
 
 import numpy as np
@@ -191,6 +192,7 @@ def test_images_in_another_range_need_a_flag(tmp_path, rng, most):
     np.testing.assert_allclose(dataset.train, expected, atol=1e-6)
     assert dataset.is_images
     assert not data.load(path, scale=1).is_images
+    assert not data.load("digits", heldout=pathlib.Path(path), scale=1).test_split.is_images
     with pytest.raises(ValueError, match=r"range must hold all values of dataset, got 0 to 0\.5"):
         data.load(path, value_range=(0, 0.5))
     with pytest.raises(ValueError, match="scale must be positive and finite, got -1"):

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from geomem import data
+from geomem.experiments import evaluate
+from geomem.experiments.evaluate import generated
 
 datasets = pytest.importorskip("datasets")
 
@@ -69,3 +71,14 @@ def test_rejects_damaged_files(tmp_path, content):
     with pytest.raises(ValueError, match=r"must be a saved data set or Parquet files") as error:
         data.load(f"hf:{path}")
     assert "\n" not in str(error.value)
+
+
+def test_evaluate_resizes_the_training_images_too(tables, tmp_path):
+    tables[2]["train"].to_parquet(tmp_path / "images.parquet")
+    (tmp_path / "samples").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(tables[0][0]).save(tmp_path / "samples" / name)
+    config = evaluate.Config(
+        samples=str(tmp_path / "samples"), dataset=f"hf:{tmp_path}/images.parquet", resize=3
+    )
+    assert generated.load(config).dataset.train.shape == (6, 3, 3, 3)

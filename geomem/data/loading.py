@@ -60,8 +60,8 @@ def load(
     name = str(name)
     options = sources.ArrayOptions(layout, value_range, scale)
     train, test, class_names = sources.open_source(name, resize, options=options)
-    names = [path for path in (name, heldout) if isinstance(path, str)]
-    if any(options) and not any(sources.is_array(n) for n in names):
+    names = [str(path) for path in (name, heldout) if isinstance(path, str | os.PathLike)]
+    if any(options) and not any(map(sources.is_array, names)):
         raise ValueError(
             f"layout, range and scale must be left out unless arrays are read, got {name}."
         )

@@ -201,7 +201,7 @@ def _load_arrays(path, argument):
         if path.suffix == ".npy":
             return [array_files.open_npy(path)]
         names = array_files.names(path)
-        for chosen in (["images"], ["train", "test"], names[:1] if len(names) == 1 else ["images"]):
+        for chosen in (["images"], ["train", "test"], *([names] if len(names) == 1 else [])):
             if set(chosen) <= set(names):
                 arrays = array_files.read_npz(path, chosen)
                 return [arrays[name] for name in chosen]

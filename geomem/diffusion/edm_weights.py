@@ -25,15 +25,13 @@ _LEAVES = {"weight": {1: "scale", 2: "kernel", 4: "kernel"}, "bias": {1: "bias"}
 
 
 def load(
-    path: str | pathlib.Path, *, sigma_data: float = 0.5, compute: str = "float32"
+    path: str | pathlib.Path,
 ) -> tuple[preconditioning.EDMDenoiser, preconditioning.Params]:
     """Read an EDM state dict of the unconditional "ddpmpp" architecture.
 
     Args:
       path: an `.npz` or `.safetensors` file of the tensors under their state-dict names
         (`model.enc.32x32_conv.weight`, ...), with or without the prefix `param/`.
-      sigma_data: the preconditioning's constant, which the file does not hold.
-      compute: a key of `unet.COMPUTE`.
 
     Raises:
       ValueError: another kind of file, an unreadable file, or tensors that do not match this
@@ -44,15 +42,15 @@ def load(
         raise ValueError(f"weights must be an .npz or .safetensors file, got {path}.")
     tensors = _read(path)
     try:
-        network, params = from_state_dict(tensors, compute=compute)
+        network, params = from_state_dict(tensors)
     except ValueError as error:
         message = f"weights must hold an EDM ddpmpp network, got {path}: {error}."
         raise ValueError(message) from None
-    return preconditioning.EDMDenoiser(network, sigma_data), params
+    return preconditioning.EDMDenoiser(network), params
 
 
 def from_state_dict(
-    tensors: Mapping[str, np.ndarray], *, compute: str = "float32"
+    tensors: Mapping[str, np.ndarray],
 ) -> tuple[unet.UNet, preconditioning.Params]:
     """Return the network that a state dict belongs to, and its parameters.
 
@@ -70,7 +68,7 @@ def from_state_dict(
     }
     if empty := [name for name, tensor in tensors.items() if not tensor.size]:
         raise ValueError(f"{empty[0]} is empty")
-    network, image_shape = _architecture(tensors, compute)
+    network, image_shape = _architecture(tensors)
     denoiser = preconditioning.EDMDenoiser(network)
     try:
         template = jax.eval_shape(lambda key: denoiser.init(key, image_shape), jax.random.key(0))
@@ -128,7 +126,7 @@ def _read(path):
         raise ValueError(f"weights must be a readable file, got {path} ({error}).") from None
 
 
-def _architecture(tensors, compute):
+def _architecture(tensors):
     """Return the UNet and the image shape (H, W, C) that fit the tensors' names and shapes."""
     stems = [re.fullmatch(r"enc\.([1-9]\d{0,4})x([1-9]\d{0,4})_conv\.weight", n) for n in tensors]
     stems = [match for match in stems if match and tensors[match.string].ndim == 4]
@@ -155,7 +153,6 @@ def _architecture(tensors, compute):
         attention=tuple(sorted(attention)),
         embedding="fourier" if "map_noise.freqs" in tensors else "positional",
         augment_dim=augment.shape[-1] if np.ndim(augment) else 0,
-        compute=compute,
     )
     return network, (height, width, image_channels)
 

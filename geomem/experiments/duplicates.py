@@ -121,7 +121,7 @@ def _report(found, total):
     train, heldout = found.train, total - found.train
     keep, leaks = found.keep(), found.leaks()
     repeated = train - int((keep < train).sum())
-    leaked = len({max(pair.image, pair.copy) for pair in leaks})
+    leaked = len(found.leaked())
     kinds = collections.Counter(word for pair in found.pairs for word in pair.kind.split(", "))
     report = {
         "train": train,
@@ -169,8 +169,7 @@ def _groups(found, names):
     """The groups for groups.json: the image to keep first."""
     groups = []
     for members in found.groups():
-        head = found.group[members[0]]
-        order = [head, *(i for i in members if i != head)]
+        order = _head_first(found, members)
         groups.append(
             {
                 "images": [names[i] for i in order],
@@ -178,6 +177,11 @@ def _groups(found, names):
             }
         )
     return groups
+
+
+def _head_first(found, members):
+    """The members of a group, the image that represents it first."""
+    return sorted(members, key=lambda i: i != found.group[i])
 
 
 def _columns(found, names):
@@ -202,14 +206,13 @@ def _columns(found, names):
 def _page(config, found, report, names, splits):
     """The page: one HTML file that works offline."""
     kinds = {frozenset((p.image, p.copy)): p for p in found.pairs}
-    groups = sorted(found.groups(), key=lambda g: not (g[0] < found.train <= g[-1]))
+    groups = found.leaking_first()
     rows = []
     for members in groups[:_SHOWN]:
-        head = found.group[members[0]]
-        order = [head, *(i for i in members if i != head)][:_ABREAST]
+        order = _head_first(found, members)[:_ABREAST]
         lines = [names[i] + (" (held out)" if i >= found.train else "") for i in order]
         for place, i in enumerate(order[1:], 1):
-            if pair := kinds.get(frozenset((head, i))):
+            if pair := kinds.get(frozenset((order[0], i))):
                 lines[place] += f": {pair.kind}, distance {pair.distance:.2f}"
             else:
                 lines[place] += ": same values as another"

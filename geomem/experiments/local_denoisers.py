@@ -12,6 +12,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from geomem.experiments.common import command_line, denoisers
@@ -100,8 +101,9 @@ def _measure(config, sigmas, run):
     whole = {**run.denoisers, "Wiener": local.wiener(run.train)}
     outputs = {kind: denoise(denoiser) for kind, denoiser in whole.items()}
     patches = dict.fromkeys(whole, np.full(len(sigmas), _WHOLE))
+    train = jnp.asarray(run.train)  # one copy for all patch sides
     for kind, make in _LOCAL.items():
-        make = functools.partial(make, run.train, rank=config.rank)
+        make = functools.partial(make, train, rank=config.rank)
         table = local.calibrate_patch(calibration_key, make, calibration, sigmas, config.sides)
         patches[kind] = np.array([table[float(sigma)] for sigma in sigmas])
         outputs[kind] = np.empty_like(outputs["network"])

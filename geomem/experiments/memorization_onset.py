@@ -76,14 +76,13 @@ class PowerLaw(NamedTuple):
       exponent: Mean, with its 95% interval over the networks.
       constant: the onset for N = 1.
       deviation: residual standard deviation of the natural logarithm.
-      sizes, onsets: what was fitted, one entry for each network.
+      sizes: number of training images of each network.
     """
 
     exponent: intervals.Mean
     constant: float
     deviation: float
     sizes: tuple[float, ...]
-    onsets: tuple[float, ...]
 
     def predict(self, size: float) -> tuple[float, float, float]:
         """Return the onset for N = size and the 95% interval of another network's onset."""
@@ -254,7 +253,7 @@ def fit(sizes: Sequence[float], onsets: Sequence[float]) -> PowerLaw:
     residuals = y - line.intercept - slope * x
     deviation = math.sqrt(float(np.sum(residuals**2)) / (len(x) - 2))
     exponent = intervals.Mean(slope, slope - margin, slope + margin)
-    return PowerLaw(exponent, math.exp(line.intercept), deviation, tuple(sizes), tuple(onsets))
+    return PowerLaw(exponent, math.exp(line.intercept), deviation, tuple(sizes))
 
 
 def _fit_rows(rows):

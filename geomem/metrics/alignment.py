@@ -21,13 +21,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-__all__ = ["Alignment", "Transform", "overlap", "pair_distances", "shrink", "squared_distances"]
+__all__ = ["Alignment", "Transform", "overlap", "shrink", "squared_distances"]
 
 Images = Float[Array | np.ndarray, "images height width channels"]
-
-_FLOAT64_VALUES = 2**20  # float64 values of an array computed at once (8 MB)
 
 
 class Transform(NamedTuple):
@@ -126,27 +124,6 @@ def squared_distances(
         a = np.divide(product, norm, out=np.ones(count), where=norm > 0).clip(1 / gain, gain)
         y = a[:, None] * y
     return ((y - x) ** 2).sum(axis=1) * (height * width * channels / x.shape[1])
-
-
-def pair_distances(
-    samples: Images, images: Images, alignment: Alignment | None = None
-) -> tuple[Float[np.ndarray, " images"], Int[np.ndarray, " images"]]:
-    """Return the aligned distance of each pair, and the position of its transform, in float64.
-
-    Args:
-      samples, images: pairs [P, H, W, C].
-      alignment: default: flips, and shifts of up to 2 pixels.
-    """
-    alignment = alignment or Alignment()
-    squares = np.full(len(samples), np.inf)
-    best = np.zeros(len(samples), int)
-    block = max(1, _FLOAT64_VALUES // int(np.prod(np.shape(images)[1:])))
-    for at in (slice(i, i + block) for i in range(0, len(samples), block)):
-        for i, transform in enumerate(alignment.transforms()):
-            new = squared_distances(samples[at], images[at], transform, alignment.gain)
-            best[at] = np.where(new < squares[at], i, best[at])
-            squares[at] = np.minimum(squares[at], new)
-    return np.sqrt(squares), best
 
 
 @functools.cache

@@ -208,7 +208,6 @@ def noise_level_memorization(
     sigmas: Levels,
     *,
     threshold: float = 1 / 3,
-    distinct: bool = True,
     group: Int[np.ndarray, " images"] | None = None,
     batch: int = 256,
     progress: bool = False,
@@ -221,7 +220,7 @@ def noise_level_memorization(
       key, denoiser, sigmas, batch, progress: as in `denoising_error`.
       images: held-out images.
       train: training images.
-      threshold, distinct, group: as in `memorization.measure`.
+      threshold, group: as in `memorization.measure`.
 
     Raises:
       ValueError: as in `denoising_error` and `memorization.measure`.
@@ -231,12 +230,11 @@ def noise_level_memorization(
     noise_key, _ = jax.random.split(key)
     sigmas = check_sigmas(sigmas)
     measure = Partial(_denoised, as_pytree(denoiser))
+    images = jnp.asarray(images)  # sent to the device once
     flags, strict, nearest = [], [], []
     for level in range(len(sigmas)):
         denoised = _sweep(noise_key, measure, images, sigmas, 1, batch, progress, (level,))[0, 0]
-        result = memorization.measure(
-            denoised, train, threshold=threshold, distinct=distinct, group=group
-        )
+        result = memorization.measure(denoised, train, threshold=threshold, group=group)
         literal = memorization.measure(denoised, train, threshold=threshold, distinct=False)
         flags.append(result.memorized)
         strict.append(literal.memorized)

@@ -101,9 +101,20 @@ class Duplicates(NamedTuple):
         parts = [part for part in np.split(order, starts[1:]) if len(part) > 1]
         return sorted(parts, key=lambda part: (-len(part), part[0]))
 
+    def leaking_first(self) -> list[Int[np.ndarray, " members"]]:
+        """Return `groups`, those with both training and held-out images first."""
+        return sorted(self.groups(), key=lambda part: not part[0] < self.train <= part[-1])
+
     def leaks(self) -> list[Pair]:
         """Return the pairs of a training and a held-out image."""
         return [p for p in self.pairs if (p.image < self.train) != (p.copy < self.train)]
+
+    def leaked(self) -> Int[np.ndarray, " leaked"]:
+        """Return the positions of the held-out images that copy training images."""
+        copies = [max(pair.image, pair.copy) for pair in self.leaks()]
+        heldout = np.arange(self.train, len(self.group))
+        # An exact copy of another held-out image has no other pair.
+        return heldout[np.isin(heldout, copies) | np.isin(self.exact[heldout], copies)]
 
     def keep(self) -> Int[np.ndarray, " kept"]:
         """Return the positions of one image of each group, a training image if there is one."""
@@ -228,10 +239,6 @@ def _typical_distance(textures):
     return float(np.median([_distance(r[min(rank, len(r) - 1)]) for r in best]))
 
 
-def _crops(textures):
-    return list(range(textures.model.margin + 1))
-
-
 def _coarse_crops(textures):
     return sorted({0, _texture_search.coarse_step(textures.model)})
 
@@ -264,7 +271,7 @@ def _decide(search, low, high):
     if len(low) == 0:
         return []
     textures, details, cutoff = search
-    crops = _crops(textures)
+    crops = list(range(textures.model.margin + 1))
     both = [_texture_search.align(textures, *ends, crops) for ends in ((low, high), (high, low))]
     best = np.maximum(*(found.value.max(axis=1) for found in both))
     likely = _distance(best + _ALIGNED_ERROR) <= cutoff

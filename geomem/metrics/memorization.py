@@ -10,13 +10,12 @@ left in a sample adds to both distances, which hides a copy (`residual_noise`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from geomem.metrics.features import check_finite
 from geomem.metrics.intervals import Rate, rate
@@ -30,7 +29,8 @@ _CANDIDATES = 8  # nearest in float32; float64 decides between those that are cl
 _CLOSE = 1e-5  # relative; about ten times the error of a float32 distance
 _FLOAT64_VALUES = 2**22  # float64 values computed at once (32 MB)
 _RESIDENT_BYTES = 2**26  # NumPy arrays larger than this are sent to the device in pieces
-_ADAPTIVE_COUNT = 50  # neighbors in the mean of the adaptive score
+_ADAPTIVE_COUNT, _ADAPTIVE_SCALE = 50, 0.5  # neighbors in the mean of the adaptive score; alpha
+_ADAPTIVE_CUTOFF = 1.0  # a score below it counts as a copy; geomem's choice
 
 Images = Float[Array | np.ndarray, "images ..."]
 
@@ -112,7 +112,6 @@ def measure(
     train: Images,
     *,
     threshold: float = 1 / 3,
-    embed: Callable[[Images], Shaped[Array, "images features"]] | None = None,
     distinct: bool = True,
     group: Int[np.ndarray, " images"] | None = None,
 ) -> Memorization:
@@ -132,8 +131,6 @@ def measure(
       samples: unquantized images in the range of `train`.
       train: two or more training images.
       threshold: in (0, 1].
-      embed: maps images to the features in which distances are measured; default: the pixels. It
-        is called once with all samples and once with all training images.
       distinct: whether to skip copies of the nearest training image.
       group: training images with the same number count as one, e.g. `Duplicates.group`.
 
@@ -147,31 +144,27 @@ def measure(
 
     Source: paper, "memorized sample"; Gu et al. 2023.
     """
-    samples, train = _checked(samples, train, embed, threshold)
+    samples, train = _checked(samples, train, threshold)
     neighbors = _search(samples, train, _CANDIDATES)
     return _decide(samples, train, neighbors, threshold, distinct, group)
 
 
-def adaptive_score(
-    samples: Images, train: Images, *, alpha: float = 0.5, count: int = _ADAPTIVE_COUNT
-) -> Float[np.ndarray, " samples"]:
-    """Return the adaptive l2 distance d1 / (alpha mean(d1, ..., dn)) with n = min(count, N).
+def adaptive_score(samples: Images, train: Images) -> Float[np.ndarray, " samples"]:
+    """Return the adaptive l2 distance d1 / (0.5 mean(d1, ..., dn)) with n = min(50, N).
 
     Unlike d1 / d2, it also detects a copy of an image that has several near-duplicates.
 
     Args:
       samples: images.
       train: two or more training images.
-      alpha: scale; a score below 1 means "nearer than alpha times the mean neighbor".
-      count: n, the number of nearest neighbors in the mean, including the first.
 
     Returns:
-      Scores in [0, 1 / alpha]; 1 / alpha if all n neighbors are at distance 0.
+      Scores in [0, 2]; 2 if all n neighbors are at distance 0.
 
-    Source: Carlini et al. 2023 (arXiv 2301.13188); for CIFAR-10 they use alpha 0.5 and n 50.
+    Source: Carlini et al. 2023 (arXiv 2301.13188), with their constants for CIFAR-10.
     """
     samples, train = _checked(samples, train)
-    return _adaptive(_search(samples, train, count), alpha)
+    return _adaptive(_search(samples, train, _ADAPTIVE_COUNT))
 
 
 def report(
@@ -180,9 +173,6 @@ def report(
     heldout: Images | None = None,
     *,
     threshold: float = 1 / 3,
-    adaptive_cutoff: float = 1.0,
-    confidence: float = 0.95,
-    distinct: bool = True,
     group: Int[np.ndarray, " images"] | None = None,
 ) -> Report:
     """Measure memorization together with false positives, residual noise and a second test.
@@ -193,9 +183,7 @@ def report(
       heldout: four or more images of the same distribution that were not trained on. Without them
         there are no false-positive rates, and the spectrum of clean images is that of `train`.
       threshold: threshold of d1 / d2.
-      adaptive_cutoff: an `adaptive_score` below this counts as a copy; geomem's choice.
-      confidence: level of the intervals.
-      distinct, group: as in `measure`.
+      group: as in `measure`.
 
     Raises:
       ValueError: as in `measure` and `residual_noise`.
@@ -206,15 +194,15 @@ def report(
 
     def evaluate(images):
         noise = residual_noise(images, spectrum)
-        neighbors = _search(*_checked(images, train, threshold=threshold), _ADAPTIVE_COUNT)
+        neighbors = _search(*_checked(images, train, threshold), _ADAPTIVE_COUNT)
         score = _adaptive(neighbors)
         neighbors = Nearest(*(field[:, :_CANDIDATES] for field in neighbors))
-        memorization = _decide(images, train, neighbors, threshold, distinct, group)
+        memorization = _decide(images, train, neighbors, threshold, True, group)
         ratio = noise_removed_ratio(memorization.distance, noise, dim)
         strict = _decide(images, train, neighbors, threshold, False)
-        flags = [memorization.memorized, ratio < threshold, score < adaptive_cutoff]
+        flags = [memorization.memorized, ratio < threshold, score < _ADAPTIVE_CUTOFF]
         flags += [strict.memorized, noise_removed_ratio(strict.distance, noise, dim) < threshold]
-        rates = [rate(x, confidence) for x in flags]
+        rates = [rate(x) for x in flags]
         return rates, memorization, strict.memorized, noise, ratio, score
 
     rates, memorization, strict, noise, ratio, score = evaluate(samples)
@@ -242,7 +230,7 @@ def report(
     )
 
 
-def _checked(samples, train, embed=None, threshold=1.0):
+def _checked(samples, train, threshold=1.0):
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold:g}.")
     samples, train = _as_array(samples), _as_array(train)
@@ -256,8 +244,6 @@ def _checked(samples, train, embed=None, threshold=1.0):
             f"samples must be images of shape {train.shape[1:]} like train, "
             f"got {samples.shape[1:]}."
         )
-    if embed is not None:
-        samples, train = embed(samples), embed(train)
     check_finite(samples=samples, train=train)
     return samples, train
 
@@ -314,11 +300,11 @@ def _decide(samples, train, neighbors, threshold, distinct, group=None):
     return Memorization(distance, places, ratio, first < threshold * second)
 
 
-def _adaptive(neighbors, alpha=0.5):
+def _adaptive(neighbors):
     distance = np.asarray(neighbors.distance, np.float64)
     mean = distance.mean(axis=1)
     relative = np.divide(distance[:, 0], mean, out=np.ones_like(mean), where=mean > 0)
-    return relative / alpha
+    return relative / _ADAPTIVE_SCALE
 
 
 def _in_float64(samples, train, neighbors, threshold):

@@ -69,14 +69,18 @@ def load(
     prepare = functools.partial(_prepared, side=side or fixed or _SIDE, channels_first=first)
     constants = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
+    size = entry.shape[0] if isinstance(entry.shape[0], int) else None
+
     def extract(images):
-        inputs = np.asarray(prepare(to_float(np.asarray(images)), *constants), kind)
-        output = session.run(None, {entry.name: inputs})[chosen[0]]
+        images = np.asarray(images)
+        # A file may fix the number of images; the last batch then repeats some.
+        filled = np.resize(images, (size or len(images), *images.shape[1:]))
+        inputs = np.asarray(prepare(to_float(filled), *constants), kind)
+        output = session.run(None, {entry.name: inputs})[chosen[0]][: len(images)]
         output = np.asarray(output if output.ndim == 2 else output[:, 0], np.float32)
         return output / np.maximum(np.linalg.norm(output, axis=1, keepdims=True), 1e-12)
 
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else _BATCH
-    return Features(path.name, extract, batch)
+    return Features(path.name, extract, size or _BATCH)
 
 
 @functools.partial(jax.jit, static_argnames=("side", "channels_first"))

@@ -5,7 +5,7 @@ import pytest
 
 from geomem import data
 from geomem.metrics import aligned
-from geomem.metrics.alignment import Alignment, Transform, pair_distances, shrink, squared_distances
+from geomem.metrics.alignment import Alignment, Transform, shrink, squared_distances
 
 SMOOTH = (12, 10, 3)
 CASES = [
@@ -121,14 +121,6 @@ def test_all_small_ratios_are_exact(case):
     np.testing.assert_array_equal(result.ratio < 0.6, low)
     np.testing.assert_array_equal(result.ratio[low], ratio[low])
     assert (result.ratio[~low] >= 0.6).all()
-
-
-def test_pair_distances_take_the_best_transform(case):
-    samples, train, alignment, (distance, transform) = case
-    found = pair_distances(samples, train[: len(samples)], alignment)
-    rows = np.arange(len(samples))
-    np.testing.assert_array_equal(found[0], distance[rows, rows])
-    np.testing.assert_array_equal(found[1], transform[rows, rows])
 
 
 def test_finds_transformed_photographs():

@@ -98,14 +98,6 @@ def test_flags_do_not_depend_on_scale_and_shift(digits, rng):
     np.testing.assert_array_equal(result.index, moved.index)
 
 
-def test_measures_distances_in_an_embedding(digits):
-    train, heldout = digits
-    result = memorization.measure(heldout[:20], train, embed=lambda x: x.mean(axis=(2, 3)))
-    index, flags = oracles.memorized(heldout[:20].mean(axis=(2, 3)), train.mean(axis=(2, 3)), 1 / 3)
-    np.testing.assert_array_equal(result.index, index)
-    np.testing.assert_array_equal(result.memorized, flags)
-
-
 def test_report_on_samples_of_the_empirical_denoiser(digits, rng):
     train, heldout = digits
     denoiser = posterior.empirical_denoiser(train)

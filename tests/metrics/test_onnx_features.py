@@ -9,7 +9,8 @@ from geomem.metrics import onnx_features
 
 pytest.importorskip("onnxruntime")
 DATA = pathlib.Path(__file__).parents[1] / "data"
-# Built with onnx.helper: blocks.onnx averages 4 x 4 pixels of [N, 3, 16, 16] to [N, 48];
+# Built with onnx.helper: blocks.onnx averages 4 x 4 pixels of [N, 3, 16, 16] to [N, 48], and
+# blocks_of_four.onnx does so with N = 4;
 # tokens.onnx averages the rows of [N, H, W, 3] to tokens [N, W, 3].
 
 
@@ -26,6 +27,8 @@ def test_features_are_those_of_the_normalized_image(rng):
     expected = unit(np.moveaxis(blocks, 3, 1).reshape(70, -1))
     np.testing.assert_allclose(extract(images), expected, atol=1e-6)
     assert extract.name == "blocks.onnx"
+    fixed = onnx_features.load(DATA / "blocks_of_four.onnx", mean=mean, std=std)
+    np.testing.assert_allclose(fixed(images), expected, atol=1e-6)  # the last batch has two images
 
 
 def test_takes_the_first_token_and_the_given_side(rng):

@@ -136,8 +136,9 @@ def run(config: Config) -> Result:
         results.write_columns(folder / "images.csv", columns)
         results.write_json(folder / "zone.json", zone._asdict())
         results.write_json(folder / "audit.json", report)
-        kept = findings.keep(copies, dataset, image_flags.all_file_names(config, dataset))
-        paths.write_whole(folder / "keep.txt", "".join(f"{name}\n" for name in kept))
+        names = image_flags.all_file_names(config, dataset)
+        lines = (f"{names[i]}\n" for i in copies.keep() if i < copies.train)
+        paths.write_whole(folder / "keep.txt", "".join(lines))
     recorded = {
         "config": dataclasses.asdict(config) | _without_folders(config),
         "data": results.dataset_facts(dataset),
@@ -204,11 +205,10 @@ def _drop_duplicates(config, dataset, copies, max_noised):
     The images are shuffled, because noise is added to the first ones only. The positions of the
     training images come first.
     """
-    first = copies.group == np.arange(len(copies.group))
-    count = len(dataset.train_split)
+    first = copies.keep()
     rng = np.random.default_rng(config.seed)
-    train = rng.permutation(np.flatnonzero(first[:count]))
-    heldout = rng.permutation(np.flatnonzero(first[count:]))
+    train = rng.permutation(first[first < copies.train])
+    heldout = rng.permutation(first[first >= copies.train] - copies.train)
     if len(train) < 2 or len(heldout) < 1:
         raise ValueError(
             "dataset must have at least 2 training images and 1 held-out image without "
@@ -292,5 +292,5 @@ def _thumbnails(dataset, copies):
     def thumbnail(i):
         return audit_figures.thumbnail(train[i] if i < len(train) else heldout[i - len(train)])
 
-    groups = findings.groups_of(copies, len(train))[: page.GROUPS]
+    groups = copies.leaking_first()[: page.GROUPS]
     return [[thumbnail(i) for i in group[: page.ABREAST]] for group in groups]

@@ -28,9 +28,7 @@ __all__ = [
     "edges",
     "exposed",
     "gap",
-    "groups_of",
     "growth",
-    "keep",
     "scale",
     "training_noise",
 ]
@@ -98,13 +96,13 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
             "exact": bool((exact[group] == exact[group[0]]).all()),
             "distance": float(distance[group].max()),
         }
-        for group in groups_of(duplicates, count)
+        for group in duplicates.leaking_first()
     ]
     return {
         "typical_distance": duplicates.typical,
         "cutoff": duplicates.cutoff,
         "removed": int((duplicates.group[:count] != np.arange(count)).sum()),
-        "leaked": int((duplicates.group[count:] < count).sum()),
+        "leaked": len(duplicates.leaked()),
         "exact_copies": int((exact != np.arange(len(exact))).sum()),
         "near_pairs": sum(pair.kind != "exact" for pair in duplicates.pairs),
         "images_in_groups": sum(len(group["images"]) for group in groups),
@@ -112,11 +110,6 @@ def copies(config: Any, images: Dataset, duplicates: Duplicates) -> dict[str, An
         "groups_over_both": sum(len(set(group["held_out"])) > 1 for group in groups),
         "groups": groups,
     }
-
-
-def groups_of(duplicates: Duplicates, train: int) -> list[np.ndarray]:
-    """Return the groups of duplicates, those with both training and held-out images first."""
-    return sorted(duplicates.groups(), key=lambda group: not group.min() < train <= group.max())
 
 
 def exposed(columns: Mapping[str, Sequence[Any]], count: int = 10) -> list[dict[str, Any]]:
@@ -190,12 +183,6 @@ def scale(
         }
         for name, count, ends, this in sorted(rows, key=lambda row: (row[1], row[0]))
     ]
-
-
-def keep(copies: Duplicates, images: Dataset, every: Sequence[str]) -> list[str]:
-    """Return the names of the training images to keep: one of each group of duplicates."""
-    first = np.flatnonzero(copies.group == np.arange(len(copies.group)))
-    return [every[i] for i in first if i < len(images.train_split)]
 
 
 def gap(wide: Zone) -> dict[str, Any] | None:

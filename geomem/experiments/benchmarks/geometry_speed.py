@@ -281,15 +281,15 @@ def _torch_seconds(y, images, sigma, side):
 
 def _scaling_rows(config, peak):
     points, queries = _random_points(config, 4096)
-    for axis, count, total in (
-        *(("points", config.points // k, config.points) for k in (4, 2, 1)),
-        *(("queries", 4096 // k, 4096) for k in (4, 2, 1)),
+    for axis, count, first in (
+        *(("points", config.points // k, config.points // 4) for k in (4, 2, 1)),
+        *(("queries", 4096 // k, 1024) for k in (4, 2, 1)),
     ):
         x = jnp.asarray(points[:count] if axis == "points" else points[: config.points // 4])
         y = jnp.asarray(queries[:1024] if axis == "points" else queries[:count])
         y = x[: len(y)] + 2 * y
         ours = median_seconds(lambda x=x, y=y: posterior.denoise(y, x, 2.0), min(config.repeats, 3))
-        if count * 4 == total:
+        if count == first:
             base = ours / count
         yield Row(
             f"posterior mean, {len(y):,} queries over {len(x):,} points",

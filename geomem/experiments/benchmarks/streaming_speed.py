@@ -15,7 +15,7 @@ import numpy as np
 
 from geomem import data
 from geomem.experiments.benchmarks.timing import fastest_seconds, peak_memory, product_peak
-from geomem.experiments.common import results
+from geomem.experiments.common import chips, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.common.output import make_folder
 from geomem.geometry import posterior
@@ -60,36 +60,19 @@ class Row(NamedTuple):
     memory: float  # the program's peak resident memory without page cache, in MB
 
 
-class Machine(NamedTuple):
-    """A machine's peak rates according to its vendor; all except `devices` are per device."""
-
-    name: str
-    devices: int
-    product: float  # operations per second of float32 matrix products
-    memory: float  # bytes
-    bandwidth: float  # bytes per second from memory
-    link: float  # bytes per second to other devices
-
-
-# NVIDIA's H100 SXM data sheet: float32 without tensor cores. Google's page on TPU v5e: 197 TFLOP/s
-# in bfloat16, and 1,600 Gbit/s between chips. A float32 product at full precision takes six
-# bfloat16 products.
-MACHINES = (
-    Machine("H100 SXM", 1, 67e12, 80e9, 3.35e12, 1.0),
-    Machine("TPU v5e-8", 8, 197e12 / 6, 16e9, 819e9, 200e9),
-    Machine("TPU v5e-64", 64, 197e12 / 6, 16e9, 819e9, 200e9),
-)
+# Chips and their number.
+MACHINES = {"H100 SXM": ("h100", 1), "TPU v5e-8": ("v5e", 8), "TPU v5e-64": ("v5e", 64)}
 
 
 def roofline(
-    machine: Machine, points: int, dim: int, queries: int = 1024, efficiency: float = 1.0
+    chip: chips.Chip, devices: int, points: int, dim: int, queries: int = 1024
 ) -> dict[str, float]:
-    """Return the shortest time of a posterior mean on a machine, term by term.
+    """Return the shortest time of a posterior mean on several chips, term by term.
 
     Args:
-      machine: its data sheet.
+      chip: its data sheet.
+      devices: number of chips.
       points, dim, queries: size of the data, and noised points denoised at once.
-      efficiency: fraction of the vendor's peak that products reach.
 
     Returns:
       Gigabytes held and sent by each device, and the seconds of each term: product (4 Q N d
@@ -97,7 +80,7 @@ def roofline(
       candidates (16 rows a query on every device, five times through memory), link (two all-reduces
       of Q x d, and 16 scores and indices from each device).
     """
-    n, d, q = machine.devices, dim, queries
+    n, d, q = devices, dim, queries
     data_bytes = points * d * 4 / n
     link_bytes = 2 * 2 * (n - 1) / n * q * d * 4 + (n - 1) * q * 16 * 8
     operations = 4 * q * points * d / n
@@ -106,10 +89,10 @@ def roofline(
         "gigabytes_held_as_uint8": data_bytes / 4e9,
         "teraoperations": operations / 1e12,
         "gigabytes_linked": link_bytes / 1e9,
-        "product_seconds": operations / machine.product / efficiency,
-        "memory_seconds": 4 * data_bytes / machine.bandwidth,
-        "candidates_seconds": 5 * q * 16 * d * 4 / machine.bandwidth,
-        "link_seconds": link_bytes / machine.link,
+        "product_seconds": operations / chip.peak("float32"),
+        "memory_seconds": 4 * data_bytes / chip.bandwidth,
+        "candidates_seconds": 5 * q * 16 * d * 4 / chip.bandwidth,
+        "link_seconds": link_bytes / chip.link,
     }
 
 
@@ -156,7 +139,10 @@ def run(config: Config) -> list[Row]:
         "rows": [row._asdict() for row in rows],
         "relative_difference_to_memory": difference,
         "fraction_of_product_peak_in_memory": efficiency,
-        "imagenet64": {m.name: roofline(m, 1_281_167, 12_288) for m in MACHINES},
+        "imagenet64": {
+            name: roofline(chips.CHIPS[kind], count, 1_281_167, 12_288)
+            for name, (kind, count) in MACHINES.items()
+        },
         "environment": results.environment(),
     }
     output.write_json("scale.json", facts)

@@ -23,11 +23,9 @@ import numpy as np
 
 from geomem.diffusion import data_parallel, training_step, unet
 from geomem.experiments.benchmarks.timing import fastest_seconds
-from geomem.experiments.common import chips, image_flags, results
+from geomem.experiments.common import chips, compilation, image_flags, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets
-
-_COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +172,12 @@ def _compilations():
     """Yield a list to which each compilation inside the block adds its seconds."""
     durations = []
 
-    def listen(event, seconds, **_):
-        if event == _COMPILATION:
+    def listen(event, seconds):
+        if event == compilation.END:
             durations.append(seconds)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilation.listening(listen):
         yield durations
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def _forward_flops(denoiser, image_shape):

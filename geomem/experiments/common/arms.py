@@ -22,6 +22,7 @@ from geomem.diffusion import checkpoints, grids, sampler
 from geomem.experiments.common import image_flags, interruption
 from geomem.experiments.train import configuration, loop, run_folder
 from geomem.metrics import frechet, memorization, precision_recall
+from geomem.metrics.features import Features
 from geomem.metrics.inception import network, weights
 
 _SAMPLES = "samples.npz"
@@ -74,6 +75,13 @@ class EvaluationSettings:
     method: str = "heun"
     inception: str | None = None  # file of Inception weights; None compares pixels
 
+    def reference(self, dataset: data.Dataset) -> tuple[Features, frechet.Reference]:
+        """Return the features to compare in, and the held-out images in these."""
+        chosen = frechet.PIXELS
+        if self.inception is not None:
+            chosen = network.features(weights.load(self.inception))
+        return chosen, frechet.describe(dataset.test, f"{dataset.name} held out", chosen)
+
 
 class Task(NamedTuple):
     """One run to train and evaluate."""
@@ -97,13 +105,10 @@ def train_and_evaluate(task: Task) -> list[dict[str, Any]]:
       samples in samples.npz.
     """
     config, settings = task.config, task.evaluation
-    features = frechet.PIXELS
-    if settings.inception is not None:
-        features = network.features(weights.load(settings.inception))
     train(config)
     dataset = image_flags.load(config)
     folder = paths.as_path(config.out)
-    reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
+    features, reference = settings.reference(dataset)
     steps = regular_steps(config)
     cache = EvaluationCache(folder, settings)
 

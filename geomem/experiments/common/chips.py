@@ -19,7 +19,6 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes per second from memory
     link: float  # bytes per second to other chips, one way
     teraflops: dict[str, float]  # dense peak of products by `compute`, in 10^12 operations/s
-    chips_per_host: int
 
     def peak(self, compute: str) -> float:
         """Return the peak of matrix products in operations per second.
@@ -29,22 +28,22 @@ class Chip(NamedTuple):
         return self.teraflops.get(compute, self.teraflops["bfloat16"] / 6) * 1e12
 
 
-def _tpu(name, kind, gigabytes, bandwidth, link, bfloat16, per_host):
+def _tpu(name, kind, gigabytes, bandwidth, link, bfloat16):
     peaks = {"tf32": bfloat16, "bfloat16": bfloat16}
-    return Chip(name, kind, gigabytes * 2**30, bandwidth * 1e9, link * 1e9, peaks, per_host)
+    return Chip(name, kind, gigabytes * 2**30, bandwidth * 1e9, link * 1e9, peaks)
 
 
 def _gpu(name, gigabytes, bandwidth, link, float32, tf32, bfloat16):
     peaks = {"float32": float32, "tf32": tf32, "bfloat16": bfloat16}
-    return Chip(name, name, gigabytes * 1e9, bandwidth * 1e9, link * 1e9, peaks, 8)
+    return Chip(name, name, gigabytes * 1e9, bandwidth * 1e9, link * 1e9, peaks)
 
 
 # Google's pages on Cloud TPU versions, and NVIDIA's data sheets (SXM).
 CHIPS = {
-    "v4": _tpu("TPU v4", "TPU v4", 32, 1228, 300, 275, 4),
-    "v5e": _tpu("TPU v5e", "TPU v5 lite", 16, 819, 200, 197, 8),
-    "v5p": _tpu("TPU v5p", "TPU v5", 95, 2765, 600, 459, 4),
-    "v6e": _tpu("TPU v6e", "TPU v6 lite", 32, 1640, 400, 918, 8),
+    "v4": _tpu("TPU v4", "TPU v4", 32, 1228, 300, 275),
+    "v5e": _tpu("TPU v5e", "TPU v5 lite", 16, 819, 200, 197),
+    "v5p": _tpu("TPU v5p", "TPU v5", 95, 2765, 600, 459),
+    "v6e": _tpu("TPU v6e", "TPU v6 lite", 32, 1640, 400, 918),
     "a100": _gpu("A100", 80, 2039, 300, 19.5, 156, 312),
     "h100": _gpu("H100", 80, 3350, 450, 67, 495, 989),
     "h200": _gpu("H200", 141, 4800, 450, 67, 495, 989),

@@ -5,11 +5,11 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _PATIENCE = 2.0  # seconds
 _START = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # recorded just before XLA compiles
-_END = "/jax/core/compile/backend_compile_duration"
+END = "/jax/core/compile/backend_compile_duration"
 _LEAST_SECONDS = "0.02"  # of compilation; JAX's default keeps only programs that take 1 second
 
 
@@ -39,27 +39,40 @@ def enable_cache() -> None:
 
 
 @contextlib.contextmanager
-def announced() -> Iterator[None]:
-    """Print one line to stderr for each compilation in the block that takes over 2 seconds."""
+def listening(listen: Callable[[str, float], object]) -> Iterator[None]:
+    """Call `listen` with the name and the seconds of each event that JAX times in the block."""
     import jax
 
+    def forward(event: str, seconds: float, **_: str | int) -> None:
+        if active:
+            listen(event, seconds)
+
+    active = True
+    jax.monitoring.register_event_duration_secs_listener(forward)
+    try:
+        yield
+    finally:
+        active = False  # the oldest supported JAX cannot remove a listener
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Print one line to stderr for each compilation in the block that takes over 2 seconds."""
     timer: threading.Timer | None = None
 
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    def listen(event, _):
         nonlocal timer
-        if event in (_START, _END) and timer is not None:
+        if event in (_START, END) and timer is not None:
             timer.cancel()
-        if event == _START and listening:
+        if event == _START:
             timer = threading.Timer(_PATIENCE, _say)
             timer.daemon = True
             timer.start()
 
-    listening = True
-    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield
+        with listening(listen):
+            yield
     finally:
-        listening = False  # JAX has no public call that removes a listener
         if timer is not None:
             timer.cancel()
 

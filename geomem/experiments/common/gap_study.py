@@ -14,8 +14,7 @@ from geomem.experiments.common.arms import Arm, EvaluationSettings, Task, qualit
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
-from geomem.metrics import frechet
-from geomem.metrics.inception import network, weights
+from geomem.metrics.inception import weights
 
 _CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
@@ -143,14 +142,11 @@ def quality_floors(preset: Preset, dataset: data.Dataset) -> dict[str, Any]:
     No arm can honestly score better than the others do; a score near that of the training images
     may be due to copies.
     """
-    features = frechet.PIXELS
-    if preset.evaluation.inception is not None:
-        features = network.features(weights.load(preset.evaluation.inception))
+    features, reference = preset.evaluation.reference(dataset)
     source = image_flags.load(dataclasses.replace(preset.train, num_train=None))
     unused = np.setdiff1d(source.train_split.index, dataset.train_split.index)
     order = np.random.default_rng(0).permutation(unused)[: preset.evaluation.samples]
     fresh = source.train_split.at(np.flatnonzero(np.isin(source.train_split.index, order)))
-    reference = frechet.describe(dataset.test, f"{dataset.name} held out", features)
     kinds = {"training_images": dataset.train, "fresh_images": data.to_float(fresh)}
     return {
         name: {"count": len(images), **quality(images, dataset.test, reference, features)}

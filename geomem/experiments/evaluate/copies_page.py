@@ -81,7 +81,7 @@ def _rates(summary):
         f"Leftover noise in the samples, RMS per pixel: median {summary['noise_median']:.3g}."
     )
     header = ["criterion", "samples", "held-out images (false alarms)"]
-    return _wide(table(header, rows)) + paragraphs(*texts)
+    return table(header, rows) + paragraphs(*texts)
 
 
 def _self_test(summary):
@@ -107,7 +107,7 @@ def _self_test(summary):
         "Copies of the training images were changed and searched for like the samples. The table "
         "counts the copies that each criterion finds, and assigns to the right training image."
     )
-    return paragraphs(text) + _wide(table(header, rows))
+    return paragraphs(text) + table(header, rows)
 
 
 def _quality(summary):
@@ -126,7 +126,7 @@ def _quality(summary):
         return paragraphs(summary["quality_note"])
     feature = next(iter(summary["quality"].values()))["frechet"].features
     header = ["images", "Frechet", "kernel", "precision", "recall", "density", "coverage"]
-    return _wide(table(header, rows)) + paragraphs(
+    return table(header, rows) + paragraphs(
         f"Features: {feature}. Copies of the training set score well in all of these measures: the "
         "last row shows how well the training images themselves do."
     )
@@ -148,10 +148,6 @@ def _made(run):
             ("SHA-256, held out", run["data"]["test"]["sha256"] or "none"),
         ]
     )
-
-
-def _wide(text):
-    return f'<div class="wide">{text}</div>'
 
 
 def _data(inputs, found):

@@ -65,7 +65,8 @@ def load(config) -> Inputs:
         # Without --heldout, all images of a source without test images are searched.
         heldout = 0.0 if config.heldout is None else config.heldout
         chosen = {"heldout": heldout}
-        if config.resize and not sources.is_folder(source):  # resize is for the samples
+        flexible = sources.is_folder(source) or source.startswith("hf:")
+        if config.resize and not flexible:  # resize is for the samples
             chosen["resize"] = None
         dataset = image_flags.load(dataclasses.replace(config, **chosen))
     samples, files = _samples(config, dataset)

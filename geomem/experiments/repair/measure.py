@@ -9,8 +9,7 @@ from geomem.diffusion import grids, sampler
 from geomem.experiments.common import arms, image_flags
 from geomem.experiments.repair import variants
 from geomem.experiments.train import configuration, run_folder
-from geomem.metrics import calibration, copies, frechet, memorization
-from geomem.metrics.inception import network, weights
+from geomem.metrics import calibration, copies, memorization
 from geomem.points.neighbors import nearest
 
 MEASURES = (
@@ -40,10 +39,8 @@ class Judge:
     """
 
     def __init__(self, dataset: data.Dataset, settings: arms.EvaluationSettings):
-        self._dataset, self._features = dataset, frechet.PIXELS
-        if settings.inception is not None:
-            self._features = network.features(weights.load(settings.inception))
-        self._reference = frechet.describe(dataset.test, f"{dataset.name} held out", self._features)
+        self._dataset = dataset
+        self._features, self._reference = settings.reference(dataset)
         self._own = np.asarray(nearest(dataset.test, dataset.train, 1).distance)[:, 0]
         ratios = memorization.measure(dataset.test, dataset.train).ratio
         self.calibrated = calibration.calibrate(ratios)
@@ -90,7 +87,8 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
         name = {variants.NONE.name: "plain", f"zone: {task.chosen}": "repaired"}.get(variant.name)
         kept = folder / f"{name}.npz"
         keep = step == steps[-1] and name is not None
-        keep = keep and arms.read_arrays(kept, ["images"]) is None
+        before = arms.read_arrays(kept, ["images", "at"]) if keep else None
+        keep = keep and (before is None or str(before["at"]) != key)
         if (row := cache.get(key)) is not None and not keep:
             return row
         judge = judge or Judge(dataset, task.evaluation)
@@ -99,7 +97,7 @@ def measure_run(task: Task) -> list[dict[str, Any]]:
         seeds, method = range(task.evaluation.samples), task.evaluation.method
         images = sampler.generate(sample, seeds, shape, levels, method=method)
         if keep:
-            arms.write_arrays(kept, images=images[:_SHOWN])
+            arms.write_arrays(kept, images=images[:_SHOWN], at=np.array(key))
         row = judge(images)
         thresholds = {"calibrated_at": judge.calibrated.value, "aligned_at": judge.aligned.value}
         row |= {**thresholds, "steps": len(levels) - 1}

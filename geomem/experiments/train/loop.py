@@ -219,15 +219,15 @@ def _train(session, update, state, images, step, stopping):
     """
     config, first_process = session.config, jax.process_index() == 0
     log = MetricsLog(session.folder, step) if first_process else None
+    closing = contextlib.closing(log) if log else contextlib.nullcontext()
     state, images = data_parallel.replicate(state), data_parallel.replicate(images)
     _say("compiling the training step (up to a minute) ...")
     _check_step(session, state, images)
     usual = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 10)
     usual = math.gcd(usual, config.log_every)
     size = {"total": config.steps * config.batch, "initial": step * config.batch}
-    with tqdm(
-        **size, unit="image", unit_scale=True, mininterval=1, disable=not first_process
-    ) as bar:
+    look = {"unit": "image", "unit_scale": True, "mininterval": 1, "disable": not first_process}
+    with closing, tqdm(**size, **look) as bar:
         stop = copying = False
         speeds, clock = [], (step, time.perf_counter())
         while step < config.steps and not stop:
@@ -252,8 +252,6 @@ def _train(session, update, state, images, step, stopping):
                 _save(session, state, step, draw=first_process and not stop)
         if not (stop or copying):
             _watch(session, log, state, step)
-    if log:
-        log.close()
     return step, copying, statistics.median(speeds[1:]) if speeds[1:] else None
 
 

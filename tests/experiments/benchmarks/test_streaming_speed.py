@@ -5,6 +5,7 @@ import json
 import pytest
 
 from geomem.experiments.benchmarks import streaming_speed, timing
+from geomem.experiments.common import chips
 
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
@@ -29,8 +30,8 @@ def test_writes_results_and_removes_temporary_files(tmp_path, stored, monkeypatc
 
 def test_roofline_matches_sums_by_hand():
     """Two devices of 1 Tflop/s, 1 GB/s; 1,000 points of dimension 10; 4 queries."""
-    machine = streaming_speed.Machine("toy", 2, 1e12, 1e9, 1e9, 1e9)
-    least = streaming_speed.roofline(machine, 1000, 10, 4)
+    chip = chips.Chip("toy", "toy", 1e9, 1e9, 1e9, {"float32": 1, "bfloat16": 1})
+    least = streaming_speed.roofline(chip, 2, 1000, 10, 4)
     assert least["gigabytes_held"] == pytest.approx(500 * 10 * 4 / 1e9)
     assert least["product_seconds"] == pytest.approx(4 * 4 * 500 * 10 / 1e12)
     assert least["memory_seconds"] == pytest.approx(4 * 500 * 10 * 4 / 1e9)

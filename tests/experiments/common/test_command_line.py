@@ -359,13 +359,13 @@ def test_long_compilations_are_announced(monkeypatch, capsys):
         lambda event, *_, **__: events.append(event)
     )
     jax.jit(lambda x: x * 3 + 1)(x).block_until_ready()
-    assert events.index(compilation._START) < events.index(compilation._END)
+    assert events.index(compilation._START) < events.index(compilation.END)
 
     monkeypatch.setattr(compilation, "_PATIENCE", 0.01)
     with compilation.announced():
         jax.monitoring.record_event_duration_secs(compilation._START, 0.1)
         time.sleep(0.3)
-        jax.monitoring.record_event_duration_secs(compilation._END, 0.3)
+        jax.monitoring.record_event_duration_secs(compilation.END, 0.3)
     assert capsys.readouterr().err == "compiling ... (once per shape; cached afterwards)\n"
     jax.monitoring.record_event_duration_secs(compilation._START, 0.1)
     time.sleep(0.1)
