@@ -59,7 +59,7 @@ def open_table(
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(
-            f"{argument} must not be hf:PATH without the package datasets: pip install 'geomem[hf]'."
+            f"{argument} must not be hf:PATH without 'datasets': pip install 'geomem[hf]'."
         ) from None
     log, hidden = logging.getLogger("datasets"), datasets.are_progress_bars_disabled()
     level = log.level
