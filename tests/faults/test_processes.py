@@ -29,10 +29,15 @@ SMALL = ["--num-train", "60", "--num-heldout", "40", "--num-sigmas", "5"]
 
 def start(words, folder, **environment):
     """Start a command in a folder."""
+    return start_python(["-m", "geomem", *map(str, words)], folder, XLA_FLAGS="", **environment)
+
+
+def start_python(arguments, folder=None, **environment):
+    """Start Python with this geomem."""
     return subprocess.Popen(
-        [sys.executable, "-m", "geomem", *map(str, words)],
+        [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -258,13 +263,7 @@ def test_ctrl_c_while_python_ends_is_no_failure():
         "interruption.install()\n"
         "slow = Slow()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_python(["-c", code])
     assert process.stdout.readline() == "freed\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "")
@@ -290,13 +289,7 @@ def test_ctrl_c_ends_whatever_the_main_thread_does(busy):
         f"{'import jax' if 'jax' in BUSY[busy] else ''}\n"
         f"print('ready', flush=True)\n{BUSY[busy]}"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_python(["-c", code])
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
