@@ -34,9 +34,10 @@ def small(tmp_path, **changes):
     return dataclasses.replace(SMALL, **{"out": str(tmp_path / "out"), **changes})
 
 
-def command(*arguments):
+def command(*arguments, folder=None):
     return subprocess.run(
         [sys.executable, "-m", "geomem.experiments.danger_zone", *arguments],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -287,8 +288,8 @@ def test_warns_about_copies(tmp_path, capsys):
         (["--out", "/proc/geomem"], "error: --out must be a writable folder, got /proc/geomem"),
     ],
 )
-def test_reports_errors_in_one_line(flags, line):
-    process = command(*flags)
+def test_reports_errors_in_one_line(flags, line, tmp_path):
+    process = command(*flags, folder=tmp_path)  # without the runs of a newcomer
     assert process.returncode == 2
     assert process.stderr.startswith(line)
     assert process.stderr.count("\n") == 1
