@@ -16,6 +16,7 @@ from geomem.experiments.train import configuration, presets
 from geomem.geometry import curves, danger_zone
 from geomem.metrics.inception import weights
 
+_OF_TRAINING = "num_train", "channels", "blocks", "embedding"  # flags that change the preset's
 _CHECKPOINTS = 8  # approximate number of checkpoints if --kimg is given
 
 PresetName = Literal["digits", "cifar16", "cifar10"]
@@ -36,6 +37,14 @@ class StudyFlags:
     own_subsets: bool = flag(False, "training")
     """Train each seed on its own random subset of the images, so that intervals over the seeds also
     cover the choice of the training images. All have the gaps of the first subset."""
+    num_train: int | None = flag(None, "training", least=2)
+    """Number of training images; default: the preset's."""
+    channels: int | None = flag(None, "training", most=2**14)
+    """Base number of the network's channels; default: the preset's."""
+    blocks: int | None = flag(None, "training", most=64)
+    """Residual blocks per level of the network; default: the preset's."""
+    embedding: Literal["positional", "fourier"] | None = flag(None, "training")
+    """Embedding of the noise level; default: the preset's."""
     samples: int | None = flag(None, "evaluation", least=2)
     """Number of images sampled from each checkpoint; default: the preset's."""
     inception: str | None = flag(None, "evaluation")
@@ -75,13 +84,15 @@ PRESETS = {
 
 
 def resolve(config: StudyFlags) -> Preset:
-    """Return the preset with the seeds, kimg, samples and inception of `config`."""
-    for name in ("seeds", "kimg", "samples", "jobs"):
+    """Return the preset with what the flags of `config` change."""
+    for name in ("seeds", "kimg", "channels", "blocks", "samples", "jobs"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     preset = PRESETS[config.preset]
     train, evaluation = preset.train, preset.evaluation
+    given = {name: getattr(config, name) for name in _OF_TRAINING}
+    train = dataclasses.replace(train, **{k: v for k, v in given.items() if v is not None})
     if config.kimg is not None:
         train = dataclasses.replace(train, kimg=config.kimg)
         windows = max(1, round(train.steps / _CHECKPOINTS / train.log_every))

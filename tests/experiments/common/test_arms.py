@@ -174,6 +174,14 @@ def test_kimg_sets_the_checkpoints_and_can_be_raised(monkeypatch):
         assert 5 <= train.steps / train.checkpoint_every <= 9
 
 
+def test_flags_change_the_presets_images_and_network():
+    config = gap_training.Config(num_train=40, channels=16, blocks=2, embedding="positional")
+    changed = dataclasses.replace(TINY, num_train=40, channels=16, blocks=2, embedding="positional")
+    assert gap_study.resolve(config).train == changed
+    with pytest.raises(ValueError, match="blocks must be positive, got 0"):
+        gap_study.resolve(gap_training.Config(blocks=0))
+
+
 @pytest.mark.slow
 def test_parallel_processes_give_the_same_rows(study, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device each
