@@ -62,7 +62,7 @@ def main() -> None:
     """Run the command in the first argument."""
     if "" not in sys.path:  # as with `python -m`, so that --denoiser finds one's own modules
         sys.path.append("")
-    interruption.install()  # before the command's imports, whose callbacks swallow Ctrl-C
+    command_line.prepare()
     try:
         _dispatch(sys.argv[1:])
     except ValueError as error:

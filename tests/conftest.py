@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, set before JAX starts, so that parallel paths run in parallel."""
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
@@ -14,6 +15,8 @@ if not os.environ.get("GEOMEM_TESTS_AS_USERS"):
     os.environ["XLA_FLAGS"] += (
         " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     )
+
+gc.set_threshold(50_000, 20, 20)  # as in the commands: tracing makes many objects
 
 # Started in the background of a script, pytest ignores Ctrl-C, and so would its children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -72,7 +72,7 @@ class _Noised(NamedTuple):
 def _run(frame, sweep, index, unseen, chunk, **context):
     context = _Context(origin=frame.origin, reach=frame.reach, **context)
     run = _run_in_memory if isinstance(frame.points, Points) else _run_block
-    return run(frame, sweep, jnp.asarray(index, jnp.int32), unseen, context, chunk=chunk)
+    return run(frame, sweep, np.asarray(index, np.int32), unseen, context, chunk=chunk)
 
 
 def _run_block(frame, sweep, index, unseen, context, *, chunk):

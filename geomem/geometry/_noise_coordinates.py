@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from scipy import linalg
 
-from geomem.points.exact import center, decode, inner_products
+from geomem.points.exact import decode
 from geomem.points.visit import Pass, PlacedPoints, Points, as_points
 
 __all__ = [
@@ -53,8 +54,8 @@ class Frame(NamedTuple):
     queries: jax.Array | None
     origin: jax.Array
     query_coordinates: jax.Array | None
-    missing: jax.Array
-    reach: jax.Array | None = None
+    missing: np.float32
+    reach: jax.Array | np.float32 | None = None
 
     @property
     def reduced(self) -> bool:
@@ -73,7 +74,9 @@ class Frame(NamedTuple):
 
     def of_points(self) -> Frame:
         """Return the frame whose queries are the points themselves."""
-        reach = self.points.run(_REACH, (jnp.zeros(1),), self.origin)[0]
+        reach = self.reach
+        if reach is None:
+            reach = self.points.run(_REACH, (jnp.zeros(1),), self.origin)[0]
         return self._replace(queries=None, query_coordinates=None, reach=reach)
 
     def query(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -113,30 +116,42 @@ def frame(points: PlacedPoints, heldout: Any, noised: int) -> Frame:
 def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
     """Return the frame of all d dimensions for points [N, d] and queries [M, d]."""
     points = as_points(points)
-    return Frame(points, jnp.asarray(queries), points.center(), None, jnp.float32(0))
+    return Frame(points, jnp.asarray(queries), points.center(), None, np.float32(0))
 
 
-def reduced_frame(points: jax.Array, queries: jax.Array) -> Frame:
-    """Return the frame of N + 1 dimensions (see the module's docstring); needs N + 1 < d."""
-    frame = _reduced_frame(jnp.asarray(points), jnp.asarray(queries))
-    # Known to the host without waiting for the device.
-    return frame._replace(missing=np.float32(points.shape[1] - frame.rank))
+def reduced_frame(points: jax.Array | np.ndarray, queries: jax.Array | np.ndarray) -> Frame:
+    """Return the frame of N + 1 dimensions (see the module's docstring); needs N + 1 < d.
 
-
-@jax.jit
-def _reduced_frame(points, queries):
-    origin = center(points)
-    basis, coordinates = jnp.linalg.qr((points - origin).T)
-    inside = inner_products(queries - origin, basis.T)
-    outside = queries - origin - inner_products(inside, basis)
-    distance = jnp.linalg.norm(outside, axis=1, keepdims=True)
+    With the points' Gram matrix L L^T, L triangular, a point's coordinates are its row of L. In
+    float64, on the host: float32 would lose the distances between near copies.
+    """
+    rows, heldout = np.asarray(points, np.float64), np.asarray(queries)
+    origin = rows.mean(axis=0)
+    rows -= origin
+    gram = rows @ rows.T
+    largest = np.sqrt(gram.diagonal().max())
+    # Copies make the matrix singular. A relative 1e-12 is far above its rounding errors.
+    gram.flat[:: len(rows) + 1] = gram.diagonal() * (1 + 1e-12) + np.finfo(np.float64).tiny
+    factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+    coordinates = []
+    for first in range(0, len(heldout), _QUERIES):
+        block = np.float64(heldout[first : first + _QUERIES]) - origin
+        inside = linalg.solve_triangular(factor, rows @ block.T, lower=True, check_finite=False).T
+        outside = (block**2).sum(axis=1) - (inside**2).sum(axis=1)  # 0 or more, but for rounding
+        coordinates.append(np.column_stack([inside, np.sqrt(np.maximum(outside, 0))]))
+    padded = np.pad(factor, ((0, 0), (0, 1)))
     return Frame(
-        Points((points, jnp.pad(coordinates.T, ((0, 0), (0, 1)))), len(points)),
-        queries,
-        origin,
-        jnp.concatenate([inside, distance], axis=1),
-        jnp.float32(0),
+        Points((jnp.asarray(points), _float32(padded)), len(rows)),
+        jnp.asarray(queries),
+        _float32(origin),
+        _float32(np.concatenate(coordinates)),
+        np.float32(rows.shape[1] - len(rows) - 1),
+        np.float32(2 * largest),
     )
+
+
+def _float32(array):  # converted by NumPy: JAX would compile a program for it
+    return jnp.asarray(array.astype(np.float32))
 
 
 def _reach_update(origin, state):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from geomem.points.exact import check_counts
-from geomem.points.visit import PlacedPoints
+from geomem.points.visit import PlacedPoints, Points
 
 __all__ = ["pilot_coverage", "pilot_max_weight", "refined_grid", "refined_sigmas"]
 
@@ -66,8 +66,9 @@ def _some(rng, points):
     most = min(_POINTS, max(_IMAGES, _VALUES // points.shape[1]))
     if len(index) > most:
         index = np.sort(rng.permutation(index)[:most])
-    rows = points.take(jnp.asarray(index))
-    return np.asarray(rows[0] if isinstance(rows, tuple) else rows), index
+    if isinstance(points, Points) and isinstance(points.rows, tuple):  # a reduced frame's
+        return np.asarray(points.rows[0])[index], index
+    return np.asarray(points.take(jnp.asarray(index))), index
 
 
 def _products(rng, points, queries):

@@ -283,11 +283,11 @@ def _weight(keys, frame, sigmas, num_base, draws, bootstrap, refine, progress) -
 
 
 def _keys(key, count):
-    """Independent keys; `jax.random.split` would be one more program to compile for each count.
-
-    Made before the device has other work: later, the host would wait for that to read a key.
-    """
-    return [jax.random.fold_in(key, i) for i in range(count)]
+    """Independent keys. `jax.random.split` would be one more program to compile."""
+    words = np.asarray(jax.random.key_data(key))
+    seeds = [np.random.SeedSequence([*words, i]).generate_state(len(words)) for i in range(count)]
+    impl = jax.random.key_impl(key)
+    return [jax.random.wrap_key_data(jnp.asarray(seed), impl=impl) for seed in seeds]
 
 
 def _rng(key):

@@ -189,15 +189,24 @@ def test_both_frames_match_direct_noising(small, rng, reduced):
 
 def test_reduced_coordinates_preserve_inner_products(cifar):
     """<x - x_i, x - x_j> is the covariance of <z, x - x_i> and <z, x - x_j>: it must agree."""
-    train, heldout = cifar[0][:200], cifar[1][:5]
+    train, heldout = np.array(cifar[0][:200]), cifar[1][:5]
+    train[1] = train[0]  # a copy
+    train[2] = train[0]
+    train[2, 7] += 2 / 255  # one gray level in one value
+    train[3] *= 100  # an outlier
     frame = _noise_coordinates.reduced_frame(train, heldout)
-    _, point_coordinates = frame.points.rows
+    _, point_coordinates = (np.float64(array) for array in frame.points.rows)
     assert point_coordinates.shape == (200, 201)
     assert frame.missing == 3072 - 201
     for query, coordinates in zip(heldout, np.float64(frame.query_coordinates), strict=True):
-        wanted = np.float64(query) - train
-        offsets = coordinates - np.float64(point_coordinates)
-        np.testing.assert_allclose(offsets @ offsets.T, wanted @ wanted.T, rtol=1e-4, atol=1e-3)
+        offset, wanted = coordinates - point_coordinates, np.float64(query) - train
+        products = wanted @ wanted.T
+        scale = np.sqrt(np.outer(products.diagonal(), products.diagonal()))
+        assert (np.abs(offset @ offset.T - products) <= 2e-6 * scale).all()
+    # Near copies keep their distance, to float32's rounding of coordinates of about 30.
+    between = np.linalg.norm(point_coordinates[:3] - point_coordinates[0], axis=1)
+    np.testing.assert_allclose(between, [0, 0, 2 / 255], atol=1e-4)
+    assert frame.reach >= np.linalg.norm(train[3] - train, axis=1).max()
 
 
 def test_noise_has_the_same_norm_in_both_frames(small):

@@ -124,7 +124,7 @@ def test_curves_match_one_device(cifar):
     for place in (placement.shard, lambda points: placement.stream(points, step=50)):
         placed = curves.estimate(key, place(points), heldout, sigmas, **settings)
         for found, wanted in zip(jax.tree.leaves(placed), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=5e-6)
 
 
 def test_sharded_arrays_stay_in_place(points, noised):
