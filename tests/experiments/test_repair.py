@@ -21,7 +21,8 @@ TINY = dataclasses.replace(
     channels=8,
     multipliers=(1,),
     sigma_data=0.75,  # of all digits, so that all networks share a compiled step
-    kimg=2.56,
+    batch=16,
+    kimg=0.64,
     log_every=20,
     checkpoint_every=20,
 )
@@ -114,7 +115,7 @@ def test_study_writes_rows_for_each_network(study):
     baseline = [row for row in table if row["arm"] == "baseline"]
     assert {row["seed"] for row in baseline} == {"0", "1"}
     plain = [row["kimg"] for row in baseline if row["variant"] == "none" and row["seed"] == "0"]
-    assert plain == ["1.28", "2.56"]
+    assert plain == ["0.32", "0.64"]
     assert {row["variant"] for row in table if row["arm"] == "gap"} == {"none"}
     zones = json.loads((result.folder / "zones.json").read_text())
     assert zones[0]["low"] != zones[1]["low"]  # each network has its own images
@@ -131,7 +132,7 @@ def test_comparisons_are_paired_differences(study):
     ends = {
         (row["variant"], row["seed"]): row
         for row in result.rows
-        if row["arm"] == "baseline" and row["kimg"] == 2.56
+        if row["arm"] == "baseline" and row["kimg"] == 0.64
     }
     found = entries["none", "zone: ls 3"]["frechet"]
     expected = [

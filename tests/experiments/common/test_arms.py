@@ -24,7 +24,8 @@ TINY = dataclasses.replace(
     num_train=32,
     channels=8,
     multipliers=(1,),
-    kimg=2.56,
+    batch=16,
+    kimg=0.64,
     log_every=20,
     checkpoint_every=20,
 )
@@ -105,10 +106,10 @@ def test_gap_training_writes_rows_and_figures(study):
         table = list(csv.DictReader(file))
     # Two arms; checkpoints at steps 20 and 40; the last one also with the levels inside the gap.
     assert [(row["arm"], row["kimg"]) for row in table] == [
-        (arm, kimg) for arm in ARMS for kimg in ("1.28", "2.56")
+        (arm, kimg) for arm in ARMS for kimg in ("0.32", "0.64")
     ]
     assert [row["whole_grid_frechet"] == "" for row in table] == [True, False] * 2
-    (baseline, gap) = (row for row in result.rows if row["kimg"] == 2.56)
+    (baseline, gap) = (row for row in result.rows if row["kimg"] == 0.64)
     assert baseline["whole_grid_frechet"] == baseline["frechet"]
     assert gap["whole_grid_frechet"] != gap["frechet"]
     for row in result.rows:
@@ -156,9 +157,9 @@ def test_kept_samples_follow_the_settings(study, monkeypatch):
 def test_interruption_checkpoints_are_kept_but_not_evaluated(study, tmp_path):
     arm = Arm("baseline")
     config = arm.configure(TINY, 0, tmp_path)
-    loop.run(dataclasses.replace(config, kimg=1.6))  # as if interrupted at step 25
+    loop.run(dataclasses.replace(config, kimg=0.4))  # as if interrupted at step 25
     rows = arms.train_and_evaluate(Task(arm, config, EVALUATION))
-    assert [row["kimg"] for row in rows] == [1.28, 2.56]
+    assert [row["kimg"] for row in rows] == [0.32, 0.64]
     with checkpoints.Checkpoints(config.out, read_only=True) as saved:
         assert saved.steps() == [20, 25, 40]
     assert rows[-1]["frechet"] == study[1].rows[1]["frechet"]
