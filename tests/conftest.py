@@ -16,6 +16,9 @@ if not os.environ.get("GEOMEM_TESTS_AS_USERS"):
         " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     )
 
+# NumPy's products on one core for each worker: its idle threads take the other worker's core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 gc.set_threshold(50_000, 20, 20)  # as in the commands: tracing makes many objects
 
 # Started in the background of a script, pytest ignores Ctrl-C, and so would its children.

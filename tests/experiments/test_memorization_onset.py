@@ -22,14 +22,14 @@ PRESET = gap_study.Preset(TINY, EvaluationSettings(samples=8), 1, (0.5,))
 def test_trains_networks_of_each_size_on_their_own_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(gap_study.PRESETS, "digits", PRESET)
     config = onset.Config(
-        sizes=(16, 32, 48), seeds=1, fresh=1, passes=4, every=2, samples=8, jobs=1,
+        sizes=(16, 28, 48), seeds=1, fresh=1, passes=4, every=2, samples=8, jobs=1,
         out=str(tmp_path),
     )  # fmt: skip
     result = onset.run(config)
     with (tmp_path / "onset.csv").open() as file:
         rows = list(csv.DictReader(file))
     sizes = [(row["arm"], row["train_images"]) for row in rows if row["fresh"] == "False"]
-    assert sizes == [(arm, size) for size in ("16", "32", "48") for arm in ("baseline", "gap")]
+    assert sizes == [(arm, size) for size in ("16", "28", "48") for arm in ("baseline", "gap")]
     assert [row["train_images"] for row in rows if row["fresh"] == "True"] == ["28"]
     # After four passes, nothing is copied yet.
     assert {row["onset"] for row in rows} == {""}
