@@ -12,6 +12,7 @@ N = 1,000 and d = 3,072 this takes a third of the random numbers and products.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _QUERIES = 1024  # most queries noised at once
+_HOST = 2048  # most points whose coordinates the host finds for an accelerator
 _NOISE = 2**26  # most random numbers drawn at once (256 MB)
 
 
@@ -106,10 +108,15 @@ def frame(points: PlacedPoints, heldout: Any, noised: int) -> Frame:
     if heldout.shape[1] != points.shape[1]:
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
-    # The reduction's factorization costs about as much as the products of 2 N noised copies.
-    worth_it = len(points) + 1 < points.shape[1] and noised > 2 * len(points)
+    # The reduction saves d - N of d dimensions, and costs as much as about N noised copies; twice
+    # that is safe. It runs on the host, which cannot keep up with an accelerator.
+    n, d = points.shape
+    worth_it = n + 1 < d and noised * (d - n) > 2 * n * d
+    worth_it &= n <= _HOST or jax.default_backend() == "cpu"
     if worth_it and isinstance(points, Points) and points.mesh is None:
-        return reduced_frame(decode(points.rows), heldout)
+        # Rounding errors can make the Gram matrix of many images in few dimensions indefinite.
+        with contextlib.suppress(linalg.LinAlgError):
+            return reduced_frame(decode(points.rows), heldout)
     return direct_frame(points, heldout)
 
 
@@ -124,6 +131,9 @@ def reduced_frame(points: jax.Array | np.ndarray, queries: jax.Array | np.ndarra
 
     With the points' Gram matrix L L^T, L triangular, a point's coordinates are its row of L. In
     float64, on the host: float32 would lose the distances between near copies.
+
+    Raises:
+      LinAlgError: the points lie in so few dimensions that rounding errors decide.
     """
     rows, heldout = np.asarray(points, np.float64), np.asarray(queries)
     origin = rows.mean(axis=0)

@@ -20,6 +20,7 @@ from geomem.geometry import (
     shells,
     weight_bounds,
 )
+from geomem.points.visit import Points
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
@@ -185,6 +186,16 @@ def test_both_frames_match_direct_noising(small, rng, reduced):
     wanted = direct_weight(rng, train, 200)
     np.testing.assert_allclose(largest.mean(axis=0), wanted[0], atol=4.5 * 0.35 / np.sqrt(6000))
     np.testing.assert_allclose(own.mean(axis=0), wanted[1], atol=4.5 * 0.35 / np.sqrt(6000))
+
+
+def test_many_points_on_a_line_keep_their_dimensions(rng):
+    """Rounding makes their Gram matrix indefinite, so it has no Cholesky factor."""
+    line = np.float32(rng.normal(size=(1000, 1)) * rng.normal(size=1500))
+    with pytest.raises(np.linalg.LinAlgError):
+        _noise_coordinates.reduced_frame(line, line[:5])
+    assert not _noise_coordinates.frame(Points(line, 1000), line[:5], 10_000).reduced
+    spread = np.float32(rng.normal(size=(1000, 1500)))
+    assert _noise_coordinates.frame(Points(spread, 1000), line[:5], 10_000).reduced
 
 
 def test_reduced_coordinates_preserve_inner_products(cifar):
