@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
+import signal
 import sys
 
 import geomem
@@ -65,6 +67,9 @@ def main() -> None:
     command_line.prepare()
     try:
         _dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has ended, as in `geomem --help | head`
+        os._exit(128 + signal.SIGPIPE)
     except ValueError as error:
         command_line.fail(error)
     except KeyboardInterrupt:

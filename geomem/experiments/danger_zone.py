@@ -6,6 +6,7 @@ geomem danger-zone cifar10_sample --out runs/danger_zone
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from geomem.experiments.common import command_line, curve_sets, image_flags, res
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.geometry import curves as curves_lib
 from geomem.geometry import danger_zone, frequency_bands
+from geomem.geometry._noise_coordinates import reducible
 from geomem.geometry.curves import Curves
 from geomem.geometry.danger_zone import Zone
 from geomem.plots import style
@@ -216,8 +218,8 @@ def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):
 def _train_points(dataset, config):
     """The training points: on one device, sharded over all devices, or streamed."""
     split = dataset.train_split
-    # On one device, if there are fewer points than dimensions, the dimensions can be reduced.
-    few = len(split) + 1 < np.prod(split.shape[1:])
+    # On one device, the dimensions of few points can be reduced.
+    few = reducible(len(split), len(dataset.test), math.prod(split.shape[1:]))
     if config.band is not None or config.protocol == "paper" or few:
         return _points(dataset.train, config)
     points = placement.place(split)

@@ -281,12 +281,14 @@ def _weight_pass(draws: int, rank: int, total: int) -> Pass:
                 return lax.map(failure, jnp.asarray(_DELTAS, jnp.float32))
 
             sums, doubled = lax.map(draw, (state.noise, state.own))
-            within = lax.map(lambda r: jnp.sum((distances <= r) & other, axis=1), radii)
+            within = lax.map(
+                lambda r: jnp.sum((distances <= r) & other, axis=1, dtype=jnp.int32), radii
+            )
             nearest = jnp.min(distances, axis=1, where=other, initial=jnp.inf)
             return _Weights(
                 sums=add_log_sums(partial.sums, sums),
                 doubled=add_log_sums(partial.doubled, doubled),
-                copies=partial.copies + jnp.sum((squares == 0) & valid, axis=1),
+                copies=partial.copies + jnp.sum((squares == 0) & valid, axis=1, dtype=jnp.int32),
                 terms=partial.terms + lax.map(union, sigmas),
                 within=partial.within + within,
                 nearest=jnp.minimum(partial.nearest, nearest),

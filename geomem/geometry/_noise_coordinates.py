@@ -32,11 +32,13 @@ __all__ = [
     "in_blocks",
     "join",
     "reduced_frame",
+    "reducible",
     "with_coordinates",
 ]
 
 _QUERIES = 1024  # most queries noised at once
-_HOST = 2048  # most points whose coordinates the host finds for an accelerator
+_HOST_VALUES = 2**26  # most float64 numbers that the host holds (512 MB)
+_HOST_PRODUCTS = 2**34  # most products on the host while an accelerator waits: about a second
 _NOISE = 2**26  # most random numbers drawn at once (256 MB)
 
 
@@ -108,16 +110,21 @@ def frame(points: PlacedPoints, heldout: Any, noised: int) -> Frame:
     if heldout.shape[1] != points.shape[1]:
         columns = f"{points.shape[1]} columns like train"
         raise ValueError(f"heldout must have {columns}, got shape {heldout.shape}.")
-    # The reduction saves d - N of d dimensions, and costs as much as about N noised copies; twice
-    # that is safe. It runs on the host, which cannot keep up with an accelerator.
-    n, d = points.shape
-    worth_it = n + 1 < d and noised * (d - n) > 2 * n * d
-    worth_it &= n <= _HOST or jax.default_backend() == "cpu"
+    # The reduction saves d - N of d dimensions and costs about as much as N + M noised copies.
+    (n, d), heldouts = points.shape, len(heldout)
+    worth_it = reducible(n, heldouts, d) and noised * (d - n) > (n + heldouts) * d
     if worth_it and isinstance(points, Points) and points.mesh is None:
         # Rounding errors can make the Gram matrix of many images in few dimensions indefinite.
         with contextlib.suppress(linalg.LinAlgError):
             return reduced_frame(decode(points.rows), heldout)
     return direct_frame(points, heldout)
+
+
+def reducible(points: int, heldout: int, dim: int) -> bool:
+    """Whether the host can reduce the dimensions of N and M points [d]: in 512 MB, and in time."""
+    small = points + 1 < dim and points * (dim + 3 * points) <= _HOST_VALUES
+    in_time = points * (points + heldout) * dim <= _HOST_PRODUCTS
+    return small and (in_time or jax.default_backend() == "cpu")
 
 
 def direct_frame(points: jax.Array | PlacedPoints, queries: jax.Array) -> Frame:
@@ -140,18 +147,21 @@ def reduced_frame(points: jax.Array | np.ndarray, queries: jax.Array | np.ndarra
     rows -= origin
     gram = rows @ rows.T
     largest = np.sqrt(gram.diagonal().max())
-    # Copies make the matrix singular. A relative 1e-12 is far above its rounding errors.
+    # Centering makes the matrix singular, and so do copies. A relative 1e-12 is above its rounding
+    # errors, unless about 600 points or more lie in one or two dimensions.
     gram.flat[:: len(rows) + 1] = gram.diagonal() * (1 + 1e-12) + np.finfo(np.float64).tiny
-    factor = linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+    # LAPACK overwrites a matrix in Fortran's order, the transpose of this symmetric one.
+    factor = linalg.cholesky(gram.T, lower=True, overwrite_a=True, check_finite=False)
     coordinates = []
     for first in range(0, len(heldout), _QUERIES):
         block = np.float64(heldout[first : first + _QUERIES]) - origin
         inside = linalg.solve_triangular(factor, rows @ block.T, lower=True, check_finite=False).T
         outside = (block**2).sum(axis=1) - (inside**2).sum(axis=1)  # 0 or more, but for rounding
         coordinates.append(np.column_stack([inside, np.sqrt(np.maximum(outside, 0))]))
-    padded = np.pad(factor, ((0, 0), (0, 1)))
+    padded = np.zeros((len(rows), len(rows) + 1), np.float32)
+    padded[:, :-1] = factor
     return Frame(
-        Points((jnp.asarray(points), _float32(padded)), len(rows)),
+        Points((jnp.asarray(points), jnp.asarray(padded)), len(rows)),
         jnp.asarray(queries),
         _float32(origin),
         _float32(np.concatenate(coordinates)),

@@ -19,7 +19,7 @@ from geomem.points.visit import PlacedPoints, Points
 __all__ = ["pilot_coverage", "pilot_max_weight", "refined_grid", "refined_sigmas"]
 
 _IMAGES = 64  # noised in the pilot
-_POINTS, _VALUES = 20_000, 2**26  # of all points, at most, in the pilot (256 MB)
+_POINTS, _VALUES = 20_000, 2**26  # of all points, at most, in the pilot (256 MB, twice)
 
 
 def pilot_coverage(

@@ -120,10 +120,13 @@ def estimate_curves(
 def _default_sigmas(points):
     """The default grid, stretched if the data are not in [-1, 1], whose usual deviation is 0.5."""
     sigmas = np.geomspace(*_DEFAULT_GRID)
-    if isinstance(points, PlacedPoints) or np.asarray(points).dtype == np.uint8:
+    if isinstance(points, PlacedPoints) or getattr(points, "dtype", None) == np.uint8:
         return sigmas
-    points = np.asarray(points)
-    return sigmas if np.abs(points).max() <= 1 else sigmas * np.std(points, dtype=np.float64) / 0.5
+    points = np.asarray(_rows("train", points))
+    deviation = np.std(points, dtype=np.float64) if np.abs(points).max() > 1 else 0.5
+    if deviation == 0:
+        raise ValueError(f"train must hold different values, got only {points.flat[0]:g}.")
+    return sigmas * deviation / 0.5
 
 
 def estimate(
@@ -171,8 +174,10 @@ def estimate(
     sigmas = check_sigmas(sigmas)
     coverage_keys, weight_keys = (_keys(part, 3) for part in _keys(key, 2))
     points, queries = _both(train, heldout)
-    num_base = len(points) if num_base is None else num_base
-    check_counts(draws_coverage=draws_coverage, draws_weight=draws_weight, num_base=num_base)
+    num_base = _check_base(num_base, points)
+    check_counts(draws_coverage=draws_coverage, draws_weight=draws_weight, bootstrap=bootstrap)
+    check_counts(0, refine=refine)
+    shells.check_shell_c(shell_c)
     frame = _noise_coordinates.frame(
         points, queries, len(queries) * draws_coverage + num_base * draws_weight
     )
@@ -199,7 +204,8 @@ def estimate_coverage(
 ) -> tuple[Estimate, Levels, Levels]:
     """Estimate C(sigma), with its certified bounds; arguments as in `estimate`."""
     check_key(key)
-    check_counts(draws=draws)
+    check_counts(draws=draws, bootstrap=bootstrap)
+    shells.check_shell_c(shell_c)
     sigmas = check_sigmas(sigmas)
     keys = _keys(key, 3)
     points, queries = _both(train, heldout)
@@ -223,8 +229,8 @@ def estimate_weight(
     sigmas = check_sigmas(sigmas)
     keys = _keys(key, 3)
     points = as_points(_rows("train", train))
-    num_base = len(points) if num_base is None else num_base
-    check_counts(draws=draws, num_base=num_base)
+    num_base = _check_base(num_base, points)
+    check_counts(draws=draws, bootstrap=bootstrap)
     frame = _noise_coordinates.frame(points, None, num_base * draws)
     found = _weight(keys, frame, sigmas, num_base, draws, bootstrap, 0, progress)()
     own = (found[f"own_weight{name}"] for name in ("", "_lower_bound", "_upper_bound"))
@@ -235,7 +241,6 @@ def _coverage(keys, frame, sigmas, draws, shell_c, bootstrap, refine, progress) 
     """Start the work on the fields of Curves that are about coverage; return what gives them."""
     noise_key, bootstrap_key, _ = keys
     dim = frame.points.shape[1]
-    shells.check_shell_c(shell_c)
     limits = np.array(shells.radii(dim, shell_c), np.float32) ** 2
     pilot = functools.partial(
         pilot_coverage, _rng(noise_key), frame.points, frame.queries, sigmas, limits
@@ -263,8 +268,6 @@ def _coverage(keys, frame, sigmas, draws, shell_c, bootstrap, refine, progress) 
 def _weight(keys, frame, sigmas, num_base, draws, bootstrap, refine, progress) -> Fields:
     """Start the work on the fields of Curves that are about the posterior, as `_coverage` does."""
     total = len(frame.points)
-    if num_base > total:
-        raise ValueError(f"num_base must be between 1 and {total}, got {num_base}.")
     noise_key, bootstrap_key, sample_key = keys
     index = np.arange(total)
     if num_base < total:
@@ -280,6 +283,14 @@ def _weight(keys, frame, sigmas, num_base, draws, bootstrap, refine, progress) -
         return weight_fields(bootstrap_key, sweep, index, total, levels, len(sigmas), bootstrap)
 
     return fields
+
+
+def _check_base(num_base, points):
+    """Return how many training points are noised, by default all."""
+    check_counts(num_base=len(points) if num_base is None else num_base)
+    if num_base is not None and num_base > len(points):
+        raise ValueError(f"num_base must be between 1 and {len(points)}, got {num_base}.")
+    return num_base or len(points)
 
 
 def _keys(key, count):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from geomem import data
 from geomem.geometry import (
@@ -188,14 +188,29 @@ def test_both_frames_match_direct_noising(small, rng, reduced):
     np.testing.assert_allclose(own.mean(axis=0), wanted[1], atol=4.5 * 0.35 / np.sqrt(6000))
 
 
-def test_many_points_on_a_line_keep_their_dimensions(rng):
-    """Rounding makes their Gram matrix indefinite, so it has no Cholesky factor."""
-    line = np.float32(rng.normal(size=(1000, 1)) * rng.normal(size=1500))
-    with pytest.raises(np.linalg.LinAlgError):
-        _noise_coordinates.reduced_frame(line, line[:5])
-    assert not _noise_coordinates.frame(Points(line, 1000), line[:5], 10_000).reduced
-    spread = np.float32(rng.normal(size=(1000, 1500)))
-    assert _noise_coordinates.frame(Points(spread, 1000), line[:5], 10_000).reduced
+def test_points_without_a_factor_keep_their_dimensions(rng, monkeypatch):
+    """As 1,000 images of one gray value each: rounding makes their Gram matrix indefinite."""
+    points = np.float32(rng.normal(size=(1000, 1)) * rng.normal(size=1500))
+    frame = _noise_coordinates.frame(Points(points, 1000), points[:5], 10_000)
+    assert np.isfinite(frame.query(np.arange(5))[1]).all()
+    points = np.float32(rng.normal(size=(50, 70)))
+    assert _noise_coordinates.frame(Points(points, 50), points[:5], 10_000).reduced
+
+    def fail(*_, **__):
+        raise linalg.LinAlgError
+
+    monkeypatch.setattr(linalg, "cholesky", fail)
+    assert not _noise_coordinates.frame(Points(points, 50), points[:5], 10_000).reduced
+
+
+def test_dimensions_are_reduced_within_limits_of_memory_and_time(monkeypatch):
+    assert _noise_coordinates.reducible(1000, 1000, 3072)
+    assert not _noise_coordinates.reducible(1000, 1000, 1001)
+    assert not _noise_coordinates.reducible(8000, 8000, 64 * 64 * 3)  # 3 GB
+    assert _noise_coordinates.reducible(300, 2000, 128 * 128 * 3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _noise_coordinates.reducible(1000, 1000, 3072)
+    assert not _noise_coordinates.reducible(300, 2000, 128 * 128 * 3)
 
 
 def test_reduced_coordinates_preserve_inner_products(cifar):

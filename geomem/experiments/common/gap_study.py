@@ -125,8 +125,8 @@ def find_zones(
     for threshold, zone in zones.items():
         if zone.low is None:
             raise ValueError(
-                f"threshold must be at most {zone.peak_level:.3g}, the peak of both curves of "
-                f"these images, got {threshold:g}."
+                f"These images have no danger zone at threshold {threshold:g}, which this study "
+                f"needs: both curves reach at most {zone.peak_level:.4g}."
             )
     return estimate, zones
 
@@ -148,10 +148,10 @@ def train_arms(
 
 
 def quality_floors(preset: Preset, dataset: data.Dataset) -> dict[str, Any]:
-    """Return the quality of real images: the training images, and others that nobody trained on.
+    """Return the quality of real images: those that the first seed trained on, and other images.
 
-    No arm can honestly score better than the others do; a score near that of the training images
-    may be due to copies.
+    No arm can honestly score better than the other images do; a score near that of the training
+    images may be due to copies.
     """
     features, reference = preset.evaluation.reference(dataset)
     source = image_flags.load(dataclasses.replace(preset.train, num_train=None))
