@@ -323,7 +323,7 @@ def test_rejects_bad_folders(tmp_path):
     with pytest.raises(ValueError, match=message):
         data.load(str(tmp_path))
     Image.new("I;16", (4, 4)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match="it has 16 bits per channel instead of 8"):
+    with pytest.raises(ValueError, match="it must have 8 bits per channel, got 16"):
         data.load(str(tmp_path))
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(ValueError, match=r"must hold readable images, got .*b\.png"):

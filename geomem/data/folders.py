@@ -181,7 +181,7 @@ def _opened(path, argument):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             head = file.read(25)
             if head[:4] == b"\x89PNG" and head[24:] == b"\x10":
-                raise ValueError("it has 16 bits per channel instead of 8")
+                raise ValueError("it must have 8 bits per channel, got 16")
             with Image.open(file, formats=_FORMATS) as image:
                 if image.info.get("Software") == "geomem":
                     raise ValueError("it is a figure that geomem drew")

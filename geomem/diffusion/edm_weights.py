@@ -94,7 +94,7 @@ def from_state_dict(
         value = _flax_layout(tensor)
         if value.shape != shapes[flax_name]:
             mismatches.append(
-                f"{name} has shape {value.shape} instead of {shapes[flax_name]} (Flax layout)"
+                f"{name} must have shape {shapes[flax_name]} (Flax layout), got {value.shape}"
             )
         params[flax_name] = value.astype(np.float32)
     mismatches += [f"{name} is missing" for name in shapes if name not in params]

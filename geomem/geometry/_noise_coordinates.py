@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _QUERIES = 1024  # most queries noised at once
-_HOST_VALUES = 2**26  # most float64 numbers that the host holds (512 MB)
+_HOST_VALUES = 2**26  # most float64 numbers of the points on the host (512 MB)
 _HOST_PRODUCTS = 2**34  # most products on the host while an accelerator waits: about a second
 _NOISE = 2**26  # most random numbers drawn at once (256 MB)
 
@@ -121,7 +121,7 @@ def frame(points: PlacedPoints, heldout: Any, noised: int) -> Frame:
 
 
 def reducible(points: int, heldout: int, dim: int) -> bool:
-    """Whether the host can reduce the dimensions of N and M points [d]: in 512 MB, and in time."""
+    """Whether the host can reduce the dimensions of N and M points [d], in memory and in time."""
     small = points + 1 < dim and points * (dim + 3 * points) <= _HOST_VALUES
     in_time = points * (points + heldout) * dim <= _HOST_PRODUCTS
     return small and (in_time or jax.default_backend() == "cpu")
@@ -152,9 +152,9 @@ def reduced_frame(points: jax.Array | np.ndarray, queries: jax.Array | np.ndarra
     gram.flat[:: len(rows) + 1] = gram.diagonal() * (1 + 1e-12) + np.finfo(np.float64).tiny
     # LAPACK overwrites a matrix in Fortran's order, the transpose of this symmetric one.
     factor = linalg.cholesky(gram.T, lower=True, overwrite_a=True, check_finite=False)
-    coordinates = []
-    for first in range(0, len(heldout), _QUERIES):
-        block = np.float64(heldout[first : first + _QUERIES]) - origin
+    coordinates, size = [], min(_QUERIES, max(1, _HOST_VALUES // (4 * rows.shape[1])))
+    for first in range(0, len(heldout), size):
+        block = np.float64(heldout[first : first + size]) - origin
         inside = linalg.solve_triangular(factor, rows @ block.T, lower=True, check_finite=False).T
         outside = (block**2).sum(axis=1) - (inside**2).sum(axis=1)  # 0 or more, but for rounding
         coordinates.append(np.column_stack([inside, np.sqrt(np.maximum(outside, 0))]))

@@ -189,7 +189,7 @@ def test_preconditioning_limits():
         (lambda t: t.update({"model.map_label.weight": np.ones((2, 3))}), "map_label.* unexpected"),
         (
             lambda t: t.update({"model.map_layer1.bias": np.ones(7)}),
-            r"map_layer1.bias has shape \(7,\) instead of \(64,\)",
+            r"map_layer1.bias must have shape \(64,\) \(Flax layout\), got \(7,\)",
         ),
         (
             lambda t: t.update(

@@ -116,8 +116,11 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
         name = ".".join(path)
         value = tensors.get(name)
         if value is None or value.shape != shape:
-            got = "is missing" if value is None else f"has shape {value.shape}"
-            wrong.append(f"{name} {got}, expected {shape}")
+            wrong.append(
+                f"{name} is missing"
+                if value is None
+                else f"{name} must have shape {shape}, got {value.shape}"
+            )
             return np.ones(shape)
         if not jnp.issubdtype(value.dtype, jnp.floating) or not np.isfinite(value).all():
             wrong.append(f"{name} does not hold finite floats")

@@ -98,7 +98,7 @@ def test_finds_weights_by_argument_environment_and_cache(tensors, tmp_path, monk
         weights.load()
     path = tmp_path / "weights.npz"
     np.savez(path, **{"fc.weight": tensors["fc.weight"][:, :7]})
-    message = r"inception must be a file .*npz: not the .* Conv2d_1a_3x3.* is missing, .*more\)"
+    message = r"inception must be a file .*npz: not the .* Conv2d_1a_3x3.* is missing; .*more\)"
     with pytest.raises(ValueError, match=message):
         weights.load(path)
     np.savez(path, **tensors | {"Conv2d_1a_3x3.bn.num_batches_tracked": np.array(3)})
