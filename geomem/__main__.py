@@ -70,6 +70,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has ended, as in `geomem --help | head`
         os._exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        command_line.fail(command_line.describe(error))
     except ValueError as error:
         command_line.fail(error)
     except KeyboardInterrupt:

@@ -136,6 +136,21 @@ def test_reads_folder_of_images(folder):
     np.testing.assert_array_equal(again.test, dataset.test)
 
 
+def test_format_is_that_of_the_content(tmp_path, rng, capsys):
+    """A WebP or BMP file is read whatever its name says; of a GIF, only the first frame."""
+    pixels = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    first, *others = map(Image.fromarray, pixels)
+    first.save(tmp_path / "a.png", format="WEBP", lossless=True)
+    others[0].save(tmp_path / "b.jpg", format="BMP")
+    moving = [image.quantize(256, dither=0) for image in others[1:]]
+    moving[0].save(tmp_path / "c.png", format="GIF", save_all=True, append_images=moving[1:])
+    train = data.load(str(tmp_path), heldout=0.0).train_split
+    np.testing.assert_array_equal(train.pixels[:2], pixels[:2])
+    np.testing.assert_array_equal(train.pixels[2], moving[0].convert("RGB"))
+    assert "1 of 3 images" in (warning := capsys.readouterr().err)
+    assert "are animated; their first frame is used" in warning
+
+
 def test_reads_heldout_folder(folder, tmp_path):
     path, pixels = folder
     Image.fromarray(pixels[0]).save(tmp_path / "held.png")

@@ -34,6 +34,20 @@ def geomem_command(monkeypatch, capsys, *words):
     return code, output.out, output.err
 
 
+def test_stdout_may_be_full_or_closed(tmp_path):
+    full, closed = (
+        subprocess.run(
+            f'"{sys.executable}" -m geomem --help {redirection}',
+            shell=True,
+            capture_output=True,
+            text=True,
+        )
+        for redirection in (">/dev/full", ">&-")
+    )
+    assert (full.returncode, full.stderr) == (2, "error: stdout: No space left on device.\n")
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
 def test_import_loads_no_heavy_library():
     code = "import sys, geomem; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
     assert python("-c", code).stdout.strip() == "[]"

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _KEPT = min(2**31, memory.limit() // 8)  # bytes; a smaller split stays in memory
-_LARGEST = 1e12  # of an array: float32 holds its square, summed over all coordinates
+LARGEST = 1e12  # of an array: float32 holds its square, summed over all coordinates
 _DEVIATIONS = 1e-6, 1e9  # of latents and vectors
 _BLOCK = 4096  # images of a larger split in memory at once
 
@@ -302,10 +302,10 @@ def finite_range(values: Shaped[np.ndarray, "rows ..."], argument: str) -> tuple
         block = values[start : start + _BLOCK]
         least, most = float(block.min()), float(block.max())
         low, high = min(low, least), max(high, most)
-        if not -_LARGEST <= least <= most <= _LARGEST:
-            count = (~(np.abs(values.astype(np.float64)) <= _LARGEST)).sum()
+        if not -LARGEST <= least <= most <= LARGEST:
+            count = (~(np.abs(values.astype(np.float64)) <= LARGEST)).sum()
             raise ValueError(
-                f"{argument} must be finite and at most {_LARGEST:g}, got {count} values that are "
+                f"{argument} must be finite and at most {LARGEST:g}, got {count} values that are "
                 "not."
             )
     return low, high

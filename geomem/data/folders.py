@@ -17,7 +17,7 @@ __all__ = ["ImageFile", "image_paths", "open_files", "open_folder", "square_gray
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 # What PIL may take a file for. Other formats start programs (EPS) or hold no 8-bit images.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MOST_PIXELS = 10**8  # of one image; GEOMEM_MAX_PIXELS changes it
 _ORIENTATION, _TURNED = 274, (5, 6, 7, 8)  # EXIF: the tag, and the values that swap the sides
 
@@ -42,7 +42,8 @@ def image_paths(folder: str | os.PathLike, argument: str = "dataset") -> list[pa
     "cat.png". Links to folders are followed.
 
     Raises:
-      ValueError: a folder that cannot be read, or an image that is not a file, such as a pipe.
+      ValueError: a folder that cannot be read, an image that is not a file, such as a pipe, or a
+        name with a line break, which lists of files could not hold.
     """
     found, seen = [], set()
 
@@ -61,6 +62,8 @@ def image_paths(folder: str | os.PathLike, argument: str = "dataset") -> list[pa
     for path in found:
         if not path.is_file():
             raise ValueError(f"{argument} must hold image files, got {path}, which is not a file.")
+        if {*"\r\n"} & {*str(path)}:
+            raise ValueError(f"{argument} must have no line breaks in paths, got {str(path)!r}.")
     return sorted(found)
 
 
@@ -101,7 +104,7 @@ def open_files(
     Raises:
       ValueError: as in `data.load`.
     """
-    sizes, modes, transparent = {}, set(), 0
+    sizes, modes, transparent, moving = {}, set(), 0, 0
     for path in files:
         with _opened(path, argument) as image:
             size, turned = image.size, "exif" in image.info and image.getexif()
@@ -110,6 +113,8 @@ def open_files(
             sizes.setdefault(size, path)
             modes.add(image.mode)
             transparent += image.mode[-1:] in "Aa" or "transparency" in image.info
+            # A photograph's other pictures (MPO), such as a depth map, are no frames.
+            moving += image.format != "MPO" and getattr(image, "is_animated", False)
     if unusable := [mode for mode in modes if mode[0] in "IF"]:
         raise ValueError(
             f"{argument} must have 8 bits per channel, got images of mode {unusable[0]} in {place}."
@@ -122,6 +127,8 @@ def open_files(
         )
     if transparent:
         warn(f"{transparent} of {len(files)} images in {place} have transparency, which is ignored")
+    if moving:
+        warn(f"{moving} of {len(files)} images in {place} are animated; their first frame is used")
     mode = "L" if modes <= {"L", "1"} else "RGB"
 
     def read(index):
@@ -173,11 +180,12 @@ def squares(
 @contextlib.contextmanager
 def _opened(path, argument):
     """Yield a PIL image; name the file in whatever PIL raises."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     default, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _most_pixels()
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore", UserWarning)  # about damaged EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             head = file.read(25)
             if head[:4] == b"\x89PNG" and head[24:] == b"\x10":
@@ -190,6 +198,8 @@ def _opened(path, argument):
         raise
     except Exception as error:  # PIL's decoders raise errors of many types
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        if isinstance(error, UnidentifiedImageError):  # PIL's text names a file object
+            reason = f"it is none of {', '.join(_FORMATS)}"
         raise ValueError(f"{argument} must hold readable images, got {path} ({reason}).") from None
     finally:
         Image.MAX_IMAGE_PIXELS = default
@@ -203,9 +213,22 @@ def _read(path, mode, resize, argument):
     from PIL import ImageOps
 
     with _opened(path, argument) as image:
+        if image.format in ("JPEG", "MPO"):
+            with path.open("rb") as file:
+                _check_end(file.read())
         image = ImageOps.exif_transpose(image).convert(mode)
         pixels = np.asarray(image if resize is None else _square(image, resize))
     return pixels[..., None] if mode == "L" else pixels
+
+
+def _check_end(jpeg):
+    """Refuse a JPEG whose end is lost: decoders make up the missing pixels if zeros follow."""
+    at = 2
+    while at < len(jpeg) and jpeg[at + 1 : at + 2] != b"\xda":  # the first scan
+        fill = jpeg[at + 1 : at + 2] == b"\xff"
+        at += 1 if fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    if at < len(jpeg) and jpeg.find(b"\xff\xd9", at) < 0:
+        raise ValueError("its end is missing")
 
 
 def _square(image, side):

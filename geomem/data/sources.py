@@ -128,8 +128,10 @@ def _open_array(array, path, resize, argument, options):
                 f"{argument} must have the shape [N, H, W] or [N, H, W, C] with C <= 4 if it holds "
                 f"uint8, got {array.shape} in {path}."
             )
-        if options.scale or options.value_range:
-            raise ValueError(f"range and scale must be left out for 8-bit images, got {path}.")
+        if options.value_range:
+            raise ValueError(f"range must be left out for 8-bit images, got {path}.")
+        if options.scale:
+            raise ValueError(f"scale must be left out for 8-bit images, got {path}.")
         split = _from_array(array, argument=argument)
     else:
         split = _open_floats(array, argument, options)

@@ -182,6 +182,8 @@ def _check_data(config, shape):
         raise ValueError(f"num_base must be between 1 and {shape[0]}, got {config.num_base}.")
     if config.band is not None and len(shape) != 4:
         raise ValueError(f"band must be left out unless data are [N, H, W, C], got {shape}.")
+    if config.band is not None:
+        frequency_bands.fourier_band(*shape[1:3], config.radius, config.band)
 
 
 def _write_extras(config, record, dataset, sets, sigmas, curves, zone, title):
@@ -317,7 +319,7 @@ def _paper_estimate(key, config, train, heldout, sigmas):
 
 def _title(facts):
     """The figure's title, from the content of run.json."""
-    name = " ".join([facts["data"]["name"], *facts["config"]["classes"]])
+    name = style.plain(" ".join([facts["data"]["name"], *facts["config"]["classes"]]))
     if facts["config"]["protocol"] == "paper":
         return f"{name}: subsets of {facts['config']['num_train'] or _PAPER_SUBSET:,} images"
     train, heldout = (f"{facts['data'][split]['count']:,}" for split in ("train", "test"))

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from geomem.data import to_float
+from geomem.data.datasets import LARGEST
 
 __all__ = ["PIXELS", "FeatureArray", "Features", "Images", "check_features", "check_finite"]
 
@@ -38,14 +39,20 @@ class Features(NamedTuple):
 
 
 def check_finite(**arrays: Shaped[Array | np.ndarray, "rows ..."]) -> None:
-    """Raise a ValueError that names the array and counts its rows with NaN or infinite values."""
+    """Raise a ValueError that names an array with NaN, infinite values or values beyond 1e12.
+
+    Float32 cannot hold the sum of many larger squares.
+    """
     for name, rows in arrays.items():
-        if rows.dtype.kind in "biu":
+        if rows.dtype.kind in "biu" or not rows.size:
             continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            sums = rows.sum(axis=tuple(range(1, rows.ndim)), dtype=np.float32)
-        if bad := int((~np.isfinite(sums)).sum()):
+        axes = tuple(range(1, rows.ndim))
+        low, high = (np.asarray(f(axes), np.float64) for f in (rows.min, rows.max))  # NaN stays
+        size = np.maximum(-low, high)
+        if bad := int((~np.isfinite(size)).sum()):
             raise ValueError(f"{name} must be finite, got NaN or inf in {bad} of {len(rows)} rows.")
+        if size.max() > LARGEST:
+            raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {size.max():.3g}.")
 
 
 def check_features(samples: FeatureArray, reference: FeatureArray) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Shaped
 
-from geomem.plots.style import COLORS, COLUMN, legend, noise_axis, sheet
+from geomem.plots.style import COLORS, COLUMN, legend, noise_axis, plain, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,7 +167,9 @@ def _run_labels(table):
     """Labels by run: the numbers of training images if they all differ, else the runs' names."""
     sizes = dict(zip(table["run"], table["train_images"], strict=True))
     labels = {run: f"{size:,.0f} images" for run, size in sizes.items()}
-    return labels if len(set(labels.values())) == len(labels) else {run: run for run in labels}
+    return (
+        labels if len(set(labels.values())) == len(labels) else {run: plain(run) for run in labels}
+    )
 
 
 def _styles(runs):

@@ -21,6 +21,7 @@ __all__ = [
     "import_in_background",
     "legend",
     "noise_axis",
+    "plain",
     "save",
     "sheet",
     "svg",
@@ -75,6 +76,11 @@ def sheet(width: float = COLUMN, height: float = 2.7) -> Iterator:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+
+
+def plain(text: str) -> str:
+    """Return a user's text so that matplotlib does not read formulas between dollar signs."""
+    return text.replace("$", r"\$")
 
 
 def noise_axis(axes, low: float, high: float) -> None:

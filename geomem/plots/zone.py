@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from geomem import paths
-from geomem.geometry.curves import Curves
-from geomem.geometry.danger_zone import Zone
+from geomem.diffusion.schedules import check_interval
+from geomem.geometry.curves import Curves, check_sigmas
+from geomem.geometry.danger_zone import Zone, check_threshold
 from geomem.plots.style import COLORS, ZONE, legend, noise_axis, sheet
 
 if TYPE_CHECKING:
@@ -29,9 +30,23 @@ def read_run(folder: paths.AnyPath) -> tuple[dict[str, np.ndarray], dict[str, An
         rows = list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
         columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
         zone, run = (paths.read_json(folder / f"{name}.json") for name in ("zone", "run"))
-    except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
+        _check(columns, zone)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
         raise ValueError(f"plot_only must be a danger-zone run, got {folder} ({error}).") from None
     return columns, zone, run
+
+
+def _check(columns, zone):
+    """Raise a ValueError if these cannot be results."""
+    check_sigmas(columns["sigma"])
+    for name, values in columns.items():
+        is_fraction = name.startswith(("coverage", "max_weight", "own_weight"))
+        if is_fraction and not (np.abs(values - 0.5) <= 0.5 + 1e-5).all():
+            raise ValueError(f"{name} must be in [0, 1] in curves.csv")
+    check_threshold(zone["threshold"])
+    intervals = [(zone["low"], zone["high"]), *zone.get("others", ())]
+    for low, high in intervals if intervals[0] != (None, None) else ():
+        check_interval("the zone", low, high)
 
 
 def danger_zone(

@@ -218,8 +218,9 @@ def _nearest_search(total: int, count: int) -> Search:
             index=index[:, :count],
             cutoff=last,
             error=error,
-            # Negated so that NaN, which no further search removes, counts as done.
-            done=~(unseen <= squares[:, count - 1]),
+            # Negated so that NaN, which no further search removes, counts as done. Points whose
+            # squared distances overflow are never proposed.
+            done=~(unseen <= squares[:, count - 1]) | ~valid.any(axis=1),
         )
 
     def result(origin, state, group):

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor
@@ -16,6 +18,7 @@ import geomem
 from geomem.experiments import danger_zone
 from geomem.experiments.common import command_line, results
 from geomem.experiments.danger_zone import Config
+from geomem.plots import style
 from geomem.plots import zone as zone_plot
 
 COLUMNS = (
@@ -96,6 +99,35 @@ def test_plot_only_redraws_the_figure(finished, tmp_path):
     assert (out / "figure.pdf").read_bytes() == before
     with pytest.raises(ValueError, match=r"plot_only must be a danger-zone run, got .*"):
         danger_zone.run(Config(plot_only=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("zone.json", r'"low": [\d.]+', '"low": NaN'),
+        ("zone.json", r'"low": [\d.]+', '"low": 1e9'),
+        ("zone.json", r'"high": [\d.]+', '"high": null'),
+        ("zone.json", r'"threshold": [\d.]+', '"threshold": 5'),
+        ("curves.csv", r"\n[\d.]+,[\d.]+", "\n0.02,1.5"),
+        ("curves.csv", r"\n[\d.]+", "\nnan"),
+        ("curves.csv", r"(?s)(\n.*?)(\n.*?)\n", r"\2\1\n"),
+    ],
+)
+def test_plot_only_refuses_impossible_results(finished, tmp_path, name, old, new):
+    folder = shutil.copytree(finished[1], tmp_path / "copy")
+    text, count = re.subn(old, new, (folder / name).read_text(), count=1)
+    assert count
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r"^plot_only must be a danger-zone run, got "):
+        danger_zone.run(Config(plot_only=str(folder)))
+
+
+def test_names_with_dollar_signs_are_no_formulas(finished, tmp_path):
+    columns, zone, facts = zone_plot.read_run(finished[1])
+    facts["data"]["name"] = "a$_$b.npy"
+    figure = zone_plot.danger_zone(columns, zone, danger_zone._title(facts))
+    files = style.save(figure, tmp_path)
+    assert all(file.stat().st_size for file in files)
 
 
 def test_legend_explains_every_line(finished):

@@ -63,6 +63,8 @@ _rgb = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
 _whole_png = png(_rgb)
 _jpeg = io.BytesIO()
 Image.fromarray(_rgb).save(_jpeg, format="JPEG")
+_tiff = io.BytesIO()
+Image.fromarray(_rgb).save(_tiff, format="TIFF")
 _wide = png_of_size(100_000, 100_000)
 
 # Files that are no data set.
@@ -119,6 +121,9 @@ FOLDERS = {
     "text_png": {"a.png": _whole_png, "b.png": b"no image"},
     "cut_png": {"a.png": _whole_png, "b.png": png(_rgb)[:80]},
     "cut_jpeg": {"a.jpg": _jpeg.getvalue(), "b.jpg": _jpeg.getvalue()[:300]},
+    "zeroed_jpeg": {"a.jpg": _jpeg.getvalue()[:-40] + bytes(40)},
+    "tiff": {"a.png": _tiff.getvalue()},
+    "line_break": {"a.png": _whole_png, "b\nc.png": _whole_png},
     "bomb": {"a.png": _whole_png, "b.png": _wide},
     "large_bomb": {"a.png": png_of_size(13_000, 13_000), "b.png": png_of_size(13_000, 13_000)},
     "two_sizes": {"a.png": _whole_png, "b.png": png(_rgb[:4])},

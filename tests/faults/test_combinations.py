@@ -47,6 +47,11 @@ def images(tmp_path, monkeypatch):
     rows = rng.normal(size=(40, 4))
     np.savez(tmp_path / "other.npz", samples=rows, train=rows[:, :3])
     np.savez(tmp_path / "nan.npz", samples=rows * np.nan, train=rows)
+    np.savez(tmp_path / "overflow.npz", samples=rows * 1e30, train=rows * 1e30)
+    latents = rng.normal(0, 3, (40, 8, 8, 1))
+    np.save(tmp_path / "latents.npy", latents)
+    pixels = np.load(tmp_path / "images.npy")
+    np.savez(tmp_path / "mixed.npz", train=pixels, test=latents)
 
 
 def split(rows):
@@ -56,6 +61,10 @@ def split(rows):
 
 
 DANGER_ZONE = """
+images.npy --heldout latents.npy | --heldout must hold images in [-1, 1] like training, got latents
+latents.npy --heldout images.npy | --heldout must hold latents like training, got images
+mixed.npz | --heldout must hold images
+digits --sigma-min 1 --sigma-max 1.0000001 | --sigma-min and --sigma-max must be farther apart
 digits --sigmas 1 1 | --sigmas
 digits --sigmas 2 1 | --sigmas
 digits --sigmas 1e-9 1 | --sigmas
@@ -175,6 +184,10 @@ evaluate --samples digits --dataset digits --samples-layout NCHW | --samples-lay
 evaluate --samples images.npy --dataset same.npy | --dataset must hold 2 or more different
 evaluate --samples images.npy --dataset images.npy --features other.npz | as many columns
 evaluate --samples images.npy --dataset images.npy --features nan.npz | --features must be finite
+evaluate --samples images.npy --dataset images.npy --features overflow.npz | --features must be at
+evaluate --samples images.npy --dataset latents.npy | --samples must be latents
+evaluate --samples digits --dataset latents.npy | --samples must be latents
+evaluate --samples floats.npy --dataset images.npy --samples-range 1 0 | values of samples, got 1 to
 gap-sweep --masses 0.95 | --masses
 gap-sweep --masses | --masses
 gap-sweep --arms none | --arms

@@ -61,6 +61,11 @@ def test_nonfinite_values_do_not_hang(rng, bad):
     assert not np.isfinite(neighbors.squared_distances(queries, points)[1]).any()
 
 
+def test_overflowing_distances_do_not_hang(rng):
+    points = 1e30 * rng.standard_normal((50, 3)).astype(np.float32)
+    assert np.isinf(neighbors.two_nearest(points[:2], points).distance).all()
+
+
 def test_two_nearest_rejects_a_single_point():
     with pytest.raises(ValueError, match="count must be 1 to 1, the number of points, got 2"):
         neighbors.two_nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))

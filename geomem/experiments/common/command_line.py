@@ -85,8 +85,7 @@ def main(
     except BrokenPipeError:  # the reader of the output has ended, as in `geomem ... | head`
         os._exit(128 + signal.SIGPIPE)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        fail(f"{place}{error.strerror or error}.")
+        fail(describe(error))
     except ValueError as error:
         fail(_with_flags(str(error), config))
     except Exception as error:
@@ -104,6 +103,8 @@ def main(
 def prepare() -> None:
     """Prepare the process for a command, before the command's imports."""
     interruption.install()  # imports have callbacks that swallow Ctrl-C
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     # By default Python searches for garbage after some thousand new objects and once more at its
     # end, among the million objects of JAX and matplotlib: a fifth of the time of a short command.
     gc.set_threshold(50_000, 20, 20)
@@ -127,6 +128,17 @@ def fail(message: object, code: int = 2) -> NoReturn:
         output.discard()
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(code)
+
+
+def describe(error: OSError) -> str:
+    """Return the file and what is wrong with it; stdout has no name."""
+    place = error.filename
+    try:
+        print(end="" if place else "\n", flush=True)
+    except OSError:
+        place = place or "stdout"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more at its end
+    return f"{place}: {error.strerror or error}." if place else f"{error.strerror or error}."
 
 
 def _last_words(config, resumes):

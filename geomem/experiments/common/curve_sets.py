@@ -49,7 +49,8 @@ def exposed_images(
     columns = {
         "image": split.index[index],
         "exposed_up_to": exposure.sigma[order],
-        "log_error": exposure.error[order],
+        # One draw has no spread.
+        **({"log_error": exposure.error[order]} if np.isfinite(exposure.error).all() else {}),
         "copies": exposure.copies[order],
         "nearest": split.index[other],
         "distance": distance,

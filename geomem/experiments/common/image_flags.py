@@ -82,6 +82,10 @@ def load(config: ImageFlags) -> data.Dataset:
         raise ValueError(
             f"heldout must have images of shape {shape} like training, got {heldout_shape}."
         )
+    if dataset.is_images != dataset.test_split.is_images:
+        kinds = "latents", "images in [-1, 1]"
+        own, other = kinds[dataset.is_images], kinds[not dataset.is_images]
+        raise ValueError(f"heldout must hold {own} like training, got {other}.")
     return dataset
 
 
@@ -123,4 +127,10 @@ def noise_levels(count: int, low: float, high: float) -> np.ndarray:
         raise ValueError(
             f"sigma_min and sigma_max must be positive and ascending, got {low:g} and {high:g}."
         )
-    return np.geomspace(low, high, count)
+    levels = np.geomspace(low, high, count)
+    if not (np.diff(levels.astype(np.float32)) > 0).all():
+        raise ValueError(
+            f"sigma_min and sigma_max must be farther apart for {count} levels, got {low:g} and "
+            f"{high:g}."
+        )
+    return levels

@@ -174,6 +174,8 @@ def reading(argument: str, folder: paths.AnyPath) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{argument} must "):
+            raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise ValueError(
             f"{argument} must be the folder of a finished run, got {folder} ({reason})."

@@ -80,7 +80,13 @@ def _samples(config, dataset):
         options = sources.ArrayOptions(config.samples_layout, config.samples_range)
         if any(options) and not sources.is_array(config.samples):
             raise ValueError("range and layout must be left out unless samples are an array.")
-        split, _, _ = sources.open_source(config.samples, config.resize, options=options)
+        if not dataset.is_images and not config.samples_range:
+            options = options._replace(scale=1.0)  # samples are in the units of the scaled data
+        split, _, _ = sources.open_source(config.samples, config.resize, "samples", options)
+        if split.is_images and not dataset.is_images:
+            raise ValueError(
+                f"samples must be latents like training, got images in {config.samples}."
+            )
         # Floats, and two copies on the way to the distances.
         needed = 3 * 4 * math.prod(split.shape)
         memory.check("samples", needed, f"{len(split)} images of {split.shape[1:]}")
@@ -89,9 +95,9 @@ def _samples(config, dataset):
         split = split.take(np.array(order, int))
         pixels = split.read(split.index)
     except ValueError as error:
-        message = re.sub(r"\Adataset\b", "samples", str(error))
-        message = re.sub(r"\A(range|layout)\b", r"samples_\1", message)
+        message = re.sub(r"\A(range|layout)\b", r"samples_\1", str(error))
         message = message.replace(" and layout ", " and samples_layout ", 1)
+        message = re.sub(r"\Ascale must be left out", "samples must be latents", message)
         raise ValueError(re.sub("--(range|layout)", r"--samples-\1", message)) from None
     return _checked(pixels, dataset, config.samples), [names[i] for i in order]
 
