@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def as_path(path: AnyPath) -> pathlib.Path:
             return pathlib.Path(text)
     from etils import epath
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
     try:
         return cast(pathlib.Path, epath.Path(text))
     except KeyError:

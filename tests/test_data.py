@@ -91,7 +91,7 @@ def test_subsets_are_nested_seeded_and_by_class():
 
 
 def test_warns_if_subset_misses_classes(folder, capsys):
-    dataset = data.load(str(folder[0]), heldout="digits")
+    dataset = data.load(str(folder[0]), heldout=str(folder[0]))
     data.datasets.warn.cache_clear()
     for arguments in (
         {"count": 1},  # no two classes fit
@@ -106,6 +106,24 @@ def test_warns_if_subset_misses_classes(folder, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: the first 5 training images of ")
     assert "are from 1 of 2 classes; a seed (--subset-seed) selects them at random" in line
+
+
+def test_classes_of_heldout_images_go_by_name(folder, tmp_path):
+    """Folders number their classes; the first of the held-out folder is another one here."""
+    path, pixels = folder
+    for name in ("ant", "dog"):
+        (tmp_path / "held" / name).mkdir(parents=True)
+        Image.fromarray(pixels[len(name) - 3]).save(tmp_path / "held" / name / f"{name}.png")
+    dataset = data.load(str(path), heldout=str(tmp_path / "held"))
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.test_split.labels.tolist() == [-1, 1]
+    assert len(dataset.subset(classes=["dog"]).test_split) == 1
+    with pytest.raises(ValueError, match="classes must be among those of the held-out images"):
+        dataset.subset(classes=["cat"])
+    with pytest.raises(ValueError, match="classes must be a list of names, got 'cat'"):
+        dataset.subset(classes="cat")
+    with pytest.raises(ValueError, match=r"count must be an integer, got 1\.5"):
+        dataset.subset(count=1.5)
 
 
 def test_digest_covers_pixels_and_indices():
@@ -361,7 +379,7 @@ def test_rejects_bad_subsets(arguments, message):
 
 
 def test_rejects_bad_resize(tmp_path):
-    with pytest.raises(ValueError, match="resize must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="resize must be 1 or more, an integer, got 0"):
         data.load(str(tmp_path), resize=0)
 
 

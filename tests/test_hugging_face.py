@@ -46,6 +46,37 @@ def test_reads_both_splits_and_labels(tables, tmp_path, form):
     assert data.load(f"hf:{tmp_path / 'set'}", resize=3).train.shape == (6, 3, 3, 3)
 
 
+def _write(folder, **labels):
+    """A folder with train.parquet and test.parquet, each of (class names, labels)."""
+    folder.mkdir()
+    picture = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    for name, (names, values) in labels.items():
+        columns, kinds = {"image": [picture] * len(values)}, {"image": datasets.Image()}
+        if names:
+            columns["kind"], kinds["kind"] = values, datasets.ClassLabel(names=names)
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        table.to_parquet(folder / f"{name}.parquet")
+    return f"hf:{folder}"
+
+
+def test_classes_go_by_name_and_may_be_missing(tmp_path):
+    cats = ["cat", "dog"], [0, 0, 1]
+    source = _write(tmp_path / "swapped", train=cats, test=(["dog", "cat"], [0, 1]))
+    assert data.load(source).test_split.labels.tolist() == [1, 0]
+    for number, test in enumerate(((["cat", "dog"], [-1, -1]), (None, [0, 0]))):
+        dataset = data.load(_write(tmp_path / f"unknown{number}", train=cats, test=test))
+        assert dataset.test_split.labels is None
+        assert dataset.class_names == ("cat", "dog")
+    dataset = data.load(_write(tmp_path / "none", train=(["cat", "dog"], [None] * 3)), heldout=0.3)
+    assert dataset.class_names == ()
+    for number, values in enumerate(([0, -1, 1], [0, None, 1])):
+        source = _write(tmp_path / f"some{number}", train=(["cat", "dog"], values))
+        with pytest.raises(ValueError, match=r"dataset must have a class in each row, got .* 1 of"):
+            data.load(source)
+    with pytest.raises(ValueError, match=r"dataset must have the same classes in all .* got 'fox'"):
+        data.load(_write(tmp_path / "other", train=cats, test=(["fox"], [0, 0])))
+
+
 def test_one_file_is_split(tables, tmp_path):
     tables[2]["train"].to_parquet(tmp_path / "images.parquet")
     dataset = data.load(f"hf:{tmp_path / 'images.parquet'}")

@@ -205,6 +205,9 @@ class Dataset:
             images.
         """
         class_ids = self._class_ids(classes)
+        for argument, value in (("count", count), ("heldout_count", heldout_count), ("seed", seed)):
+            if value is not None and not isinstance(value, int | np.integer):
+                raise ValueError(f"{argument} must be an integer, got {value!r}.")
         train = _select(self.train_split, class_ids, count, seed, "count (--num-train)")
         test = self.test_split
         name = "heldout_count (--num-heldout)"
@@ -225,6 +228,8 @@ class Dataset:
     def _class_ids(self, classes: Sequence[str] | None) -> list[int] | None:
         if not classes:
             return None
+        if isinstance(classes, str):
+            raise ValueError(f"classes must be a list of names, got {classes!r}.")
         if unknown := [name for name in classes if name not in self.class_names]:
             known = ", ".join(self.class_names) or "none"
             raise ValueError(

@@ -68,7 +68,7 @@ def open_table(
     try:
         tables = _tables(datasets, path)
     except Exception as error:  # Arrow and datasets raise errors of many types
-        reason = str(error).partition("\n")[0]
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ValueError(
             f"{argument} must be a saved data set or Parquet files, got hf:{path} ({reason})."
         ) from None
@@ -88,15 +88,42 @@ def open_table(
             f"({', '.join(features)})."
         )
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    class_names = tuple(features[labels[0]].names) if labels else ()
 
     def split(table):
+        if not isinstance(table.features.get(columns[0]), datasets.Image):
+            raise ValueError(
+                f"{argument} must have its column of images, {columns[0]}, in all splits of "
+                f"hf:{path}, got {', '.join(table.features)}."
+            )
         table = table.cast_column(columns[0], datasets.Image(decode=False))
         rows = [_Row(table, columns[0], index) for index in range(len(table))]
-        classes = np.array(table[labels[0]][:]) if labels else None
+        classes = None
+        if labels and isinstance(table.features.get(labels[0]), datasets.ClassLabel):
+            classes = _classes(table, labels[0], class_names, f"hf:{path}", argument)
         return folders.open_files(rows, f"hf:{path}", classes, resize, argument)
 
-    class_names = tuple(features[labels[0]].names) if labels else ()
-    return split(train), None if test is None else split(test), class_names
+    opened = split(train), None if test is None else split(test)
+    return *opened, class_names if opened[0].labels is not None else ()
+
+
+def _classes(table, column, class_names, place, argument):
+    """The position in `class_names` of each row's class; None if no row has one."""
+    names, given = table.features[column].names, table[column][:]
+    known = [label is not None and 0 <= label < len(names) for label in given]
+    if not any(known):  # as in published test sets
+        return None
+    if not all(known):
+        row = known.index(False)
+        raise ValueError(
+            f"{argument} must have a class in each row, got {given[row]} in row {row} of {place}."
+        )
+    if other := {names[label] for label in given} - {*class_names}:
+        raise ValueError(
+            f"{argument} must have the same classes in all splits of {place}, got {min(other)!r}, "
+            "which is not among those of the training images."
+        )
+    return np.array([class_names.index(names[label]) for label in given])
 
 
 def _tables(datasets, path):

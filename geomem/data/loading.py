@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
 import os
 
 import numpy as np
@@ -52,11 +54,13 @@ def load(
       ValueError: an unknown data set, no images, images of several sizes, invalid arrays, or
         options that do not apply.
     """
-    if resize is not None and resize < 1:
-        raise ValueError(f"resize must be 1 or more, got {resize}.")
+    if resize is not None and (not isinstance(resize, int | np.integer) or resize < 1):
+        raise ValueError(f"resize must be 1 or more, an integer, got {resize!r}.")
     if not isinstance(name, str | os.PathLike):
         kind = type(name).__name__
         raise ValueError(f"dataset must be a name or a path, got {kind}; arrays need no loading.")
+    if heldout is not None and not isinstance(heldout, str | os.PathLike | numbers.Real):
+        raise ValueError(f"heldout must be a name, a path or a fraction, got {heldout!r}.")
     name = str(name)
     options = sources.ArrayOptions(layout, value_range, scale)
     train, test, class_names = sources.open_source(name, resize, options=options)
@@ -67,7 +71,8 @@ def load(
         )
     total = len(train)
     if isinstance(heldout, str | os.PathLike):
-        test = sources.open_source(str(heldout), resize, "heldout", options)[0]
+        test, _, names = sources.open_source(str(heldout), resize, "heldout", options)
+        test = _renamed(test, names, class_names)
     elif heldout == 0:
         test = train.take(slice(0, 0)) if test is None else test
     elif heldout is not None or test is None:
@@ -78,6 +83,14 @@ def load(
             f"in {name}."
         )
     return Dataset(name, train, test, class_names)
+
+
+def _renamed(split, names, class_names):
+    """The images with labels that are positions in `class_names`, -1 for all other classes."""
+    if split.labels is None or names == class_names:
+        return split
+    places = [class_names.index(name) if name in class_names else -1 for name in names]
+    return dataclasses.replace(split, labels=np.array(places)[split.labels])
 
 
 def _split(split, fraction, seed):

@@ -70,6 +70,9 @@ def skip_gaps(
     Returns:
       Descending noise levels, at most 2 more per gap.
 
+    Raises:
+      ValueError: levels that do not descend.
+
     Source: geomem; `geomem.experiments.gap_training` measures the effect.
 
     >>> from geomem.diffusion.schedules import gap, lognormal
@@ -77,6 +80,8 @@ def skip_gaps(
     [80.0, 5.0, 3.0, 0.5, 0.1, 0.0]
     """
     sigmas = np.asarray(sigmas, np.float64)
+    if sigmas.ndim != 1 or not (np.diff(sigmas) < 0).all():
+        raise ValueError(f"sigmas must be descending noise levels, got {sigmas}.")
     for low, high in schedule.gaps:
         if (sigmas > high).any() and ((sigmas < low) & (sigmas > 0)).any():
             outside = sigmas[(sigmas < low) | (sigmas > high)]

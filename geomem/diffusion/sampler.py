@@ -99,16 +99,13 @@ def solve(
       Images at sigmas[-1]; float64 if x64 is enabled, else float32.
 
     Raises:
-      ValueError: levels that do not descend, an unknown method, churn without keys, or a swap on
-        steps that do not exist.
+      ValueError: levels that do not descend, an unknown method, churn without keys, a swap on
+        steps that do not exist, or a denoiser that returns another shape.
     """
-    sigmas = [float(sigma) for sigma in sigmas]
+    sigmas = _check_levels(sigmas)
     steps = len(sigmas) - 1
-    if steps < 1 or any(b >= a for a, b in itertools.pairwise(sigmas)) or sigmas[-1] < 0:
-        values = np.array2string(np.array(sigmas), threshold=6, edgeitems=2, separator=", ")
-        raise ValueError(
-            f"sigmas must be two or more descending noise levels, the last >= 0, got {values}."
-        )
+    if not 0 <= churn.amount < math.inf:
+        raise ValueError(f"churn must have an amount >= 0, got {churn.amount}.")
     if method not in ("euler", "heun"):
         raise ValueError(f"method must be 'euler' or 'heun', got {method!r}.")
     if churn.amount and keys is None:
@@ -159,12 +156,22 @@ def generate(
       Images, neither clipped nor quantized.
 
     Raises:
-      ValueError: no seeds, or one that is not in a sequence, or as in `solve`.
+      ValueError: no seeds, or some that are not integers in [0, 2^32) in a sequence, an invalid
+        image_shape or batch_size, or as in `solve`.
     """
     if np.ndim(seeds) != 1:
         raise ValueError(f"seeds must be a sequence of integers, one per image, got {seeds!r}.")
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none.")
+    seeds = np.asarray(seeds)
+    if seeds.dtype.kind not in "iu" or not 0 <= seeds.min() <= seeds.max() < 2**32:
+        given = f"{seeds.min()} to {seeds.max()}"
+        raise ValueError(f"seeds must be integers from 0 to 2^32 - 1, got {given}.")
+    if not all(isinstance(side, int | np.integer) and side > 0 for side in image_shape):
+        raise ValueError(f"image_shape must be positive integers, got {image_shape}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    sigmas = _check_levels(sigmas)
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
@@ -195,6 +202,17 @@ def to_uint8(images: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]
     return np.clip(np.asarray(images) * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
+def _check_levels(sigmas):
+    values = np.asarray(sigmas, np.float64)
+    descend = values.ndim == 1 and len(values) > 1 and (np.diff(values) < 0).all()
+    if not descend or not 0 <= values[-1] < values[0] < math.inf:
+        shown = np.array2string(values, threshold=6, edgeitems=2, separator=", ")
+        raise ValueError(
+            f"sigmas must be two or more descending noise levels, the last >= 0, got {shown}."
+        )
+    return values.tolist()
+
+
 def _denoised(denoiser, x, sigma):
     denoised = _call(denoiser, x, sigma)
     if jax.default_backend() == "cpu" and not isinstance(denoised, Tracer):
@@ -206,7 +224,12 @@ def _denoised(denoiser, x, sigma):
 
 @jax.jit
 def _call(denoiser, x, sigma):
-    return denoiser(x, jnp.full(len(x), sigma, x.dtype)).astype(x.dtype)
+    denoised = denoiser(x, jnp.full(len(x), sigma, x.dtype))
+    if jnp.shape(denoised) != x.shape:
+        raise ValueError(
+            f"denoiser must return images of shape {x.shape}, got {jnp.shape(denoised)}."
+        )
+    return denoised.astype(x.dtype)
 
 
 @jax.jit

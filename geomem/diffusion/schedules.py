@@ -22,6 +22,8 @@ from scipy.special import ndtr
 __all__ = ["Levels", "Schedule", "check_interval", "dummy", "gap", "lognormal"]
 
 _LEAST_MASS = 0.01
+_LARGEST = 1e30  # float32 holds it
+_LARGEST_LOG = 60.0  # of ln sigma: beyond it, levels are no floats
 _PIECES = 8  # more than most schedules have, so that most arrays have the same shape
 
 
@@ -163,10 +165,12 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> Schedule:
     """Return EDM's training noise, ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1).
 
     Raises:
-      ValueError: std is not positive.
+      ValueError: mean is not finite, or std not positive and finite.
     """
-    if not std > 0:
-        raise ValueError(f"std must be positive, got {std}.")
+    if not isinstance(mean, numbers.Real) or not abs(mean) <= _LARGEST_LOG:
+        raise ValueError(f"mean must be at most {_LARGEST_LOG:g} in size, got {mean!r}.")
+    if not isinstance(std, numbers.Real) or not 0 < std <= _LARGEST_LOG:
+        raise ValueError(f"std must be positive and at most {_LARGEST_LOG:g}, got {std!r}.")
     return Schedule(mean, std)
 
 
@@ -217,7 +221,9 @@ def dummy(base: Schedule, low: float, high: float) -> Schedule:
 
 
 def check_interval(argument: str, low: Any, high: Any) -> None:
-    """Raise a ValueError that names `argument` unless 0 < low < high, both finite numbers."""
+    """Raise a ValueError that names `argument` unless 0 < low < high <= 1e30, both numbers."""
     real = all(isinstance(edge, numbers.Real) and edge is not True for edge in (low, high))
-    if not (real and 0 < low < high < math.inf):
+    if not (real and 0 < low < high):
         raise ValueError(f"{argument} must satisfy 0 < low < high, got {low} to {high}.")
+    if high > _LARGEST:
+        raise ValueError(f"{argument} must be at most {_LARGEST:g}, got {str(high)[:20]}.")

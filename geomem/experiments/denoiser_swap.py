@@ -57,9 +57,9 @@ class Config:
     """Value that both curves reach inside the danger zone; default: the preset's."""
     runs: str = flag("runs", "training")
     """Folder of the preset's runs. Missing runs are trained first."""
-    samples: int = flag(512, "sampling")
+    samples: int = flag(512, "sampling", most=2**16)
     """Number of latents."""
-    steps: int = flag(18, "sampling")
+    steps: int = flag(18, "sampling", least=2, most=10_000)
     """Number of sampling steps, on EDM's grid from 80 to 0.002."""
     method: Literal["euler", "heun"] = flag("euler", "sampling")
     """The sampler; the paper uses Euler."""

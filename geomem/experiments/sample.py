@@ -173,7 +173,7 @@ def _repair(config, denoiser, image_shape, sigmas, edges):
             )
     elif config.repair_data is not None:
         raise ValueError("repair_data must be left out if another run repairs.")
-    other = replacements.make(config.repair_with, images, config.repair_patch)
+    other = replacements.make(config.repair_with, images, config.repair_patch, tuple(image_shape))
     return sampler.swap(denoiser, other, steps)
 
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 from scipy.special import expit, logit
 
-from geomem.geometry.curves import Curves
+from geomem.geometry.curves import Curves, check_sigmas
 
 __all__ = ["Zone", "check_threshold", "crossings", "find", "find_danger_zone", "in_zone"]
 
@@ -115,9 +115,12 @@ def find(curves: Curves, threshold: float = 0.8, *, group_copies: bool = False) 
       Zone.
 
     Raises:
-      ValueError: a threshold outside (0, 1), or a curve that is not finite.
+      ValueError: a threshold outside (0, 1), levels that do not ascend, or a curve that is not
+        finite or not as long as the grid.
     """
     check_threshold(threshold)
+    if not isinstance(curves, Curves):
+        raise ValueError(f"curves must be Curves, from estimate, got {type(curves).__name__}.")
     coverage = _logits("coverage", curves.sigma, curves.coverage, curves.coverage_refinement)
     name = "group_weight" if group_copies and curves.group_weight is not None else "max_weight"
     refinement = getattr(curves, f"{name}_refinement")
@@ -210,6 +213,10 @@ def _logits(name, sigma, estimate, refinement):
     parts = [(sigma, estimate.mean, estimate.replicates)]
     if refinement is not None:
         parts.append(refinement)
+    if not len(check_sigmas(sigma)) == len(estimate.mean) == np.shape(estimate.replicates)[-1]:
+        raise ValueError(
+            f"{name} must have {len(sigma)} levels like sigma, got {len(estimate.mean)}."
+        )
     sigma, mean, replicates = (
         np.concatenate([np.asarray(a, np.float64) for a in field], axis=-1)
         for field in zip(*parts, strict=True)

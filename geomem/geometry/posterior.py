@@ -46,6 +46,8 @@ __all__ = [
     "weights",
 ]
 
+_LEAST_SIGMA = 1e-18  # float32 holds its square
+
 Sigma = float | Float[ArrayLike, " queries"]
 
 
@@ -277,7 +279,7 @@ def check_sigma(sigma: ArrayLike, name: str = "sigma") -> ArrayLike:
     """Return sigma itself; values traced by JAX are not checked; errors use `name`.
 
     Raises:
-      ValueError: sigma is not positive and finite.
+      ValueError: sigma is not positive and finite, or float32 cannot hold its square.
     """
     if not isinstance(sigma, Tracer):
         values = np.asarray(sigma)
@@ -286,6 +288,8 @@ def check_sigma(sigma: ArrayLike, name: str = "sigma") -> ArrayLike:
         valid = np.isfinite(values) & (values > 0)
         if not valid.all():
             raise ValueError(f"{name} must be positive and finite, got {values[~valid].flat[0]:g}.")
+        if values.size and values.min() < _LEAST_SIGMA:
+            raise ValueError(f"{name} must be at least {_LEAST_SIGMA:g}, got {values.min():g}.")
     return sigma
 
 

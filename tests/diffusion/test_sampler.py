@@ -138,6 +138,13 @@ def test_to_uint8_truncates():
     [
         ({"sigmas": [1.0, 2.0]}, "^sigmas must be two or more descending noise levels"),
         ({"sigmas": [1.0]}, "^sigmas must be two or more descending noise levels"),
+        ({"sigmas": [1.0, np.nan]}, "^sigmas must be two or more descending noise levels"),
+        ({"sigmas": [np.inf, 1.0]}, "^sigmas must be two or more descending noise levels"),
+        ({"churn": sampler.Churn(-1.0)}, "^churn must have an amount >= 0, got -1"),
+        (
+            {"denoiser": lambda x, sigma: x[0]},
+            r"^denoiser must return images of shape \(1, 4, 4, 1\), got \(4, 4, 1\)",
+        ),
         ({"method": "rk4"}, "^method must be 'euler' or 'heun', got 'rk4'"),
         ({"churn": sampler.Churn(1.0)}, "^keys must hold one key per image .*, got None"),
         (
@@ -157,3 +164,7 @@ def test_rejects_empty_seeds():
         sampler.generate(EMPIRICAL, [], (4, 4, 1), GRID)
     with pytest.raises(ValueError, match=r"^seeds must be a sequence of integers, .*, got 4\."):
         sampler.generate(EMPIRICAL, 4, (4, 4, 1), GRID)
+    with pytest.raises(ValueError, match=r"^seeds must be integers from 0 to 2\^32 - 1, got 0 to"):
+        sampler.generate(EMPIRICAL, [0, 2**32], (4, 4, 1), GRID)
+    with pytest.raises(ValueError, match=r"^image_shape must be positive integers, got"):
+        sampler.generate(EMPIRICAL, [0], (0, 4, 1), GRID)

@@ -12,6 +12,8 @@ from faults.commands import check_all, make_run, refuses  # noqa: F401
 from safetensors.numpy import save_file
 
 from geomem.experiments import danger_zone
+from geomem.experiments.common import denoisers, replacements
+from geomem.experiments.train import metrics_log
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 SMALL = ["--num-sigmas", "3", "--bootstrap", "2"]
@@ -56,6 +58,24 @@ def test_bad_images_are_refused(command, damaged, refuses):  # noqa: F811
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run") / "run")
+
+
+def test_a_repairing_run_must_fit_the_images(run):
+    with pytest.raises(ValueError, match=r"^repair_with must be a run on images of shape \(9, 9"):
+        replacements.make(str(run), None, shape=(9, 9, 1))
+    with pytest.raises(
+        ValueError, match=r"^repair_with must be the folder of a training run, got "
+    ):
+        replacements.make(str(run.parent), None)
+
+
+def test_pipes_are_no_tables(tmp_path):
+    for name in ("errors.csv", "metrics.jsonl"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="must be a CSV file with rows"):
+        denoisers.read_table(tmp_path / "errors.csv")
+    with pytest.raises(ValueError, match=r"^out must hold a file metrics\.jsonl"):
+        metrics_log.MetricsLog(tmp_path, 0)
 
 
 def changed(facts, path, value):

@@ -143,6 +143,16 @@ def test_rejects_nan():
         danger_zone.find(curves(coverage, sigmoid(0.7, -4)))
 
 
+def test_rejects_what_are_no_curves():
+    good = curves(sigmoid(-0.6, 5), sigmoid(0.7, -4))
+    with pytest.raises(ValueError, match="sigmas must be ascending"):
+        danger_zone.find(good._replace(sigma=good.sigma[::-1]))
+    with pytest.raises(ValueError, match=r"coverage must have \d+ levels like sigma, got"):
+        danger_zone.find(good._replace(sigma=good.sigma[:-1]))
+    with pytest.raises(ValueError, match=r"curves must be Curves, from estimate, got dict\."):
+        danger_zone.find({})
+
+
 def edges_in_float64(train, heldout, draws, rng):
     """The two edges at 0.8 on a fine grid, by a plain loop over draws and levels."""
     train, heldout = np.float64(train), np.float64(heldout)

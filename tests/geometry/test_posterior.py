@@ -312,6 +312,7 @@ def test_rejects_bad_sigma(cifar, sigma):
     ("sigma", "message"),
     [
         (None, r"sigma must be positive and finite, got None\."),
+        (1e-19, r"sigma must be at least 1e-18, got 1e-19\."),
         ("2", r"sigma must be positive and finite, got '2'\."),
         ([1.0, 2.0, 3.0], r"sigma must be a scalar or \[2\] like y, got shape \(3,\)\."),
     ],

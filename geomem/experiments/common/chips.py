@@ -83,7 +83,9 @@ def target(name: str) -> tuple[Chip, list[Any]]:
       ValueError: another name, or the compiler is not installed.
     """
     kind, _, shape = name.partition(":")
-    if kind not in ("v4", "v5e", "v5p", "v6e", "h100") or not re.fullmatch(r"\d+(x\d+)*", shape):
+    if kind not in ("v4", "v5e", "v5p", "v6e", "h100") or not re.fullmatch(
+        r"[1-9][0-9]?(x[1-9][0-9]?)*", shape
+    ):
         raise ValueError(f"target must be like v5e:2x4, v4:2x2x1 or h100:8, got {name!r}.")
     compiler, extra = ("jax_cuda13_plugin", "cuda") if kind == "h100" else ("libtpu", "tpu")
     if importlib.util.find_spec(compiler) is None:

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import math
+import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -58,7 +59,7 @@ class ComparisonFlags:
     """Smallest noise level."""
     sigma_max: float = flag(80.0, "noise")
     """Largest noise level."""
-    num_images: int = flag(1000, "evaluation")
+    num_images: int = flag(1000, "evaluation", least=2)
     """Number of training images and of held-out images to noise, the first of each."""
     out: str = flag("runs/denoisers", "output")
     """Folder for the results."""
@@ -161,8 +162,11 @@ def make_table(labels: Mapping[str, Any], **columns: np.ndarray) -> Table:
 
 def read_table(path: paths.AnyPath) -> Table:
     """Return the columns of a CSV file, float64 if every value is a number, else text."""
+    path = paths.as_path(path)
     try:
-        rows = list(csv.DictReader(io.StringIO(paths.as_path(path).read_text())))
+        if isinstance(path, pathlib.Path) and not path.is_file():  # a pipe would wait for a writer
+            raise IndexError("no file")
+        rows = list(csv.DictReader(io.StringIO(path.read_text())))
         if any(None in (*row, *row.values()) for row in rows):
             raise IndexError("rows of different lengths")
         return {name: _as_numbers([row[name] for row in rows]) for name in rows[0]}
@@ -222,7 +226,12 @@ def load_images(folder: paths.AnyPath) -> data.Dataset:
     """
     facts = run_folder.read_facts(folder)
     recipe = configuration.from_facts(facts)
-    dataset = image_flags.load(recipe)
+    try:
+        dataset = image_flags.load(recipe)
+    except ValueError as error:
+        raise ValueError(
+            f"run must be trained on images that can be loaded, got {folder} ({error})"
+        ) from None
     if dataset.train_split.sha256() != facts["data"]["sha256"]:
         raise ValueError(
             f"run must be trained on the images that {recipe.dataset} holds now, got {folder}, "

@@ -20,13 +20,19 @@ _OTHER = {"wiener": local.wiener, "gaussian": gaussian_denoiser}
 NEED_IMAGES = (*_LOCAL, *_OTHER)
 
 
-def make(name: str, images: np.ndarray | None, patch: int | None = None) -> Denoiser:
+def make(
+    name: str,
+    images: np.ndarray | None,
+    patch: int | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Denoiser:
     """Return a denoiser.
 
     Args:
       name: ls, els, wiener or gaussian, or the folder of a training run.
       images: the images [N, H, W, C] of the first four.
       patch: the side of the patches of ls and els; default: PATCH.
+      shape: (height, width, channels) of the images that a training run must have.
 
     Raises:
       ValueError: an unknown name, or a patch that is not odd or would be ignored.
@@ -37,7 +43,12 @@ def make(name: str, images: np.ndarray | None, patch: int | None = None) -> Deno
         if not paths.as_path(name).is_dir():
             known = ", ".join(NEED_IMAGES)
             raise ValueError(f"repair_with must be {known} or the folder of a run, got {name}.")
-        network, params, _ = run_folder.load(name)
+        try:
+            network, params, own = run_folder.load(name)
+        except ValueError as error:
+            raise ValueError(f"repair_with{str(error).removeprefix('run')}") from None
+        if shape is not None and own != shape:
+            raise ValueError(f"repair_with must be a run on images of shape {shape}, got {own}.")
         return network.bind(params)
     images = jnp.asarray(images)
     if name in _OTHER:

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,9 @@ def reading(argument: str, folder: paths.AnyPath) -> Iterator[None]:
       ValueError: anything but a lack of memory was raised.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # matplotlib's, before its error
+            yield
     except MemoryError:
         raise
     except Exception as error:

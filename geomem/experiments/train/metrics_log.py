@@ -66,5 +66,7 @@ def _until(path, step):
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
+    if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
+        raise ValueError(f"out must hold a file metrics.jsonl, got {path}, which is not a file.")
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     return "".join(itertools.takewhile(is_kept, text.splitlines(keepends=True)))
