@@ -277,7 +277,7 @@ def _coverage(points, queries):
     dim = points.shape[1]
     return _curve_kernels.coverage_sweep(
         jax.random.key(0),
-        jnp.arange(len(queries)),
+        np.arange(len(queries)),
         direct_frame(points, queries),
         sigmas=jnp.geomspace(0.01, 80, 40),
         limits=jnp.asarray(shells.radii(dim), jnp.float32) ** 2,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from geomem.experiments import compile_check
@@ -48,6 +49,15 @@ def test_rejects_flags_that_the_program_does_not_use(program, flags):
     (name,) = flags
     with pytest.raises(ValueError, match=f"^{name} must be left out for the program {program}"):
         compile_check.run(compile_check.Config("v5e:2x2", program, **flags))
+
+
+@pytest.mark.parametrize("program", ["posterior", "nearest", "curves"])
+def test_geometry_lowers_for_several_devices(program):
+    """Its arrays are all abstract, unlike in any other use of these functions."""
+    config = compile_check.Config("v5e:2x2", program, points=64, shape=(4, 4, 1), queries=8)
+    lower, items, _ = compile_check._PROGRAMS[program](config, jax.devices("cpu")[:4])
+    assert items == 8
+    assert "stablehlo.all_reduce" in lower().as_text()
 
 
 @pytest.fixture(scope="module")
