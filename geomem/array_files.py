@@ -69,12 +69,13 @@ def read_npz(
         largest = memory.setting("GEOMEM_MAX_GB", _UNPACKED / 1e9) * 1e9
         if unpacked > max(largest, _RATIO * packed):
             raise ValueError(
-                f"its {packed / 1e6:.3g} MB unpack to {unpacked / 1e9:.3g} GB; the environment "
-                "variable GEOMEM_MAX_GB allows more"
+                f"it must unpack to at most {max(largest, _RATIO * packed) / 1e9:.3g} GB, got "
+                f"{unpacked / 1e9:.3g}; the environment variable GEOMEM_MAX_GB allows more"
             )
         if unpacked > (available := memory.free()):
             raise ValueError(
-                f"it unpacks to {unpacked / 1e9:.3g} GB, but {available / 1e9:.3g} GB are free"
+                f"it must unpack to at most the {available / 1e9:.3g} GB that are free, got "
+                f"{unpacked / 1e9:.3g} GB"
             )
         return {name: _read(archive, entry) for name, entry in entries.items()}
 

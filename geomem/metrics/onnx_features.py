@@ -47,7 +47,7 @@ def load(
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError:
         raise ValueError(
-            "embedding needs the package onnxruntime: pip install 'geomem[onnx]'."
+            "embedding must be left out without onnxruntime: pip install 'geomem[onnx]'."
         ) from None
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -167,9 +167,8 @@ def _run_labels(table):
     """Labels by run: the numbers of training images if they all differ, else the runs' names."""
     sizes = dict(zip(table["run"], table["train_images"], strict=True))
     labels = {run: f"{size:,.0f} images" for run, size in sizes.items()}
-    return (
-        labels if len(set(labels.values())) == len(labels) else {run: plain(run) for run in labels}
-    )
+    differ = len(set(labels.values())) == len(labels)
+    return labels if differ else {run: plain(run) for run in labels}
 
 
 def _styles(runs):

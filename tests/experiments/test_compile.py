@@ -29,9 +29,9 @@ def test_counts_collectives_and_their_bytes():
 
 def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^target v5e:2x4 needs .*'geomem\[compile-tpu\]'\.$"):
+    with pytest.raises(ValueError, match=r"^target must .* v5e:2x4: .*'geomem\[compile-tpu\]'\.$"):
         chips.target("v5e:2x4")
-    with pytest.raises(ValueError, match=r"^target h100:8 needs .*'geomem\[compile-cuda\]'\.$"):
+    with pytest.raises(ValueError, match=r"^target must .* h100:8: .*'geomem\[compile-cuda\]'\.$"):
         chips.target("h100:8")
 
 

@@ -150,7 +150,7 @@ def test_rgb_images_need_no_inception_weights(tmp_path, monkeypatch):
     assert result.frechet == {}
     # Weights that the user names are used, or the error names the mistake.
     monkeypatch.setenv("GEOMEM_INCEPTION", str(tmp_path / "absent.pth"))
-    with pytest.raises(ValueError, match=r"inception must be .* no weights at .*absent\.pth"):
+    with pytest.raises(ValueError, match=r"inception must be .* got .*absent\.pth"):
         evaluate.run(config)
 
 

@@ -90,7 +90,7 @@ def target(name: str) -> tuple[Chip, list[Any]]:
     compiler, extra = ("jax_cuda13_plugin", "cuda") if kind == "h100" else ("libtpu", "tpu")
     if importlib.util.find_spec(compiler) is None:
         raise ValueError(
-            f"target {name} needs a compiler that is not installed: "
+            f"target must be a chip whose compiler is installed, got {name}: "
             f"pip install 'geomem[compile-{extra}]'."
         )
     try:

@@ -71,7 +71,7 @@ def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return load_file(path)
         value, contents = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         if not isinstance(value, Mapping):
-            raise ValueError(f"it holds a {type(value).__name__}, not a state dict")
+            raise ValueError(f"it must hold a state dict, got a {type(value).__name__}")
         return {
             name: _array(entry, contents)
             for name, entry in value.items()
@@ -125,7 +125,7 @@ def _unpickle(stream: io.BufferedIOBase, storages: dict[str, _Storage]) -> Any:
     def named(module, name):
         known = module == "torch" and name in _DTYPES
         if not known and f"{module}.{name}" not in (*_CALLABLE, _REBUILD):
-            raise ValueError(f"it asks for {module}.{name}, but may hold only tensors")
+            raise ValueError(f"it must hold only tensors, got {module}.{name}")
         stack.append(_DTYPES[name] if known else _Global(f"{module}.{name}"))
 
     for number, (opcode, value, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):

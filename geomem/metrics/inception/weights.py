@@ -46,7 +46,7 @@ def load(path: str | os.PathLike | None = None) -> dict:
     path = pathlib.Path(path or find() or cache_path()).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"inception must be a file of weights, but there are no weights at {path}. Call "
+            f"inception must be a file of weights, got {path}, where there is none. Call "
             "geomem.metrics.inception.weights.download(), or set GEOMEM_INCEPTION to the path of "
             f"{_FILE}."
         )
@@ -142,7 +142,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict:
             params[*module, layer, "bias"] = shift - mean * scale
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"not the network of 2015-12-05: {'; '.join(wrong[:3])}{more}.")
+        raise ValueError(f"it must be the network of 2015-12-05: {'; '.join(wrong[:3])}{more}.")
     return traverse_util.unflatten_dict({k: np.float32(v) for k, v in params.items()})
 
 

@@ -277,7 +277,7 @@ def test_early_stopping_picks_the_least_memorized_checkpoint():
     [
         (gap_training, {"arms": ("nothing",)}, r"^arms must be among baseline, .*got 'nothing'\.$"),
         (gap_training, {"seeds": 0}, r"^seeds must be positive, got 0\.$"),
-        (gap_training, {"inception": "nowhere.pth"}, r"inception.* no weights at .*nowhere\.pth"),
+        (gap_training, {"inception": "nowhere.pth"}, r"inception must be .* got .*nowhere\.pth"),
         (gap_sweep, {"masses": (2.0,)}, r"^masses must be fractions between 0 and 0\.9, got "),
         (gap_sweep, {"masses": ()}, r"^masses must be fractions between 0 and 0\.9, got "),
         (gap_sweep, {"positions": 0}, r"^positions must be at least 1, got 0\.$"),

@@ -94,11 +94,11 @@ def test_accepts_any_batch_size_and_dtype(oracle, params):
 def test_finds_weights_by_argument_environment_and_cache(tensors, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GEOMEM_INCEPTION", raising=False)
-    with pytest.raises(ValueError, match=r"inception .*no weights at .*cache/geomem/pt_inception"):
+    with pytest.raises(ValueError, match=r"inception .*got .*cache/geomem/pt_inception"):
         weights.load()
     path = tmp_path / "weights.npz"
     np.savez(path, **{"fc.weight": tensors["fc.weight"][:, :7]})
-    message = r"inception must be a file .*npz: not the .* Conv2d_1a_3x3.* is missing; .*more\)"
+    message = r"inception must be a file .*npz: it must be .* Conv2d_1a_3x3.* is missing; .*more\)"
     with pytest.raises(ValueError, match=message):
         weights.load(path)
     np.savez(path, **tensors | {"Conv2d_1a_3x3.bn.num_batches_tracked": np.array(3)})
