@@ -1,15 +1,17 @@
 """How much memory this process may take, a check before taking much of it, and other limits."""
 
 import contextlib
+import ctypes
 import math
 import os
 import pathlib
 
-__all__ = ["check", "free", "limit", "setting"]
+__all__ = ["check", "free", "keep_freed", "limit", "setting"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _UNLIMITED = 2**62
 _RESERVE = 2**28  # for compiled programs and small arrays
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENAS = -1, -3, -8  # of <malloc.h>
 _OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 # Files of a control group with its limit and its use, version 2 and 1.
@@ -34,6 +36,19 @@ def check(argument: str, needed: int, source: object) -> None:
             f"{argument} must fit in memory, got {source}, which needs {needed / 1e9:.3g} GB of "
             f"{available / 1e9:.3g} GB that are free."
         )
+
+
+def keep_freed() -> None:
+    """Keep memory that this process frees, for its next use of it (Linux with glibc).
+
+    Each run of a compiled program takes its temporary memory anew. From 32 MB on, glibc returns it
+    to the system after each run, and the system clears it for the next one: this took a sixth of a
+    training step's time.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        set_option = ctypes.CDLL(None).mallopt
+        for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENAS, 1)):
+            set_option(option, value)
 
 
 def setting(name: str, default: float) -> float:

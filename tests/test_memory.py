@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -61,3 +62,25 @@ def test_rejects_bad_settings(text, monkeypatch):
     monkeypatch.setenv("GEOMEM_MAX_GB", text)
     with pytest.raises(ValueError, match="GEOMEM_MAX_GB in the environment must be a positive"):
         memory.setting("GEOMEM_MAX_GB", 4)
+
+
+_REUSE = """
+import ctypes, resource
+from geomem import memory
+
+memory.keep_freed()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = ctypes.c_void_p(libc.malloc(2**26))
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_kept_for_the_next_use():
+    run = subprocess.run([sys.executable, "-c", _REUSE], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1000  # 16,384 pages otherwise

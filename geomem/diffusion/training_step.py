@@ -25,7 +25,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, Key, Shaped
 
-from geomem import data
+from geomem import data, memory
 from geomem.diffusion import augment, data_parallel, preconditioning, schedules
 
 __all__ = [
@@ -194,6 +194,8 @@ def make_update(
       ValueError: as in `program`.
     """
     mapped, constants = program(denoiser, recipe, devices, parallel)
+    if jax.default_backend() == "cpu":
+        memory.keep_freed()
 
     def update(state, images, count):
         state = mapped(state, images, *constants, count)
