@@ -87,13 +87,21 @@ def _tangent(groups, activate, x, gain, bias, mean, inverse_std, dx, dgain, dbia
     # A change of x along 1 or along the normalized x has no effect.
     along_one = _over_groups(dx.sum((1, 2)), groups, x)[:, None, None]
     along_x = _over_groups((dx * centered).sum((1, 2)), groups, x)[:, None, None]
-    dz = (dx - along_one - along_x * centered) * (inverse_std * gain)[:, None, None]
+    scale = (inverse_std * gain)[:, None, None]
+    dz = _stored(dx * scale, x.dtype) - (along_one + along_x * centered) * scale
     dz += centered * dgain[:, None, None] + dbias[:, None, None]
     if activate:
         z = centered * gain[:, None, None] + bias[:, None, None]
         gate = jax.nn.sigmoid(z)
         dz *= gate * (1 + z * (1 - gate))
     return dz.astype(x.dtype)
+
+
+def _stored(values, dtype):
+    """Round to `dtype`; a TPU's compiler would otherwise store the float32 gradient of `values`."""
+    if dtype == jnp.float32:
+        return values
+    return jax.lax.optimization_barrier(values.astype(dtype)).astype(jnp.float32)
 
 
 def _statistics(x, groups):

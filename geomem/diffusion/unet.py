@@ -11,7 +11,6 @@ Submodules are named as in the published state dict: `enc.16x16_block0.conv0` is
 `enc_16x16_block0/conv0`. So `edm_weights` only has to change the layout of the arrays.
 """
 
-import functools
 import math
 import zlib
 from typing import Literal
@@ -21,17 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key
 
+from geomem.diffusion.layers import COMPUTE, QueriesKeysValues, attend, conv, dense, drop
 from geomem.diffusion.normalization import GroupNorm
 
 __all__ = ["COMPUTE", "UNet"]
-
-# The dtype of activations, and the precision of matrix products and convolutions. Parameters,
-# the softmax and the normalization statistics are always float32.
-COMPUTE = {
-    "float32": (jnp.float32, jax.lax.Precision.HIGHEST),
-    "tf32": (jnp.float32, jax.lax.Precision.DEFAULT),
-    "bfloat16": (jnp.bfloat16, jax.lax.Precision.DEFAULT),
-}
 
 
 class UNet(nn.Module):
@@ -116,7 +108,7 @@ class UNet(nn.Module):
         skips = []
         for level, width in enumerate(widths):
             if level == 0:
-                x = _conv(self.channels, self.compute, name=f"enc_{_size(x)}_conv")(x)
+                x = conv(self.channels, self.compute, name=f"enc_{_size(x)}_conv")(x)
             else:
                 half = f"{x.shape[1] // 2}x{x.shape[2] // 2}"
                 x = block(f"enc_{half}_down", x, x.shape[-1], resample="down")
@@ -139,7 +131,7 @@ class UNet(nn.Module):
                 x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
 
         x = GroupNorm(name=f"dec_{_size(x)}_aux_norm")(x)
-        x = _conv(
+        x = conv(
             image_channels * self.patch**2, self.compute, name=f"dec_{_size(x)}_aux_conv", gain=1e-5
         )(x)
         return _unfold(x, self.patch).astype(jnp.float32)
@@ -154,11 +146,11 @@ class UNet(nn.Module):
         if self.augment_dim:
             if augment_labels is None:
                 augment_labels = jnp.zeros((batch, self.augment_dim))
-            dense = _dense(self.channels, "float32", name="map_augment", use_bias=False)
-            embedding = embedding + dense(augment_labels.astype(jnp.float32))
+            layer = dense(self.channels, "float32", name="map_augment", use_bias=False)
+            embedding = embedding + layer(augment_labels.astype(jnp.float32))
         embedding = embedding.astype(dtype)
         for name in ("map_layer0", "map_layer1"):
-            embedding = nn.silu(_dense(4 * self.channels, self.compute, name=name)(embedding))
+            embedding = nn.silu(dense(4 * self.channels, self.compute, name=name)(embedding))
         return embedding
 
 
@@ -186,51 +178,34 @@ class Block(nn.Module):
         """Map x [B, H, W, C], embedding [B, E] and keys [B] or None to [B, H', W', width]."""
         shortcut = x
         x = GroupNorm(name="norm0")(x)
-        x = _conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
+        x = conv(self.width, self.compute, name="conv0")(_resample(x, self.resample))
         width = self.width * (1 + self.adaptive_scale)
-        shift = _dense(width, self.compute, name="affine")(embedding)
+        shift = dense(width, self.compute, name="affine")(embedding)
         if self.adaptive_scale:
             x = GroupNorm(name="norm1")(x, *jnp.split(shift, 2, axis=-1))
         else:
             x = GroupNorm(name="norm1")(x + shift[:, None, None])
         if dropout_keys is not None and self.dropout:
-            # One key per image, so that the mask does not depend on how the batch is sharded.
-            keep, size = 1 - self.dropout, math.prod(x.shape[1:])
-            mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, (size,)))(dropout_keys)
-            x = jnp.where(mask.reshape(x.shape), x / keep, 0).astype(x.dtype)
-        x = _conv(self.width, self.compute, name="conv1", gain=1e-5)(x)
+            x = drop(x, self.dropout, dropout_keys)
+        x = conv(self.width, self.compute, name="conv1", gain=1e-5)(x)
         if self.resample or shortcut.shape[-1] != self.width:
             shortcut = _resample(shortcut, self.resample)
-            shortcut = _conv(self.width, self.compute, name="skip", kernel=1)(shortcut)
+            shortcut = conv(self.width, self.compute, name="skip", kernel=1)(shortcut)
         x = (x + shortcut) * math.sqrt(0.5)
-        return (x + self._attend(x)) * math.sqrt(0.5) if self.attention else x
+        if not self.attention:
+            return x
+        # Computed again in the backward pass of large networks: little work, and much less to keep.
+        attended = nn.remat(Block._attend) if self.compute == "bfloat16" else Block._attend
+        return (x + attended(self, x)) * math.sqrt(0.5)
 
     def _attend(self, x):
-        batch, height, width, channels = x.shape
+        batch, _, _, channels = x.shape
         _, precision = COMPUTE[self.compute]
-        normed = GroupNorm(activate=False, name="norm2")(x)
-        qkv = _conv(3 * channels, self.compute, name="qkv", kernel=1, gain=math.sqrt(0.2))(normed)
-        # The published weights interleave q, k and v channel by channel.
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, height * width, channels, 3), -1, 0)
-        logits = _inner_products(q, k / math.sqrt(channels), precision)
-        weights = nn.softmax(logits).astype(x.dtype)
-        x = jnp.einsum("bqk,bkc->bqc", weights, v, precision=precision)
-        x = x.reshape(batch, height, width, channels)
-        return _conv(channels, self.compute, name="proj", kernel=1, gain=1e-5)(x)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _inner_products(q, k, precision):
-    """Return float32 <q_i, k_j>, [B, Q, C] and [B, K, C] -> [B, Q, K]."""
-    return jnp.einsum("bqc,bkc->bqk", q, k, precision=precision, preferred_element_type=jnp.float32)
-
-
-@_inner_products.defjvp
-def _inner_products_derivative(precision, primals, tangents):
-    (q, k), (dq, dk) = primals, tangents
-    product = functools.partial(jnp.einsum, "bqc,bkc->bqk", precision=precision)
-    # The products of the backward pass then take the type of q and k.
-    return _inner_products(q, k, precision), (product(dq, k) + product(q, dk)).astype(jnp.float32)
+        normed = GroupNorm(activate=False, name="norm2")(x).reshape(batch, -1, channels)
+        q, k, v = QueriesKeysValues(self.compute, name="qkv")(normed)
+        attended = attend(q, k, v, precision)
+        proj = conv(channels, self.compute, name="proj", kernel=1, gain=1e-5)
+        return proj(attended.reshape(x.shape))
 
 
 class FourierEmbedding(nn.Module):
@@ -253,59 +228,6 @@ def _positional_embedding(noise, channels):
 def _sin_cos(noise, frequencies):
     angles = noise.astype(jnp.float32)[:, None] * frequencies[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def _initializer(gain):
-    """Xavier-uniform times `gain`."""
-
-    def init(key, shape, dtype=jnp.float32):
-        receptive_field = math.prod(shape[:-2])
-        limit = gain * math.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
-        # Drawn flat, because XLA's CPU compiler takes five times longer for a draw with four axes.
-        return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
-
-    return init
-
-
-def _conv(width, compute, *, name, kernel=3, gain=1.0):
-    dtype, precision = COMPUTE[compute]
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        dtype=dtype,
-        precision=precision,
-        kernel_init=_initializer(gain),
-        conv_general_dilated=_convolve,
-        name=name,
-    )
-
-
-def _convolve(x, kernel, *arguments, precision, **options):
-    """Convolve [B, H, W, C] with [K, K, C, D]; as a matrix product if K covers the image.
-
-    On a CPU, XLA's convolution of a 2x2 image with a 3x3 kernel takes ten times as long.
-    """
-    _, height, width, _ = x.shape
-    reach = (kernel.shape[0] + 1) // 2
-    if max(height, width) > reach:
-        return jax.lax.conv_general_dilated(x, kernel, *arguments, precision=precision, **options)
-    # The output at (i, j) multiplies the whole image by these taps of the kernel.
-    taps = jnp.stack(
-        [
-            kernel[reach - 1 - i :][:height, reach - 1 - j :][:, :width]
-            for i in range(height)
-            for j in range(width)
-        ]
-    )
-    products = jnp.einsum("bhwc,phwcd->bpd", x, taps, precision=precision)
-    return products.reshape(len(x), height, width, -1)
-
-
-def _dense(width, compute, *, name, use_bias=True):
-    dtype, precision = COMPUTE[compute]
-    return nn.Dense(
-        width, use_bias, dtype=dtype, precision=precision, kernel_init=_initializer(1.0), name=name
-    )
 
 
 def _resample(x, direction):

@@ -9,7 +9,7 @@ import safetensors.numpy
 from flax import traverse_util
 from network_oracles import DATA, load_oracle
 
-from geomem.diffusion import edm_weights, preconditioning, unet
+from geomem.diffusion import edm_weights, layers, preconditioning, unet
 
 TINY = DATA / "songunet_tiny.npz"
 
@@ -119,7 +119,7 @@ def test_small_convolutions_match_the_definition(sides, side):
     for i, j in np.ndindex(*sides):
         window = padded[:, i : i + side, j : j + side]
         expected[:, i, j] = np.einsum("bhwc,hwcd->bd", window, kernel)
-    conv = nn.Conv(4, (side, side), use_bias=False, conv_general_dilated=unet._convolve)
+    conv = nn.Conv(4, (side, side), use_bias=False, conv_general_dilated=layers.convolve)
     output = conv.apply({"params": {"kernel": jnp.float32(kernel)}}, jnp.float32(x))
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
