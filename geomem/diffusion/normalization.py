@@ -98,10 +98,17 @@ def _tangent(groups, activate, x, gain, bias, mean, inverse_std, dx, dgain, dbia
 
 
 def _stored(values, dtype):
-    """Round to `dtype`; a TPU's compiler would otherwise store the float32 gradient of `values`."""
+    """Round to `dtype` on a TPU, whose compiler stores the float32 gradient of `values` otherwise.
+
+    A GPU's compiler stores none of them, but computes it in each use.
+    """
     if dtype == jnp.float32:
         return values
-    return jax.lax.optimization_barrier(values.astype(dtype)).astype(jnp.float32)
+
+    def rounded(values):
+        return jax.lax.optimization_barrier(values.astype(dtype)).astype(jnp.float32)
+
+    return jax.lax.platform_dependent(values, tpu=rounded, default=lambda values: values)
 
 
 def _statistics(x, groups):
