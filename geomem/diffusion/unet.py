@@ -192,7 +192,11 @@ class Block(nn.Module):
             shortcut = _resample(shortcut, self.resample)
             shortcut = conv(self.width, self.compute, name="skip", kernel=1)(shortcut)
         x = (x + shortcut) * math.sqrt(0.5)
-        return (x + self._attend(x)) * math.sqrt(0.5) if self.attention else x
+        if not self.attention:
+            return x
+        # Computed again in the backward pass of large networks: little work, and much less to keep.
+        attended = nn.remat(Block._attend) if self.compute == "bfloat16" else Block._attend
+        return (x + attended(self, x)) * math.sqrt(0.5)
 
     def _attend(self, x):
         batch, _, _, channels = x.shape

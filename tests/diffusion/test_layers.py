@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geomem.diffusion import layers
+from geomem.diffusion import layers, unet
 
 RNG = np.random.default_rng(0)
 
@@ -27,6 +27,18 @@ def test_attention_and_its_gradients_match_the_definition(dtype, error):
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == dtype
         assert np.abs(np.asarray(a, np.float64) - b).max() <= error * np.abs(b).max()
+
+
+def test_the_backward_pass_of_a_block_in_bfloat16_computes_attention_again():
+    x, embedding = jnp.zeros((2, 16, 16, 8), jnp.bfloat16), jnp.zeros((2, 4), jnp.bfloat16)
+    block = unet.Block(8, 0.0, "bfloat16", attention=True)
+    params = jax.eval_shape(lambda: block.init(jax.random.key(0), x, embedding, None))
+    kept = jax.eval_shape(
+        lambda p, x: jax.vjp(lambda p, x: block.apply(p, x, embedding, None), p, x)[1], params, x
+    )
+    # The inputs of the block, of both convolutions, of the second normalization and of attention.
+    large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= x.size]
+    assert [(leaf.shape, leaf.dtype) for leaf in large] == 5 * [(x.shape, jnp.bfloat16)]
 
 
 @pytest.mark.parametrize("probability", [0.13, 0.5])
