@@ -11,7 +11,7 @@ __all__ = ["check", "free", "keep_freed", "limit", "setting"]
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _UNLIMITED = 2**62
 _RESERVE = 2**28  # for compiled programs and small arrays
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENAS = -1, -3, -8  # of <malloc.h>
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENAS = -1, -3, -4, -8  # of <malloc.h>
 _OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 # Files of a control group with its limit and its use, version 2 and 1.
@@ -31,6 +31,9 @@ def free() -> int:
 
 def check(argument: str, needed: int, source: object) -> None:
     """Raise a ValueError that names `argument` and `source` if so many bytes are not free."""
+    if needed + _RESERVE > free():
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)  # return what `keep_freed` has kept
     if needed + _RESERVE > (available := free()):
         raise ValueError(
             f"{argument} must fit in memory, got {source}, which needs {needed / 1e9:.3g} GB of "
@@ -39,16 +42,17 @@ def check(argument: str, needed: int, source: object) -> None:
 
 
 def keep_freed() -> None:
-    """Keep memory that this process frees, for its next use of it (Linux with glibc).
+    """From now on, keep the memory that this process frees, for its next use (Linux with glibc).
 
-    Each run of a compiled program takes its temporary memory anew. From 32 MB on, glibc returns it
-    to the system after each run, and the system clears it for the next one: this took a sixth of a
-    training step's time.
+    Each run of a compiled program takes its temporary memory anew. Without this, glibc returns
+    blocks of 32 MB and more to the system after each run, which clears them for the next one.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         set_option = ctypes.CDLL(None).mallopt
-        for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENAS, 1)):
-            set_option(option, value)
+        if not set_option(_MMAP_THRESHOLD, 2**30):  # refused before glibc 2.35
+            set_option(_MMAP_MAX, 0)
+        set_option(_TRIM_THRESHOLD, 2**31 - 1)
+        set_option(_ARENAS, 1)  # those of other threads grow to 64 MB only
 
 
 def setting(name: str, default: float) -> float:

@@ -65,10 +65,11 @@ def test_rejects_bad_settings(text, monkeypatch):
 
 
 _REUSE = """
-import ctypes, resource
+import ctypes, resource, sys
 from geomem import memory
 
-memory.keep_freed()
+if len(sys.argv) > 1:
+    memory.keep_freed()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 for _ in range(3):
@@ -82,5 +83,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_freed_memory_is_kept_for_the_next_use():
-    run = subprocess.run([sys.executable, "-c", _REUSE], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 1000  # 16,384 pages otherwise
+    def faults(*arguments):
+        command = [sys.executable, "-c", _REUSE, *arguments]
+        return int(subprocess.check_output(command, text=True, cwd=ROOT))
+
+    if (usual := faults()) < 100:
+        pytest.skip("the system's pages are too large to count")
+    assert faults("keep") < usual / 10

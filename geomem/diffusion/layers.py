@@ -46,19 +46,21 @@ def conv(width: int, compute: str, *, name: str, kernel: int = 3, gain: float = 
 
 
 def convolve(x, kernel, *arguments, precision, **options):
-    """Convolve [B, H, W, C] with [K, K, C, D]; as a matrix product if K covers the image.
+    """Convolve [B, H, W, C] with [K, K, C, D]; stride 1, zero padding that keeps the size.
 
-    On a CPU, XLA's convolution of a 2x2 image with a 3x3 kernel takes ten times as long. So does
-    the gradient of a 1x1 kernel, which is a matrix product there, too.
+    This is a matrix product where XLA's convolution is slow on a CPU: where the kernel covers the
+    image (a 2x2 image and a 3x3 kernel take ten times as long) and, on CPUs only, for 1x1 kernels.
     """
     general = functools.partial(jax.lax.conv_general_dilated, precision=precision, **options)
     if kernel.shape[:2] == (1, 1):
-        product = functools.partial(jnp.einsum, "bhwc,ijcd->bhwd", precision=precision)
         return jax.lax.platform_dependent(
-            x, kernel, cpu=product, default=lambda x, kernel: general(x, kernel, *arguments)
+            x,
+            kernel,
+            cpu=lambda x, k: jnp.einsum("bhwc,cd->bhwd", x, k[0, 0], precision=precision),
+            default=lambda x, k: general(x, k, *arguments),
         )
     _, height, width, _ = x.shape
-    reach = (kernel.shape[0] + 1) // 2
+    reach = (kernel.shape[0] + 1) // 2  # the largest side for which each output sees all pixels
     if max(height, width) > reach:
         return general(x, kernel, *arguments)
     # The output at (i, j) multiplies the whole image by these taps of the kernel.
@@ -95,11 +97,12 @@ def drop(
         jax.random.bernoulli, p=1 - probability, shape=(height * width, channels)
     )
     kept = jax.vmap(draw)(keys).reshape(x.shape)
-    return jnp.where(kept, x / (1 - probability), 0).astype(x.dtype)
+    # In float32: bfloat16 would round the factor, too.
+    return jnp.where(kept, x.astype(jnp.float32) / (1 - probability), 0).astype(x.dtype)
 
 
 class QueriesKeysValues(nn.Module):
-    """Three 1x1 convolutions from [B, N, C] to as many channels, in attention.
+    """The 1x1 convolutions from [B, N, C] to queries, keys and values, each [B, N, C].
 
     Attributes:
       compute: a key of `COMPUTE`.
@@ -109,12 +112,12 @@ class QueriesKeysValues(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Return three arrays [B, N, C]."""
+        """Return the list [queries, keys, values]."""
         dtype, precision = COMPUTE[self.compute]
         channels = x.shape[-1]
         kernel = self.param("kernel", _initializer(math.sqrt(0.2)), (1, 1, channels, 3 * channels))
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
-        # The published weights interleave them channel by channel.
+        # The published weights interleave the outputs q, k and v channel by channel.
         kernels = jnp.moveaxis(kernel.reshape(channels, channels, 3).astype(dtype), -1, 0)
         biases = bias.reshape(channels, 3).T.astype(dtype)
         product = functools.partial(jnp.einsum, "bnc,cd->bnd", precision=precision)
@@ -142,5 +145,5 @@ def _inner_products(q, k, precision):
 def _inner_products_derivative(precision, primals, tangents):
     (q, k), (dq, dk) = primals, tangents
     product = functools.partial(jnp.einsum, "bqc,bkc->bqk", precision=precision)
-    # The products of the backward pass then take the type of q and k.
+    # In the type of q and k, so that the backward pass multiplies in it, too.
     return _inner_products(q, k, precision), (product(dq, k) + product(q, dk)).astype(jnp.float32)

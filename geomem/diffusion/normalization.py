@@ -4,7 +4,8 @@
 
 Mean and variance are those of a group of neighboring channels over all pixels of one image. They
 and all sums are float32. Automatic differentiation would store several arrays of the size of x,
-some of them in float32; the derivative below stores only x itself and two numbers per channel.
+some of them in float32; the derivative below stores only x itself, and four numbers for each image
+and channel.
 """
 
 import functools
@@ -98,9 +99,9 @@ def _tangent(groups, activate, x, gain, bias, mean, inverse_std, dx, dgain, dbia
 
 
 def _stored(values, dtype):
-    """Round to `dtype` on a TPU, whose compiler stores the float32 gradient of `values` otherwise.
+    """On a TPU, round to `dtype`; its compiler would otherwise store the gradient in float32.
 
-    A GPU's compiler stores none of them, but computes it in each use.
+    A GPU's compiler computes this gradient again in each use, so there it is left alone.
     """
     if dtype == jnp.float32:
         return values

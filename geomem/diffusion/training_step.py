@@ -190,11 +190,13 @@ def make_update(
       if count > 1, which is an order of magnitude slower on a CPU. State and images come from
       `data_parallel.replicate`, and the state is donated. Each count is compiled once.
 
+    On a CPU, calls `memory.keep_freed`, which holds for the whole process.
+
     Raises:
       ValueError: as in `program`.
     """
     mapped, constants = program(denoiser, recipe, devices, parallel)
-    if jax.default_backend() == "cpu":
+    if (devices or jax.devices())[0].platform == "cpu":
         memory.keep_freed()
 
     def update(state, images, count):

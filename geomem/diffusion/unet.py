@@ -44,7 +44,8 @@ class UNet(nn.Module):
       patch: side of the square patches that are folded into channels first; 2 makes the network
         about four times cheaper on small machines.
       compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
-        with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU).
+        with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU). With "bfloat16",
+        meant for large networks, the backward pass computes attention again.
       remat: whether the backward pass computes each block's activations again, which takes a third
         longer and keeps only the blocks' inputs in memory.
     """
@@ -101,7 +102,13 @@ class UNet(nn.Module):
             if keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
             module = (nn.remat(Block) if self.remat else Block)(
-                width, self.dropout, self.compute, self.adaptive_scale, name=name, **options
+                width,
+                self.dropout,
+                self.compute,
+                self.adaptive_scale,
+                remat_attention=self.compute == "bfloat16" and not self.remat,
+                name=name,
+                **options,
             )
             return module(x, embedding, keys)
 
@@ -114,8 +121,8 @@ class UNet(nn.Module):
                 x = block(f"enc_{half}_down", x, x.shape[-1], resample="down")
             skips.append(x)
             for i in range(self.blocks):
-                attend = x.shape[1] in self.attention
-                x = block(f"enc_{_size(x)}_block{i}", x, width, attention=attend)
+                attended = x.shape[1] in self.attention
+                x = block(f"enc_{_size(x)}_block{i}", x, width, attention=attended)
                 skips.append(x)
 
         for level, width in reversed(list(enumerate(widths))):
@@ -126,9 +133,9 @@ class UNet(nn.Module):
                 double = f"{x.shape[1] * 2}x{x.shape[2] * 2}"
                 x = block(f"dec_{double}_up", x, x.shape[-1], resample="up")
             for i in range(self.blocks + 1):
-                attend = i == self.blocks and x.shape[1] in self.attention
+                attended = i == self.blocks and x.shape[1] in self.attention
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attend)
+                x = block(f"dec_{_size(x)}_block{i}", x, width, attention=attended)
 
         x = GroupNorm(name=f"dec_{_size(x)}_aux_norm")(x)
         x = conv(
@@ -164,6 +171,8 @@ class Block(nn.Module):
       adaptive_scale: as in `UNet`.
       resample: "down" averages 2x2 pixels, "up" repeats each pixel, before the first convolution.
       attention: whether single-head self-attention follows.
+      remat_attention: whether the backward pass computes attention again: it is cheap, and its
+        arrays are large.
     """
 
     width: int
@@ -172,6 +181,7 @@ class Block(nn.Module):
     adaptive_scale: bool = False
     resample: Literal["down", "up"] | None = None
     attention: bool = False
+    remat_attention: bool = False
 
     @nn.compact
     def __call__(self, x, embedding, dropout_keys):
@@ -194,9 +204,8 @@ class Block(nn.Module):
         x = (x + shortcut) * math.sqrt(0.5)
         if not self.attention:
             return x
-        # Computed again in the backward pass of large networks: little work, and much less to keep.
-        attended = nn.remat(Block._attend) if self.compute == "bfloat16" else Block._attend
-        return (x + attended(self, x)) * math.sqrt(0.5)
+        attended = (nn.remat(Block._attend) if self.remat_attention else Block._attend)(self, x)
+        return (x + attended) * math.sqrt(0.5)
 
     def _attend(self, x):
         batch, _, _, channels = x.shape

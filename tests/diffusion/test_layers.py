@@ -29,9 +29,9 @@ def test_attention_and_its_gradients_match_the_definition(dtype, error):
         assert np.abs(np.asarray(a, np.float64) - b).max() <= error * np.abs(b).max()
 
 
-def test_the_backward_pass_of_a_block_in_bfloat16_computes_attention_again():
+def test_the_backward_pass_of_a_block_computes_attention_again():
     x, embedding = jnp.zeros((2, 16, 16, 8), jnp.bfloat16), jnp.zeros((2, 4), jnp.bfloat16)
-    block = unet.Block(8, 0.0, "bfloat16", attention=True)
+    block = unet.Block(8, 0.0, "bfloat16", attention=True, remat_attention=True)
     params = jax.eval_shape(lambda: block.init(jax.random.key(0), x, embedding, None))
     kept = jax.eval_shape(
         lambda p, x: jax.vjp(lambda p, x: block.apply(p, x, embedding, None), p, x)[1], params, x
@@ -41,14 +41,18 @@ def test_the_backward_pass_of_a_block_in_bfloat16_computes_attention_again():
     assert [(leaf.shape, leaf.dtype) for leaf in large] == 5 * [(x.shape, jnp.bfloat16)]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("probability", [0.13, 0.5])
-def test_dropout_drops_that_share_and_keeps_the_mean(probability):
-    x = jnp.ones((40, 8, 6, 32))
+def test_dropout_drops_that_share_and_keeps_the_mean(probability, dtype):
+    x = jnp.full((40, 8, 6, 32), 1 - probability, dtype)
     keys = jax.random.split(jax.random.key(0), len(x))
     dropped = np.asarray(jax.jit(layers.drop, static_argnums=1)(x, probability, keys))
     error = 4 * np.sqrt(probability * (1 - probability) / x.size)
     assert abs((dropped == 0).mean() - probability) < error
-    np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - probability), rtol=1e-6)
+    exact = np.asarray(x, np.float32).flat[0] / (1 - probability)
+    kept = dropped[dropped > 0].astype(np.float32)
+    assert dropped.dtype == dtype
+    np.testing.assert_allclose(kept, exact, rtol=1e-6 if dtype == jnp.float32 else 2**-9)
     # An image's mask depends on its key only.
     alone = layers.drop(x[3:4], probability, keys[3:4])
     np.testing.assert_array_equal(alone[0], dropped[3])
@@ -66,11 +70,13 @@ def test_1x1_convolution_and_its_gradients_match_xlas():
         return convolve(x, kernel), *jax.grad(loss, (0, 1))(x, kernel)
 
     def ours(x, kernel):
-        return layers.convolve(x, kernel, (1, 1), "SAME", precision=jax.lax.Precision.HIGHEST)
+        return layers.convolve(x, kernel, (1, 1), "SAME", **options)
 
     def xlas(x, kernel):
-        axes = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
 
-    for a, b in zip(outcome(ours, x, kernel), outcome(xlas, x, kernel), strict=True):
+    axes = ("NHWC", "HWIO", "NHWC")
+    options = {"dimension_numbers": axes, "precision": jax.lax.Precision.HIGHEST}
+    both = jax.jit(lambda *a: (outcome(ours, *a), outcome(xlas, *a)))(x, kernel)
+    for a, b in zip(*both, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -212,6 +212,13 @@ def test_compiles_only_on_the_first_step():
     assert first == len(traced) > 0
 
 
+def test_an_update_on_cpus_keeps_freed_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(training_step.memory, "keep_freed", lambda: calls.append(None))
+    training_step.make_update(Scaled(), _recipe(), jax.devices("cpu")[:1])
+    assert calls == [None]
+
+
 def test_ignores_nonfinite_gradients():
     class Broken(Scaled):
         def __call__(self, params, x, sigma, augment_labels=None, dropout_keys=None):
