@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compile training, sampling and geometry for chips that you do not have, then print the README's table.
 # Usage: sh experiments/compile/run.sh tpu|h100 [OUT]. Needs: pip install -e '.[compile-tpu]' or
-# '.[compile-cuda]'. Nothing is run. For a TPU, training the large network takes 7 to 39 minutes to
+# '.[compile-cuda]'. Nothing is run. For a TPU, training the large network takes 5 to 39 minutes to
 # compile on two cores, the other programs one to three; for an H100 a minute and a half at most.
 set -eu
 kind=${1:-tpu} out=${2:-runs/compile}
