@@ -49,7 +49,7 @@ def keep_freed() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         set_option = ctypes.CDLL(None).mallopt
-        if not set_option(_MMAP_THRESHOLD, 2**30):  # refused before glibc 2.35
+        if not set_option(_MMAP_THRESHOLD, 2**30):  # old versions refuse it
             set_option(_MMAP_MAX, 0)
         set_option(_TRIM_THRESHOLD, 2**31 - 1)
         set_option(_ARENAS, 1)  # those of other threads grow to 64 MB only
