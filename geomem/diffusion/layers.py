@@ -6,9 +6,19 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Key
 
-__all__ = ["COMPUTE", "QueriesKeysValues", "attend", "conv", "convolve", "dense", "drop"]
+__all__ = [
+    "COMPUTE",
+    "QueriesKeysValues",
+    "attend",
+    "conv",
+    "convolve",
+    "dense",
+    "drop",
+    "store_gradient",
+]
 
 # The dtype of activations, and the precision of matrix products and convolutions. Parameters,
 # the softmax and the normalization statistics are always float32.
@@ -73,6 +83,26 @@ def convolve(x, kernel, *arguments, precision, **options):
     )
     products = jnp.einsum("bhwc,phwcd->bpd", x, taps, precision=precision)
     return products.reshape(len(x), height, width, -1)
+
+
+def store_gradient(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x; on CPUs, its gradient is computed once and stored.
+
+    A residual gradient is a sum over all later blocks. XLA's CPU compiler would compute this sum
+    again in each of its uses. It ignores optimization barriers, but it does not look into a
+    function that must not be inlined.
+    """
+
+    def stored(x):
+        with set_xla_metadata(inlineable="false"):
+            return _identity(x)
+
+    return jax.lax.platform_dependent(x, cpu=stored, default=lambda x: x)
+
+
+@jax.jit
+def _identity(x):
+    return x
 
 
 def dense(width: int, compute: str, *, name: str, use_bias: bool = True) -> nn.Dense:

@@ -20,7 +20,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Key
 
-from geomem.diffusion.layers import COMPUTE, QueriesKeysValues, attend, conv, dense, drop
+from geomem.diffusion.layers import (
+    COMPUTE,
+    QueriesKeysValues,
+    attend,
+    conv,
+    dense,
+    drop,
+    store_gradient,
+)
 from geomem.diffusion.normalization import GroupNorm
 
 __all__ = ["COMPUTE", "UNet"]
@@ -201,11 +209,11 @@ class Block(nn.Module):
         if self.resample or shortcut.shape[-1] != self.width:
             shortcut = _resample(shortcut, self.resample)
             shortcut = conv(self.width, self.compute, name="skip", kernel=1)(shortcut)
-        x = (x + shortcut) * math.sqrt(0.5)
+        x = store_gradient((x + shortcut) * math.sqrt(0.5))
         if not self.attention:
             return x
         attended = (nn.remat(Block._attend) if self.remat_attention else Block._attend)(self, x)
-        return (x + attended) * math.sqrt(0.5)
+        return store_gradient((x + attended) * math.sqrt(0.5))
 
     def _attend(self, x):
         batch, _, _, channels = x.shape

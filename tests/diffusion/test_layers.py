@@ -1,5 +1,7 @@
 """Attention, dropout and convolutions of the U-Net against plain definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,25 @@ def test_the_backward_pass_of_a_block_computes_attention_again():
     # The inputs of the block, of both convolutions, of the second normalization and of attention.
     large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= x.size]
     assert [(leaf.shape, leaf.dtype) for leaf in large] == 5 * [(x.shape, jnp.bfloat16)]
+
+
+def test_a_stored_gradient_is_computed_once_and_is_the_same():
+    def gradients(keep, a, b):
+        def loss(a, b):
+            product = keep(a * b)
+            return (jnp.sin(product) + jnp.sin(2 * product)).sum()
+
+        return jax.grad(loss, (0, 1))(a, b)
+
+    a, b = jnp.asarray(RNG.normal(size=(2, 8, 8)), jnp.float32)
+    compiled = [
+        jax.jit(functools.partial(gradients, keep)).lower(a, b).compile()
+        for keep in (lambda x: x, layers.store_gradient)
+    ]
+    for ours, plain in zip(compiled[1](a, b), compiled[0](a, b), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-6)
+    # Without it, the gradient of the product is computed for a and again for b.
+    assert [program.as_text().count(" cosine(") for program in compiled] == [4, 2]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -57,6 +57,13 @@ def test_keeps_only_its_input_of_the_size_of_x():
     assert [leaf.dtype for leaf in kept if leaf.size >= x.size] == [jnp.bfloat16]
 
 
+def test_the_backward_pass_sums_over_the_pixels_twice():
+    values, backward = jax.vjp(lambda *a: normalize(*a, 3), X, GAIN, BIAS)
+    (remat,) = jax.make_jaxpr(backward)(values).eqns
+    sums = [eqn for eqn in remat.params["jaxpr"].eqns if eqn.primitive.name == "reduce_sum"]
+    assert [eqn.invars[0].aval.shape for eqn in sums].count(X.shape) == 2
+
+
 def test_bfloat16_is_as_accurate_as_its_rounding_and_matches_flax():
     x = jnp.asarray(X * 3 + 20, jnp.bfloat16)  # a mean far above the standard deviation
     layer, reference = GroupNorm(activate=False), nn.GroupNorm(3, epsilon=1e-6)

@@ -27,6 +27,8 @@ from geomem.experiments.common import chips, compilation, image_flags, results
 from geomem.experiments.common.dataclass_flags import flag
 from geomem.experiments.train import configuration, loop, presets
 
+_ROUNDS = 8  # of geomem and PyTorch in turn, because the speed of a shared machine drifts
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -47,7 +49,7 @@ class Config:
     multipliers: tuple[int, ...] | None = flag(None, most=64)
     """Channels of each resolution level as multiples of the base; default: the preset's."""
     torch: bool = False
-    """Also time the same network and step in PyTorch."""
+    """Also time the same network and step in PyTorch, in turn with geomem."""
     steps: int = 100
     """Number of timed steps, after as many warm-up steps."""
     profile: bool = True
@@ -100,10 +102,6 @@ def _time_training(config, compute, scratch):
     facts = configuration.facts(configuration.resolve(training), split)
     denoiser, recipe = configuration.build(facts)
     bare_loop = _time_bare_loop(denoiser, recipe, split.pixels, config, scratch)
-    if config.torch:
-        bare_loop["torch_images_per_cpu_second"] = _time_torch(
-            denoiser, recipe, split.pixels, config
-        )
     speed = loop.run(training).images_per_second
     flops = 3 * _forward_flops(denoiser, shape[1:])  # a backward pass costs two forward passes
     peak, peak_source = _peak(compute)
@@ -139,14 +137,29 @@ def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
     start = time.perf_counter()
     state = jax.block_until_ready(update(state, images, count))
     first = time.perf_counter() - start
+    torch_window = _torch_window(denoiser, recipe, pixels, config) if config.torch else None
+    seconds, cpu_seconds, torch_seconds = [], [], []
     with _compilations() as compiled:
         state, *_ = window(state)
-        state, seconds, cpu_seconds = window(state)
+        for _ in range(_ROUNDS if config.torch else 1):
+            state, *ends = window(state)
+            seconds.append(ends[0])
+            cpu_seconds.append(ends[1])
+            if torch_window:
+                torch_seconds.append(torch_window())
     memory = jax.local_devices()[0].memory_stats() or {}
     costs = _costs(lambda: window(state), scratch) if config.profile else None
-    return {
-        "images_per_cpu_second": round(recipe.batch / cpu_seconds, 1),
-        "seconds_per_step": seconds,
+    compared = {}
+    if config.torch:
+        ratios = sorted(np.divide(torch_seconds, cpu_seconds).tolist())
+        compared = {
+            "torch_images_per_cpu_second": round(recipe.batch / np.median(torch_seconds), 1),
+            "ratio_to_torch": float(np.median(ratios)),
+            "ratio_range": [ratios[0], ratios[-1]],
+        }
+    return compared | {
+        "images_per_cpu_second": round(recipe.batch / np.median(cpu_seconds), 1),
+        "seconds_per_step": float(np.median(seconds)),
         "first_step_seconds": round(first, 2),
         "compilations_after": len(compiled),
         "peak_memory_gib": memory["peak_bytes_in_use"] / 2**30 if memory else None,
@@ -154,17 +167,21 @@ def _time_bare_loop(denoiser, recipe, pixels, config, scratch):
     }
 
 
-def _time_torch(denoiser, recipe, pixels, config):
-    """Images per second of CPU time, after as many steps to warm up."""
+def _torch_window(denoiser, recipe, pixels, config):
+    """Return a function that runs PyTorch's steps, once warmed up: the CPU seconds of a step."""
     from geomem.experiments.benchmarks import torch_training
 
     params = training_step.init(denoiser, recipe, pixels.shape[1:]).params
-    step, start = torch_training.trainer(denoiser, recipe, params, pixels), 0.0
-    for i in range(2 * config.steps):
-        if i == config.steps:
-            start = time.process_time()
-        step()
-    return round(config.steps * recipe.batch / (time.process_time() - start), 1)
+    step = torch_training.trainer(denoiser, recipe, params, pixels)
+
+    def window():
+        start = time.process_time()
+        for _ in range(config.steps):
+            step()
+        return (time.process_time() - start) / config.steps
+
+    window()
+    return window
 
 
 @contextlib.contextmanager
