@@ -30,7 +30,9 @@ def shard_map(steps: Callable, devices: Sequence[Any]) -> Callable:
     """Do the same as `pmap`: each device sees its own entry of the leading axes."""
     mesh, split, whole = Mesh(np.array(devices), ("data",)), PartitionSpec("data"), PartitionSpec()
 
-    @functools.partial(jax.jit, static_argnums=4, donate_argnums=0)
+    options = _cpu_options() if devices[0].platform == "cpu" else None
+
+    @functools.partial(jax.jit, static_argnums=4, donate_argnums=0, compiler_options=options)
     def mapped(state, images, seed, levels, count):
         def local(state, images, seed, levels):
             state, images = jax.tree.map(lambda leaf: leaf[0], (state, images))
@@ -41,6 +43,21 @@ def shard_map(steps: Callable, devices: Sequence[Any]) -> Callable:
         return run(state, images, seed, levels)
 
     return mapped
+
+
+@functools.cache
+def _cpu_options():
+    """Return compiler options with which convolutions use all cores, if this XLA has them.
+
+    By default, XLA gives convolutions and matrix products to a library that computes each of them
+    on one core. Without it a step takes a quarter to a third less time.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # no such option
+        return None
+    return options
 
 
 PROGRAMS = {"pmap": pmap, "shard_map": shard_map}

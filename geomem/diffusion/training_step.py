@@ -176,7 +176,7 @@ def make_update(
     denoiser: preconditioning.EDMDenoiser,
     recipe: Recipe,
     devices: Sequence[Any] | None = None,
-    parallel: Literal["pmap", "shard_map"] = "pmap",
+    parallel: Literal["pmap", "shard_map"] | None = None,
 ) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices.
 
@@ -212,14 +212,15 @@ def program(
     denoiser: preconditioning.EDMDenoiser,
     recipe: Recipe,
     devices: Sequence[Any] | None = None,
-    parallel: Literal["pmap", "shard_map"] = "pmap",
+    parallel: Literal["pmap", "shard_map"] | None = None,
 ) -> tuple[Callable[..., TrainState], tuple[Any, ...]]:
     """Return the compiled function of `make_update` and its constant arguments.
 
     Args:
       denoiser, recipe, devices: as in `make_update`.
       parallel: what maps the step over the devices: "pmap", or "shard_map" under `jit`, which
-        JAX recommends and which gives the same result.
+        gives the same result. Default: "shard_map" on CPUs, where it can be compiled to use all
+        cores, and "pmap" elsewhere.
 
     Returns:
       A function (state, images, *constants, count) -> state, and the constants. They are arguments
@@ -240,6 +241,7 @@ def program(
             f"microbatch must divide the {device_batch} images of a device, got "
             f"{recipe.microbatch}."
         )
+    parallel = parallel or ("shard_map" if devices[0].platform == "cpu" else "pmap")
     # What the constants hold is no part of the program.
     schedule = schedules.Schedule(dummy=recipe.schedule.dummy)
     same = dataclasses.replace(recipe, seed=0, schedule=schedule)

@@ -158,6 +158,22 @@ def test_microbatches_remat_and_shard_map_make_the_same_step(network_runs):
     assert state.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+def test_convolutions_on_cpus_use_all_cores():
+    if data_parallel._cpu_options() is None:
+        pytest.skip("this version of XLA has no such option")
+
+    def convolve(kernel, images, *_):
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=axes)
+
+    arguments = np.ones((1, 3, 3, 64, 64), np.float32), np.ones((1, 8, 8, 8, 64), np.float32)
+    mapped = [program(convolve, jax.devices()[:1]) for program in data_parallel.PROGRAMS.values()]
+    texts = [f.lower(*arguments, 0.0, 0.0, 1).compile().as_text() for f in mapped]
+    # The library that computes a convolution on one core.
+    assert ["__ynn_fusion" in text for text in texts] == [True, False]
+
+
 def test_lowers_for_gpus_and_tpus_without_one():
     network = unet.UNet(8, (1,), 0, (), dropout=0.3, augment_dim=9, patch=2, compute="bfloat16")
     denoiser, recipe = preconditioning.EDMDenoiser(network), _recipe(augment=0.5)
