@@ -26,6 +26,10 @@ else
   check digits_v5e-4 v5e:2x2 --preset digits
   check sample_v5e-8 v5e:2x4 --program sample --compute bfloat16
   check train_v5e-8 v5e:2x4 --compute bfloat16
+  flags="--xla_jf_crs_combiner_threshold_in_bytes=1073741824"
+  export LIBTPU_INIT_ARGS="$flags --xla_jf_crs_combiner_threshold_count=4096"
+  check train_v5e-8_one_all_reduce v5e:2x4 --compute bfloat16
+  unset LIBTPU_INIT_ARGS
   check train_v6e-8 v6e:2x4 --compute bfloat16
   check train_v5e-64 v5e:8x8 --compute bfloat16
   check train_float32_v5e-8 v5e:2x4
