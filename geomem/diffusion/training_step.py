@@ -219,8 +219,8 @@ def program(
     Args:
       denoiser, recipe, devices: as in `make_update`.
       parallel: what maps the step over the devices: "pmap", or "shard_map" under `jit`, which
-        gives the same result. Default: "shard_map" on CPUs, where it can be compiled to use all
-        cores, and "pmap" elsewhere.
+        gives the same result but needs a single process. Default: "shard_map" on the CPUs of one
+        process, where it can be compiled to use all cores, and "pmap" elsewhere.
 
     Returns:
       A function (state, images, *constants, count) -> state, and the constants. They are arguments
@@ -228,7 +228,7 @@ def program(
 
     Raises:
       ValueError: the batch is not a multiple of the number of devices, or a device's part of it
-        not a multiple of `recipe.microbatch`.
+        not a multiple of `recipe.microbatch`, or `shard_map` is asked of several processes.
     """
     devices = list(devices or jax.devices())
     device_batch, rest = divmod(recipe.batch, len(devices))
@@ -241,7 +241,10 @@ def program(
             f"microbatch must divide the {device_batch} images of a device, got "
             f"{recipe.microbatch}."
         )
-    parallel = parallel or ("shard_map" if devices[0].platform == "cpu" else "pmap")
+    alone = jax.process_count() == 1
+    if parallel == "shard_map" and not alone:
+        raise ValueError("parallel must be pmap in a run of several processes, got shard_map.")
+    parallel = parallel or ("shard_map" if devices[0].platform == "cpu" and alone else "pmap")
     # What the constants hold is no part of the program.
     schedule = schedules.Schedule(dummy=recipe.schedule.dummy)
     same = dataclasses.replace(recipe, seed=0, schedule=schedule)

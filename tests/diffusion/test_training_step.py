@@ -283,3 +283,10 @@ def test_rejects_indivisible_batch():
 def test_rejects_indivisible_microbatch():
     with pytest.raises(ValueError, match=r"^microbatch must divide the 2 images of a"):
         training_step.make_update(Scaled(), _recipe(microbatch=3))
+
+
+def test_shard_map_needs_a_single_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="parallel must be pmap in a run of several processes"):
+        training_step.program(Scaled(), _recipe(), parallel="shard_map")
+    training_step.program(Scaled(), _recipe())  # by default, pmap

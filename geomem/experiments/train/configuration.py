@@ -102,8 +102,8 @@ class Config(image_flags.ImageFlags):
     steps_per_dispatch: int | None = flag(None, "advanced")
     """Steps per launch from Python; default: 1 on a CPU, 10 elsewhere."""
     parallel: Literal["pmap", "shard_map"] | None = flag(None, "advanced")
-    """What maps the step over devices: jax.pmap, or jax.shard_map under jit; default: the latter
-    on CPUs."""
+    """What maps the step over devices: jax.pmap, or (in one process) jax.shard_map under jit;
+    default: the latter on CPUs."""
     distributed: bool = flag(False, "advanced")
     """Join a multi-host run with jax.distributed.initialize(); GEOMEM_DISTRIBUTED=1 in the
     environment does this for every command."""
