@@ -58,8 +58,9 @@ def conv(width: int, compute: str, *, name: str, kernel: int = 3, gain: float = 
 def convolve(x, kernel, *arguments, precision, **options):
     """Convolve [B, H, W, C] with [K, K, C, D]; stride 1, zero padding that keeps the size.
 
-    This is a matrix product where XLA's convolution is slow on a CPU: where the kernel covers the
-    image (a 2x2 image and a 3x3 kernel take ten times as long) and, on CPUs only, for 1x1 kernels.
+    On a CPU, XLA's convolution is slow where the kernel covers the image (a 3x3 kernel on a 2x2
+    image: ten times slower than a matrix product) and for 1x1 kernels. The former is a matrix
+    product on every device, the latter on CPUs only.
     """
     general = functools.partial(jax.lax.conv_general_dilated, precision=precision, **options)
     if kernel.shape[:2] == (1, 1):
@@ -88,9 +89,9 @@ def convolve(x, kernel, *arguments, precision, **options):
 def store_gradient(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return x; on CPUs, its gradient is computed once and stored.
 
-    A residual gradient is a sum over all later blocks. XLA's CPU compiler would compute this sum
-    again in each of its uses. It ignores optimization barriers, but it does not look into a
-    function that must not be inlined.
+    The gradient of the residual path is a sum over all later blocks. XLA's CPU compiler would
+    compute this sum again for each use. Optimization barriers do not prevent that; a function that
+    must not be inlined does.
     """
 
     def stored(x):

@@ -101,9 +101,9 @@ def _tangent(groups, activate, x, gain, bias, mean, inverse_std, dx, dgain, dbia
 
 
 def _stored(values, dtype):
-    """On a TPU, round to `dtype`; its compiler would otherwise store the gradient in float32.
+    """On a TPU, round to `dtype`: its compiler would otherwise store the gradient in float32.
 
-    A GPU's compiler computes this gradient again in each use, so there it is left alone.
+    Elsewhere, return it as it is: a GPU's compiler computes it again in each use.
     """
     if dtype == jnp.float32:
         return values

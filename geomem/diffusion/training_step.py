@@ -180,6 +180,8 @@ def make_update(
 ) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices.
 
+    On a CPU, calls `memory.keep_freed`, which holds for the whole process.
+
     Args:
       denoiser, recipe: the preconditioned network, and the step.
       devices: default: all devices of all processes.
@@ -190,20 +192,19 @@ def make_update(
       if count > 1, which is an order of magnitude slower on a CPU. State and images come from
       `data_parallel.replicate`, and the state is donated. Each count is compiled once.
 
-    On a CPU, calls `memory.keep_freed`, which holds for the whole process.
-
     Raises:
       ValueError: as in `program`.
     """
     mapped, constants = program(denoiser, recipe, devices, parallel)
-    if (devices or jax.devices())[0].platform == "cpu":
+    on_cpu = (devices or jax.devices())[0].platform == "cpu"
+    if on_cpu:
         memory.keep_freed()
 
     def update(state, images, count):
         state = mapped(state, images, *constants, count)
         # A CPU's virtual devices share few threads. With further steps in the queue, an all-reduce
         # can wait so long that XLA ends the process.
-        return jax.block_until_ready(state) if jax.default_backend() == "cpu" else state
+        return jax.block_until_ready(state) if on_cpu else state
 
     return update
 
@@ -214,13 +215,13 @@ def program(
     devices: Sequence[Any] | None = None,
     parallel: Literal["pmap", "shard_map"] | None = None,
 ) -> tuple[Callable[..., TrainState], tuple[Any, ...]]:
-    """Return the compiled function of `make_update` and its constant arguments.
+    """Return the function that `make_update` runs, not yet compiled, and its constant arguments.
 
     Args:
       denoiser, recipe, devices: as in `make_update`.
       parallel: what maps the step over the devices: "pmap", or "shard_map" under `jit`, which
         gives the same result but needs a single process. Default: "shard_map" on the CPUs of one
-        process, where it can be compiled to use all cores, and "pmap" elsewhere.
+        process, where its convolutions can use all cores, and "pmap" elsewhere.
 
     Returns:
       A function (state, images, *constants, count) -> state, and the constants. They are arguments
@@ -228,7 +229,8 @@ def program(
 
     Raises:
       ValueError: the batch is not a multiple of the number of devices, or a device's part of it
-        not a multiple of `recipe.microbatch`, or `shard_map` is asked of several processes.
+        not a multiple of `recipe.microbatch`, or `parallel` is "shard_map" in one of several
+        processes.
     """
     devices = list(devices or jax.devices())
     device_batch, rest = divmod(recipe.batch, len(devices))

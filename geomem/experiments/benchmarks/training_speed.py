@@ -1,6 +1,6 @@
 """Time the training command, and find out where the time goes.
 
-    geomem benchmark-training --preset edm_cifar10 --batch 512 \\
+    geomem benchmark-training --preset edm_cifar10 --batch 512 --side 32 --image-channels 3 \\
         --compute float32 tf32 bfloat16
 
 Runs the command, with its logging, on random images, and compares it with the same updates in a
@@ -49,9 +49,10 @@ class Config:
     multipliers: tuple[int, ...] | None = flag(None, most=64)
     """Channels of each resolution level as multiples of the base; default: the preset's."""
     torch: bool = False
-    """Also time the same network and step in PyTorch, in turn with geomem."""
+    """Also time the same network and an equivalent step in PyTorch on the CPU, in turn with geomem;
+    float32, without augmentation."""
     steps: int = 100
-    """Number of timed steps, after as many warm-up steps."""
+    """Steps in each timed window, after a window of as many to warm up."""
     profile: bool = True
     """Also trace the steps, and report the three most expensive operations."""
     out: str = flag("runs/benchmark_training", "output")
@@ -66,6 +67,13 @@ def run(config: Config) -> list[dict[str, Any]]:
     """
     if not config.compute:
         raise ValueError("compute must name at least one precision, got none.")
+    if config.torch:
+        if config.compute != ("float32",):
+            raise ValueError(f"compute must be float32 with torch, got {' '.join(config.compute)}.")
+        if presets.PRESETS[config.preset].augment:
+            raise ValueError(f"torch must be left out for {config.preset}, which augments images.")
+        if jax.default_backend() != "cpu":
+            raise ValueError("torch must be left out on an accelerator: it compares CPU time.")
     output = results.Run(config)
     rows = []
     for compute in config.compute:
