@@ -50,7 +50,7 @@ def _cpu_options():
     """Return compiler options with which convolutions use all cores, or None if XLA has none.
 
     In JAX 0.10, XLA leaves convolutions to a library that computes each of them on one core. These
-    options take them away from it: a step on two cores then takes a fifth to a third less time.
+    options take them away from it.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:
