@@ -90,3 +90,39 @@ def test_freed_memory_is_kept_for_the_next_use():
     if (usual := faults()) < 100:
         pytest.skip("the system's pages are too large to count")
     assert faults("keep") < usual / 10
+
+
+_GAPS = """
+import ctypes, pathlib
+from geomem import memory
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * memory._PAGE
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(100_000) for _ in range(400)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[::2]:
+    libc.free(block)
+before = resident()
+print(memory.reserve_gaps(), before - resident(), libc.malloc(50_000) > max(blocks))
+print(memory.reserve_gaps())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallinfo2")
+def test_gaps_in_the_heap_are_returned_to_the_system_and_not_used():
+    process = subprocess.run(
+        [sys.executable, "-c", _GAPS], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if "mallinfo2" in process.stderr:
+        pytest.skip("an old glibc")
+    (reserved, returned, above), (again,) = map(str.split, process.stdout.splitlines())
+    # 200 gaps of 100 kB, each filled to at least three quarters.
+    assert 15e6 < int(reserved) < 25e6
+    assert int(returned) > 15e6
+    assert above == "True"
+    assert 0.9 < int(again) / int(reserved) < 1.1  # the first reservation was freed

@@ -6,8 +6,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Key
+
+from geomem.diffusion import winograd
 
 __all__ = [
     "COMPUTE",
@@ -27,6 +28,9 @@ COMPUTE = {
     "tf32": (jnp.float32, jax.lax.Precision.DEFAULT),
     "bfloat16": (jnp.bfloat16, jax.lax.Precision.DEFAULT),
 }
+
+# Winograd's algorithm is faster from so many channels, and channels times pixels of a side, on.
+_WINOGRAD_CHANNELS, _WINOGRAD_SIZE = 32, 256
 
 
 def _initializer(gain):
@@ -59,18 +63,27 @@ def convolve(x, kernel, *arguments, precision, **options):
     """Convolve [B, H, W, C] with [K, K, C, D]; stride 1, zero padding that keeps the size.
 
     On a CPU, XLA's convolution is slow where the kernel covers the image (a 3x3 kernel on a 2x2
-    image: ten times slower than a matrix product) and for 1x1 kernels. The former is a matrix
-    product on every device, the latter on CPUs only.
+    image: ten times slower than a matrix product), for 1x1 kernels, and for many channels. The
+    first is a matrix product on every device; on CPUs, 1x1 kernels are one, too, and 3x3 kernels
+    with many channels use Winograd's algorithm in float32.
     """
     general = functools.partial(jax.lax.conv_general_dilated, precision=precision, **options)
-    if kernel.shape[:2] == (1, 1):
-        return jax.lax.platform_dependent(
-            x,
-            kernel,
-            cpu=lambda x, k: jnp.einsum("bhwc,cd->bhwd", x, k[0, 0], precision=precision),
-            default=lambda x, k: general(x, k, *arguments),
-        )
+
+    def on_cpus(function):
+        def default(x, kernel):
+            return general(x, kernel, *arguments)
+
+        return jax.lax.platform_dependent(x, kernel, cpu=function, default=default)
+
     _, height, width, _ = x.shape
+    size, channels = kernel.shape[:2], kernel.shape[2:]
+    if size == (1, 1):
+        return on_cpus(lambda x, k: jnp.einsum("bhwc,cd->bhwd", x, k[0, 0], precision=precision))
+    tiled = size == (3, 3) and height % winograd.TILE == width % winograd.TILE == 0
+    fewest = min(channels)
+    large = fewest >= _WINOGRAD_CHANNELS and fewest * min(height, width) >= _WINOGRAD_SIZE
+    if tiled and large and x.dtype == jnp.float32:
+        return on_cpus(functools.partial(winograd.convolve, precision=precision))
     reach = (kernel.shape[0] + 1) // 2  # the largest side for which each output sees all pixels
     if max(height, width) > reach:
         return general(x, kernel, *arguments)
@@ -93,15 +106,10 @@ def store_gradient(x: Float[Array, "..."]) -> Float[Array, "..."]:
     compute this sum again for each use. Optimization barriers do not prevent that; a function that
     must not be inlined does.
     """
-
-    def stored(x):
-        with set_xla_metadata(inlineable="false"):
-            return _identity(x)
-
-    return jax.lax.platform_dependent(x, cpu=stored, default=lambda x: x)
+    return jax.lax.platform_dependent(x, cpu=_identity, default=lambda x: x)
 
 
-@jax.jit
+@winograd.outlined
 def _identity(x):
     return x
 

@@ -180,7 +180,8 @@ def make_update(
 ) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices.
 
-    On a CPU, calls `memory.keep_freed`, which holds for the whole process.
+    On a CPU, calls `memory.keep_freed`, and `memory.reserve_gaps` after it has compiled; both hold
+    for the whole process.
 
     Args:
       denoiser, recipe: the preconditioned network, and the step.
@@ -195,16 +196,22 @@ def make_update(
     Raises:
       ValueError: as in `program`.
     """
-    mapped, constants = program(denoiser, recipe, devices, parallel)
     on_cpu = (devices or jax.devices())[0].platform == "cpu"
     if on_cpu:
         memory.keep_freed()
+    mapped, constants = program(denoiser, recipe, devices, parallel)
+    compiled = set()
 
     def update(state, images, count):
         state = mapped(state, images, *constants, count)
-        # A CPU's virtual devices share few threads. With further steps in the queue, an all-reduce
-        # can wait so long that XLA ends the process.
-        return jax.block_until_ready(state) if on_cpu else state
+        if on_cpu:
+            # A CPU's virtual devices share few threads. With further steps in the queue, an
+            # all-reduce can wait so long that XLA ends the process.
+            state = jax.block_until_ready(state)
+            if count not in compiled:
+                memory.reserve_gaps()
+        compiled.add(count)
+        return state
 
     return update
 

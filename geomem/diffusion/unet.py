@@ -51,9 +51,9 @@ class UNet(nn.Module):
         shifting them. The network then behaves far worse at noise levels that training left out.
       patch: side of the square patches that are folded into channels first; 2 makes the network
         about four times cheaper on small machines.
-      compute: a key of `COMPUTE`. "float32" is exact float32 on every device; "tf32" is float32
-        with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU). With "bfloat16",
-        meant for large networks, the backward pass computes attention again.
+      compute: a key of `COMPUTE`. "float32" is float32 in every product on every device; "tf32" is
+        float32 with the device's fast products (TF32 on a GPU, bfloat16 passes on a TPU). With
+        "bfloat16", meant for large networks, the backward pass computes attention again.
       remat: whether the backward pass computes each block's activations again, which takes a third
         longer and keeps only the blocks' inputs in memory.
     """

@@ -230,11 +230,17 @@ def test_compiles_only_on_the_first_step():
     assert first == len(traced) > 0
 
 
-def test_an_update_on_cpus_keeps_freed_memory(monkeypatch):
+def test_an_update_on_cpus_keeps_freed_memory_and_reserves_gaps_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(training_step.memory, "keep_freed", lambda: calls.append(None))
-    training_step.make_update(Scaled(), _recipe(), jax.devices("cpu")[:1])
-    assert calls == [None]
+    for name in "keep_freed", "reserve_gaps":
+        monkeypatch.setattr(training_step.memory, name, lambda name=name: calls.append(name))
+    devices = jax.devices("cpu")[:1]
+    update = training_step.make_update(Scaled(), _recipe(), devices)
+    state = training_step.init(Scaled(), _recipe(), (8, 8, 1))
+    state, images = (data_parallel.replicate(tree, devices) for tree in (state, IMAGES))
+    for _ in range(2):
+        state = update(state, images, 1)
+    assert calls == ["keep_freed", "reserve_gaps"]
 
 
 def test_ignores_nonfinite_gradients():

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from geomem import memory
 from geomem.experiments.common import arms, output
 
 Rows = list[dict[str, Any]]
@@ -82,6 +83,7 @@ def _cores():
 
 def _start_process(numbers, jobs, cache):
     """Give a new process its share of the cores and the compilation cache, before JAX starts."""
+    memory.keep_freed()
     job = numbers.get()
     cores = _cores()[job::jobs]
     if cores and hasattr(os, "sched_setaffinity"):
