@@ -2,18 +2,30 @@
 
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
 import math
 import os
 import pathlib
+import threading
 
-__all__ = ["check", "free", "keep_freed", "limit", "reserve_gaps", "setting"]
+__all__ = [
+    "check",
+    "free",
+    "keep_freed",
+    "keep_freed_without_accelerator",
+    "limit",
+    "reserve_gaps",
+    "setting",
+]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _UNLIMITED = 2**62
 _RESERVE = 2**28  # for compiled programs and small arrays
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENAS = -1, -3, -4, -8  # of <malloc.h>
 _SMALLEST_GAP, _LARGEST_GAP = 2**14, 2**26
-_reserved = []  # addresses, see `reserve_gaps`
+_MAPPED, _OTHER_HEAP = 2, 4  # of glibc's malloc.c
+_reserved, _reserving = [], threading.Lock()  # addresses of `reserve_gaps`
 _OWN_GROUPS = pathlib.Path("/proc/self/cgroup")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 # Files of a control group with its limit and its use, version 2 and 1.
@@ -48,8 +60,8 @@ def keep_freed() -> None:
 
     Each run of a compiled program takes its temporary memory anew. Without this, glibc returns
     blocks of 32 MB and more to the system after each run, which clears them for the next one. Call
-    it before JAX starts its threads: each has its own heap by then, of at most 64 MB, and larger
-    blocks still go back to the system.
+    it before JAX starts its threads: threads that already run keep their own heaps, which cannot
+    hold blocks of 64 MB and more, so those still go back to the system.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         set_option = ctypes.CDLL(None).mallopt
@@ -57,6 +69,13 @@ def keep_freed() -> None:
             set_option(_MMAP_MAX, 0)
         set_option(_TRIM_THRESHOLD, 2**31 - 1)
         set_option(_ARENAS, 1)  # those of other threads grow to 64 MB only
+
+
+def keep_freed_without_accelerator() -> None:
+    """Call `keep_freed`, unless a plugin for a GPU or TPU is installed; this does not start JAX."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if not plugins and not importlib.util.find_spec("libtpu"):
+        keep_freed()
 
 
 class _Mallinfo(ctypes.Structure):
@@ -72,15 +91,14 @@ class _Mallinfo(ctypes.Structure):
 def reserve_gaps() -> int:
     """Return the heap's free pages to the system, and reserve their addresses (Linux with glibc).
 
-    Compilation leaves tens of thousands of gaps in the heap, of all sizes. glibc searches them each
-    time that a matrix product takes memory to work in, which costs a third of a training step's
-    time. The next call frees the gaps that the previous one reserved.
+    Compilation leaves tens of thousands of gaps in the heap, of all sizes, and glibc searches them
+    each time that a matrix product takes memory to work in. The next call frees the gaps that the
+    previous one reserved. In a thread with a heap of its own, nothing is reserved.
 
     Returns:
       The reserved bytes. They take almost no memory.
     """
-    reserved = 0
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    with _reserving, contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallinfo2.restype = _Mallinfo
         libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
@@ -89,18 +107,26 @@ def reserve_gaps() -> int:
         while _reserved:
             libc.free(_reserved.pop())
         libc.malloc_trim(0)
-        # Above this address, the heap is free.
-        top = libc.sbrk(0) - libc.mallinfo2().keepcost
-        size = _LARGEST_GAP
+        heap = libc.mallinfo2()
+        top = libc.sbrk(0) - heap.keepcost  # above this address, the heap is free
+        reserved, size = 0, _LARGEST_GAP
         while size >= _SMALLEST_GAP:
             block = libc.malloc(size)
-            if block is not None and block < top:
+            gap = block is not None and block < top and _in_main_heap(block)
+            if gap and reserved + size <= heap.fordblks:
                 _reserved.append(block)
                 reserved += size
             else:
                 libc.free(block)
                 size = size * 3 // 4
-    return reserved
+        return reserved
+    return 0
+
+
+def _in_main_heap(block):
+    """Whether glibc took a block from the heap that `sbrk` extends: two bits before the block."""
+    size = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
+    return not size & (_MAPPED | _OTHER_HEAP)
 
 
 def setting(name: str, default: float) -> float:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 
@@ -93,7 +94,7 @@ def test_freed_memory_is_kept_for_the_next_use():
 
 
 _GAPS = """
-import ctypes, pathlib
+import concurrent.futures, ctypes, pathlib
 from geomem import memory
 
 def resident():
@@ -110,19 +111,34 @@ for block in blocks[::2]:
 before = resident()
 print(memory.reserve_gaps(), before - resident(), libc.malloc(50_000) > max(blocks))
 print(memory.reserve_gaps())
+with concurrent.futures.ThreadPoolExecutor(1) as pool:  # has a heap of its own
+    print(pool.submit(memory.reserve_gaps).result())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallinfo2")
-def test_gaps_in_the_heap_are_returned_to_the_system_and_not_used():
+@pytest.mark.skipif(memory._PAGE > 4096, reason="the gaps of the test are smaller than two pages")
+@pytest.mark.parametrize("stack", [2**23, resource.RLIM_INFINITY])
+def test_gaps_in_the_heap_are_returned_to_the_system_and_not_used(stack):
+    def limit():  # an unlimited stack puts mapped blocks below the heap
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+
     process = subprocess.run(
-        [sys.executable, "-c", _GAPS], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", _GAPS],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        preexec_fn=limit,
     )
     if "mallinfo2" in process.stderr:
         pytest.skip("an old glibc")
-    (reserved, returned, above), (again,) = map(str.split, process.stdout.splitlines())
+    assert process.returncode == 0, process.stderr
+    (reserved, returned, above), (again,), (other,) = map(str.split, process.stdout.splitlines())
     # 200 gaps of 100 kB, each filled to at least three quarters.
     assert 15e6 < int(reserved) < 25e6
     assert int(returned) > 15e6
     assert above == "True"
     assert 0.9 < int(again) / int(reserved) < 1.1  # the first reservation was freed
+    assert int(other) < 1e6

@@ -29,9 +29,6 @@ COMPUTE = {
     "bfloat16": (jnp.bfloat16, jax.lax.Precision.DEFAULT),
 }
 
-# Winograd's algorithm is faster from so many channels, and channels times pixels of a side, on.
-_WINOGRAD_CHANNELS, _WINOGRAD_SIZE = 32, 256
-
 
 def _initializer(gain):
     """Xavier-uniform times `gain`."""
@@ -63,9 +60,9 @@ def convolve(x, kernel, *arguments, precision, **options):
     """Convolve [B, H, W, C] with [K, K, C, D]; stride 1, zero padding that keeps the size.
 
     On a CPU, XLA's convolution is slow where the kernel covers the image (a 3x3 kernel on a 2x2
-    image: ten times slower than a matrix product), for 1x1 kernels, and for many channels. The
-    first is a matrix product on every device; on CPUs, 1x1 kernels are one, too, and 3x3 kernels
-    with many channels use Winograd's algorithm in float32.
+    image: ten times slower than a matrix product) and for 1x1 kernels. The former is a matrix
+    product on every device, the latter on CPUs only. There, large 3x3 convolutions in float32 use
+    Winograd's algorithm.
     """
     general = functools.partial(jax.lax.conv_general_dilated, precision=precision, **options)
 
@@ -75,15 +72,11 @@ def convolve(x, kernel, *arguments, precision, **options):
 
         return jax.lax.platform_dependent(x, kernel, cpu=function, default=default)
 
-    _, height, width, _ = x.shape
-    size, channels = kernel.shape[:2], kernel.shape[2:]
-    if size == (1, 1):
+    if kernel.shape[:2] == (1, 1):
         return on_cpus(lambda x, k: jnp.einsum("bhwc,cd->bhwd", x, k[0, 0], precision=precision))
-    tiled = size == (3, 3) and height % winograd.TILE == width % winograd.TILE == 0
-    fewest = min(channels)
-    large = fewest >= _WINOGRAD_CHANNELS and fewest * min(height, width) >= _WINOGRAD_SIZE
-    if tiled and large and x.dtype == jnp.float32:
+    if winograd.is_faster(x, kernel):
         return on_cpus(functools.partial(winograd.convolve, precision=precision))
+    _, height, width, _ = x.shape
     reach = (kernel.shape[0] + 1) // 2  # the largest side for which each output sees all pixels
     if max(height, width) > reach:
         return general(x, kernel, *arguments)

@@ -180,8 +180,8 @@ def make_update(
 ) -> Callable[[TrainState, Images, int], TrainState]:
     """Make a data-parallel update over devices.
 
-    On a CPU, calls `memory.keep_freed`, and `memory.reserve_gaps` after it has compiled; both hold
-    for the whole process.
+    On a CPU, calls `memory.keep_freed`, and `memory.reserve_gaps` after the first call with each
+    count; both hold for the whole process.
 
     Args:
       denoiser, recipe: the preconditioned network, and the step.

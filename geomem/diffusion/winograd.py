@@ -1,7 +1,7 @@
 """3x3 convolutions on CPUs with a quarter of the multiplications: Winograd's F(4x4, 3x3).
 
-In one dimension, 4 outputs of a filter g with 3 taps are a product of polynomials, which 6 of its
-values determine. From 6 inputs d,
+In one dimension, computing 4 outputs of a filter g with 3 taps is the transpose of a product of two
+polynomials, which 6 values determine. From 6 inputs d,
 
     y = A [(G g) * (B d)] ,
 
@@ -10,10 +10,13 @@ the rows and columns of tiles of 6x6 inputs. The elementwise products, summed ov
 36 matrix products.
 
 Source: Lavin and Gray 2016. They evaluate at 0, 1, -1, 2, -2 and infinity. With 3/4 and 3/2 instead
-of 1 and 2, the rounding error is half as large: about three times that of a plain convolution.
+of 1 and 2, the rounding error is half as large: two to three times that of a plain convolution.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +24,9 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-__all__ = ["TILE", "convolve", "outlined", "toom_cook"]
+__all__ = ["convolve", "disabled", "is_faster", "outlined", "toom_cook"]
 
-TILE = 4  # outputs of a tile, in each dimension
+_TILE = 4  # outputs of a tile, in each dimension
 _POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)
 
 
@@ -66,17 +69,42 @@ def outlined(function):
     return call
 
 
+_disabled = contextvars.ContextVar("disabled", default=False)
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Trace networks without this algorithm, so that XLA counts the operations of the model."""
+    token = _disabled.set(True)
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
+def is_faster(x: Array, kernel: Array) -> bool:
+    """Whether `convolve` takes these arrays, and is faster on a CPU than XLA's convolution."""
+    batch, height, width, _ = x.shape
+    fits = kernel.shape[:2] == (3, 3) and height % _TILE == width % _TILE == 0
+    if _disabled.get() or not fits or x.dtype != jnp.float32:
+        return False
+    # Measured. The kernel is transformed for each batch, so there must be many tiles.
+    channels, tiles = min(kernel.shape[2:]), batch * height * width // _TILE**2
+    return channels >= 32 and tiles >= 64 and channels * tiles >= 4096
+
+
 def convolve(
     x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "3 3 channels width"],
+    kernel: Float[Array, "3 3 channels outputs"],
     precision: jax.lax.Precision,
-) -> Float[Array, "batch height width width"]:
-    """Convolve with stride 1 and zero padding that keeps the size; sides are multiples of `TILE`.
+) -> Float[Array, "batch height width outputs"]:
+    """Convolve with stride 1 and zero padding that keeps the size; sides are multiples of 4.
 
-    The backward pass starts from x and the kernel.
+    For the backward pass, XLA keeps the transformed tiles (2.25 times x) and kernel.
     """
-    run = functools.partial(_convolve, precision=precision)
-    return jax.checkpoint(run, prevent_cse=False)(x, kernel)
+    # Other devices' programs share the trace; for them, only x and the kernel are kept.
+    run = jax.checkpoint(functools.partial(_convolve, precision=precision), prevent_cse=False)
+    return run(x, kernel)
 
 
 def _convolve(x, kernel, precision):
@@ -109,7 +137,7 @@ def _output_columns(products):
 def _output_rows(x):
     y = _combine(_A, _unstack(x, 0), 2)  # [B, H/4, 4, W/4, 4, D]
     batch, height, _, width, _, channels = y.shape
-    return y.reshape(batch, TILE * height, TILE * width, channels)
+    return y.reshape(batch, _TILE * height, _TILE * width, channels)
 
 
 def _combine(matrix, parts, axis=0):
@@ -121,7 +149,7 @@ def _combine(matrix, parts, axis=0):
 def _windows(x, axis):
     """Return the 6 inputs of each tile of 4 outputs: the axis has one entry per tile."""
     *before, size = x.shape[: axis + 1]
-    tiled = x.reshape(*before, size // TILE, TILE, *x.shape[axis + 1 :])
+    tiled = x.reshape(*before, size // _TILE, _TILE, *x.shape[axis + 1 :])
     parts = _unstack(tiled, axis + 1)
     return [_shift(parts[-1], 1, axis), *parts, _shift(parts[0], -1, axis)]
 

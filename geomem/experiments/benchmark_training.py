@@ -7,5 +7,5 @@ from geomem.experiments.common import command_line
 __all__ = ["Config", "run"]
 
 if __name__ == "__main__":
-    memory.keep_freed()  # before JAX starts its threads, as `geomem train` does
+    memory.keep_freed_without_accelerator()  # before JAX starts its threads, as `geomem train` does
     command_line.main(Config, run)

@@ -83,7 +83,7 @@ def _cores():
 
 def _start_process(numbers, jobs, cache):
     """Give a new process its share of the cores and the compilation cache, before JAX starts."""
-    memory.keep_freed()
+    memory.keep_freed_without_accelerator()
     job = numbers.get()
     cores = _cores()[job::jobs]
     if cores and hasattr(os, "sched_setaffinity"):
