@@ -31,6 +31,7 @@ else
     export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-} $flags --xla_jf_crs_combiner_threshold_count=4096"
     check train_v5e-8_one_all_reduce v5e:2x4 --compute bfloat16
   )
+  check train_v5e-8_remat v5e:2x4 --compute bfloat16 --remat True
   check train_v6e-8 v6e:2x4 --compute bfloat16
   check train_v5e-64 v5e:8x8 --compute bfloat16
   check train_float32_v5e-8 v5e:2x4
