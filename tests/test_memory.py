@@ -142,3 +142,13 @@ def test_gaps_in_the_heap_are_returned_to_the_system_and_not_used(stack):
     assert above == "True"
     assert 0.9 < int(again) / int(reserved) < 1.1  # the first reservation was freed
     assert int(other) < 1e6
+
+
+@pytest.mark.parametrize("plugins", [[], ["xla_cuda13"]])
+def test_freed_memory_is_kept_early_unless_there_is_an_accelerator(plugins, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append(None))
+    monkeypatch.setattr(memory.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    memory.keep_freed_without_accelerator()
+    assert len(calls) == (not plugins)
